@@ -1,0 +1,29 @@
+# `make help` lists the targets.
+.PHONY: help setup test check demo bench soak clean
+
+help:   ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+
+setup:  ## install everything that is needed (Debian packages, .venv from the lock file)
+	@scripts/setup
+
+check: setup  ## style, types and layers
+	.venv/bin/ruff format --check src tests bench
+	.venv/bin/ruff check src tests bench
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-cache
+
+test: check  ## all checks and all tests (under 10 minutes on 2 cores)
+	.venv/bin/pytest
+
+demo: setup  ## real disks protected, changed, protected again, and an older point restored bit for bit
+	@scripts/demo
+
+bench: setup  ## side by side with borg, restic and qemu-img; writes docs/benchmarks.md (about an hour)
+	@scripts/bench
+
+soak: setup  ## the long random tests
+	EVERYWHEN_SOAK=1 .venv/bin/pytest tests/property tests/crash --timeout 3600
+
+clean:  ## remove what setup and tests made
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
