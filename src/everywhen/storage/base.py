@@ -107,7 +107,7 @@ class ObjectReader(Protocol):
         """The whole object. Raises ObjectNotFound."""
 
     def get_range(self, name: str, offset: int, length: int) -> bytes:
-        """Bytes `offset` to `offset + length` of the object; shorter only where the object ends. Raises ObjectNotFound."""
+        """Bytes `offset` to `offset + length` of the object; shorter only where it ends. Raises ObjectNotFound."""
 
     def size(self, name: str) -> int:
         """Size of the object in bytes. Raises ObjectNotFound."""
