@@ -10,16 +10,22 @@ A store MUST:
 
 A store that cannot do the last two says so in `traits`; a repository on it then allows one writer only.
 
-Names are relative, `/`-separated, `[a-z0-9._-]` per component, never `.` or `..`, at most 200 characters.
-Names whose last component begins with `.` are a store's own (temporary files) and never listed.
+Names are relative, `/`-separated, `[a-z0-9._-]` per component, at most 200 characters; no component begins with `.`:
+those are a store's own (temporary files) and never listed. What is wrong with a name, a prefix or a range is a fault of
+the program and raises ValueError.
 
-StorageError
+StorageError          what happened is told by the message; may have no better class
 ├── ObjectNotFound
 ├── AlreadyExists
 ├── OutOfSpace
 ├── ReadOnly          the medium cannot be written
 ├── AccessDenied
-└── Unavailable       may work when tried again: network, timeout, throttling
+├── NotAnObject       a folder, link or device lies where the object should be
+└── Unavailable       may work when tried again: network, timeout, throttling, a drive that was taken out
+
+After `AlreadyExists`, `OutOfSpace`, `ReadOnly`, `AccessDenied` and `NotAnObject`, `put` and `delete` have changed
+nothing. After `Unavailable` and after a plain `StorageError` the change may or may not have been made (the answer may be
+what was lost), but never by half, and it is not known to be durable.
 """
 
 from __future__ import annotations
@@ -31,7 +37,7 @@ from typing import Protocol, TypeAlias
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
-_COMPONENT = re.compile(r"(?!\.{1,2}$)[a-z0-9._-]+")
+_COMPONENT = re.compile(r"[a-z0-9_-][a-z0-9._-]*")
 MAX_NAME = 200
 
 
@@ -63,8 +69,12 @@ class AccessDenied(StorageError):
     """The operating system or the service refused this user."""
 
 
+class NotAnObject(StorageError):
+    """A folder, a link or a device lies where the object should be: someone else's; not followed, not replaced."""
+
+
 class Unavailable(StorageError):
-    """A failure that may pass: network, timeout, throttling."""
+    """A failure that may pass: network, timeout, throttling, a drive that was taken out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +117,16 @@ class ObjectReader(Protocol):
         """The whole object. Raises ObjectNotFound."""
 
     def get_range(self, name: str, offset: int, length: int) -> bytes:
-        """Bytes `offset` to `offset + length` of the object; shorter only where it ends. Raises ObjectNotFound."""
+        """Bytes `offset` to `offset + length` of the object; fewer, or none, only where it ends. Raises ObjectNotFound."""
 
     def size(self, name: str) -> int:
         """Size of the object in bytes. Raises ObjectNotFound."""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """All objects whose name begins with `prefix` (a whole number of components, as 'packs/'), in no order."""
+        """All objects whose name begins with `prefix` ('' or whole components, as 'packs/'), each once, in no order.
+
+        What is put or deleted while the listing runs may or may not be in it.
+        """
 
     def space(self) -> Space | None:
         """Room left, or None where the medium has no such notion (object stores)."""
@@ -137,3 +150,18 @@ def check_name(name: str) -> str:
     if len(name) > MAX_NAME or not all(_COMPONENT.fullmatch(part) for part in name.split("/")):
         raise ValueError(f"not an object name: {name!r}")
     return name
+
+
+def check_prefix(prefix: str) -> str:
+    """`prefix` itself, when it is '' or a name and a '/'; else ValueError."""
+    if prefix:
+        if not prefix.endswith("/"):
+            raise ValueError(f"not a prefix of whole components: {prefix!r}")
+        check_name(prefix[:-1])
+    return prefix
+
+
+def check_range(offset: int, length: int) -> None:
+    """Raises ValueError for a range that no object can have."""
+    if offset < 0 or length < 0:
+        raise ValueError(f"not a range: {length} bytes from {offset}")
