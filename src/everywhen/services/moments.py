@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Moments that can be opened, as retention, addresses and listings see them.
+
+Today every moment is a recovery point. Moments between points (a point plus gapless journal) will be found by the same
+resolution: it already asks for "the latest one not after", so a journal only has to offer more of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from everywhen.formats.point import CONSISTENCIES
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One recovery point: its id, the instant it shows, the consistency reached, and its name if a person gave it one.
+
+    `time_ns` is in nanoseconds since 1970 UTC, between the years 1 and 9999.
+    """
+
+    id: str
+    time_ns: int
+    consistency: str = "crash"
+    mark: str | None = None
+
+    @property
+    def order(self) -> tuple[int, str]:
+        """Sorts by time; moments of the same nanosecond by id, so that every run decides the same."""
+        return self.time_ns, self.id
+
+    @property
+    def quality(self) -> int:
+        """How consistent, from 0 (`none`) to 3 (`application`)."""
+        return CONSISTENCIES.index(self.consistency)
