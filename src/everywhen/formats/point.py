@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A recovery point, and the tombstone that can stand in its place: JSON documents (see `document.py` for the envelope).
+
+Recovery point:
+
+| field | type | meaning |
+|---|---|---|
+| kind | text | `point` |
+| point | text | its id, equal to the object's name |
+| vm | text | id of the VM, 32 hex digits |
+| time_ns | whole | the instant it shows, nanoseconds since 1970 UTC |
+| number | whole | 1 for a VM's first point, then the parent's + 1 |
+| epoch | whole | capture epoch (design 4.10.5); 1 for images given to `backup` |
+| parent | object or null | `point` and `digest` (keyed BLAKE3 of the parent's JSON): the authenticated chain |
+| asked, reached, why | text | consistency asked for and reached, and why not more ('' if it was) |
+| disks | object | by disk name: see `Disk` |
+| files | object | configuration files by name: `size` and `root` of a block map like a disk's |
+| mark | text or null | the name that a person gave it |
+| seconds | number | how long it took to make |
+| program | text | version that wrote it |
+
+Disk: `size` bytes, `root` (hex name of the block map's root node, null: all zeroes), `format` of the image it was read from,
+`bytes_read`, `bytes_changed` (content of blocks that differ from the parent's), `bytes_stored` (compressed, new).
+
+Tombstone: `kind` `tombstone`, `point`, `fenced_ns`, `why`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from everywhen.formats.errors import Corrupt
+from everywhen.formats.fields import Json, hexbytes, mapping, optional_hexbytes, optional_text, text, whole
+from everywhen.formats.ids import CHUNK_NAME_SIZE, ChunkName, PointId, is_point_id
+
+CONSISTENCIES = ("none", "crash", "filesystem", "application")
+"""From least to most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """`size` bytes named by the root of a block map; `root` None: nothing but zeroes."""
+
+    size: int
+    root: ChunkName | None
+
+    def to_json(self) -> Json:
+        return {"size": self.size, "root": self.root.hex() if self.root else None}
+
+    @classmethod
+    def from_json(cls, value: Json) -> Tree:
+        root = optional_hexbytes(value, "root", CHUNK_NAME_SIZE)
+        return cls(whole(value, "size"), ChunkName(root) if root else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """One disk in a recovery point; figures in bytes."""
+
+    tree: Tree
+    format: str
+    bytes_read: int
+    bytes_changed: int
+    bytes_stored: int
+
+    def to_json(self) -> Json:
+        figures = {
+            "bytes_read": self.bytes_read,
+            "bytes_changed": self.bytes_changed,
+            "bytes_stored": self.bytes_stored,
+        }
+        return {**self.tree.to_json(), "format": self.format, **figures}
+
+    @classmethod
+    def from_json(cls, value: Json) -> Disk:
+        figures = (whole(value, key) for key in ("bytes_read", "bytes_changed", "bytes_stored"))
+        return cls(Tree.from_json(value), text(value, "format"), *figures)
+
+
+@dataclass(frozen=True, slots=True)
+class ParentLink:
+    """The point before, and the keyed hash of its document."""
+
+    point: PointId
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryPoint:
+    """The sealed state of all disks of a VM, and its configuration, at one instant."""
+
+    point: PointId
+    vm: str
+    time_ns: int
+    number: int
+    epoch: int
+    parent: ParentLink | None
+    asked: str
+    reached: str
+    why: str
+    disks: dict[str, Disk]
+    files: dict[str, Tree] = field(default_factory=dict)
+    mark: str | None = None
+    seconds: float = 0.0
+    program: str = ""
+
+    def trees(self) -> list[Tree]:
+        """All block maps that this point needs."""
+        return [disk.tree for disk in self.disks.values()] + list(self.files.values())
+
+    def to_json(self) -> Json:
+        parent = {"point": self.parent.point, "digest": self.parent.digest.hex()} if self.parent else None
+        plain: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in (
+                "point",
+                "vm",
+                "time_ns",
+                "number",
+                "epoch",
+                "asked",
+                "reached",
+                "why",
+                "mark",
+                "seconds",
+                "program",
+            )
+        }
+        disks = {name: disk.to_json() for name, disk in self.disks.items()}
+        files = {name: tree.to_json() for name, tree in self.files.items()}
+        return {"kind": "point", **plain, "parent": parent, "disks": disks, "files": files}
+
+    @classmethod
+    def from_json(cls, value: Json) -> RecoveryPoint:
+        """Raises Corrupt."""
+        link = value.get("parent")
+        if link is not None and not isinstance(link, dict):
+            raise Corrupt("field 'parent' is not an object")
+        parent = ParentLink(_point_id(link), hexbytes(link, "digest", 32)) if link else None
+        asked, reached = text(value, "asked"), text(value, "reached")
+        if asked not in CONSISTENCIES or reached not in CONSISTENCIES:
+            raise Corrupt(f"consistency {asked!r}, {reached!r}")
+        seconds = value.get("seconds", 0.0)
+        if not isinstance(seconds, int | float):
+            raise Corrupt("field 'seconds' is not a number")
+        return cls(
+            point=_point_id(value),
+            vm=text(value, "vm"),
+            time_ns=whole(value, "time_ns"),
+            number=whole(value, "number"),
+            epoch=whole(value, "epoch"),
+            parent=parent,
+            asked=asked,
+            reached=reached,
+            why=text(value, "why", ""),
+            disks={name: Disk.from_json(mapping(mapping(value, "disks"), name)) for name in mapping(value, "disks")},
+            files={name: Tree.from_json(mapping(mapping(value, "files"), name)) for name in mapping(value, "files")},
+            mark=optional_text(value, "mark"),
+            seconds=float(seconds),
+            program=text(value, "program", ""),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """Stands where a point's object would be: its writer was fenced, or the point was deleted while a session stood."""
+
+    point: PointId
+    fenced_ns: int
+    why: str
+
+    def to_json(self) -> Json:
+        return {"kind": "tombstone", "point": self.point, "fenced_ns": self.fenced_ns, "why": self.why}
+
+
+def decode_point(value: Json) -> RecoveryPoint | Tombstone:
+    """What stands under a point's name. Raises Corrupt."""
+    kind = text(value, "kind")
+    if kind == "tombstone":
+        return Tombstone(_point_id(value), whole(value, "fenced_ns"), text(value, "why", ""))
+    if kind != "point":
+        raise Corrupt(f"a document of kind {kind!r} where a point was expected")
+    return RecoveryPoint.from_json(value)
+
+
+def _point_id(value: Json) -> PointId:
+    word = text(value, "point")
+    if not is_point_id(word):
+        raise Corrupt(f"{word!r} is not a point id")
+    return PointId(word)

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Block maps: which chunk each block of a disk has, as a persistent radix tree of content-addressed nodes (design 4.3).
+
+A new point rewrites only the paths above changed blocks; everything else is shared by name. Layout: `formats/node.py`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from everywhen.block.device import BLOCK_SIZE
+from everywhen.formats.ids import CHUNK_NAME_SIZE, ChunkName
+from everywhen.formats.node import FANOUT, Names, decode_node, encode_node, root_level
+from everywhen.formats.point import Tree
+
+ReadChunk = Callable[[ChunkName], bytes]
+"""Content of a chunk by its name; raises Damaged when it cannot be had."""
+
+PutNode = Callable[[bytes, ChunkName | None], ChunkName]
+"""Stores a node's content, given the name of the node it follows (for a delta); gives its name."""
+
+LEAF_BYTES = BLOCK_SIZE * FANOUT
+_NODE_CACHE = 256  # nodes: 2 MiB
+
+
+def blocks_of(size: int) -> int:
+    """How many blocks a disk of `size` bytes has; the last one may be partial."""
+    return -(-size // BLOCK_SIZE)
+
+
+class BlockMap:
+    """Reads one disk's block map lazily. Not for use from several threads."""
+
+    def __init__(self, read: ReadChunk, tree: Tree) -> None:
+        self._read = read
+        self.size = tree.size
+        self.root = tree.root
+        self.level = root_level(blocks_of(tree.size))
+        self._cache: OrderedDict[ChunkName, Names] = OrderedDict()
+
+    def leaf(self, index: int) -> Names | None:
+        """Names (256, 32) of blocks 256 × index and on, or None where all of them read as zeroes."""
+        return self.node(0, index)
+
+    def node(self, level: int, index: int) -> Names | None:
+        """Entries (256, 32) of the node at that place, or None when it is absent."""
+        name = self.node_name(level, index)
+        return self._node(name, level) if name else None
+
+    def node_name(self, level: int, index: int) -> ChunkName | None:
+        """The name of the node at that place; None when absent or outside the tree."""
+        if level > self.level or index >> (8 * (self.level - level)):
+            return None
+        name = self.root
+        for above in range(self.level, level, -1):
+            if name is None:
+                return None
+            slot = (index >> (8 * (above - 1 - level))) & 0xFF
+            name = _chunk(self._node(name, above)[slot])
+        return name
+
+    def leaves(self) -> Iterator[tuple[int, Names]]:
+        """(index, names) of all leaves that are not absent, in order."""
+        for index, name in self.nodes(0):
+            yield index, self._node(name, 0)
+
+    def nodes(self, level: int) -> Iterator[tuple[int, ChunkName]]:
+        """(index, name) of all nodes of a level that are not absent, in order."""
+        if self.root is not None and level <= self.level:
+            yield from self._below(self.root, self.level, 0, level)
+
+    def _below(self, name: ChunkName, at: int, index: int, level: int) -> Iterator[tuple[int, ChunkName]]:
+        if at == level:
+            yield index, name
+            return
+        names = self._node(name, at)
+        for slot in np.flatnonzero(names.any(axis=1)):
+            yield from self._below(ChunkName(names[slot].tobytes()), at - 1, index * FANOUT + int(slot), level)
+
+    def _node(self, name: ChunkName, level: int) -> Names:
+        names = self._cache.get(name)
+        if names is None:
+            names = decode_node(self._read(name), level)
+            self._cache[name] = names
+            if len(self._cache) > _NODE_CACHE:
+                self._cache.popitem(last=False)
+        else:
+            self._cache.move_to_end(name)
+        return names
+
+
+class BlockMapBuilder:
+    """Makes the block map of a disk of `size` bytes out of another one (`base`, which may have another size).
+
+    Leaves that are not given are the base's. Canonical (design 4.9.5): entries beyond the end are cleared here; that
+    the last block's content is padded with zeroes is the caller's part.
+    """
+
+    def __init__(self, base: BlockMap | None, size: int, put: PutNode) -> None:
+        self._base = base
+        self._blocks = blocks_of(size)
+        self._size = size
+        self._put = put
+        self._names: dict[tuple[int, int], ChunkName | None] = {}
+        """Nodes that differ from the base's, by (level, index)."""
+
+    def put_leaf(self, index: int, names: Names) -> None:
+        """Replace leaf `index` by `names` (256, 32). Each leaf at most once, none beyond the end."""
+        inside = self._blocks - index * FANOUT
+        if inside < FANOUT:
+            names = names.copy()
+            names[max(0, inside) :] = 0
+        self._names[0, index] = self._store(0, index, names)
+
+    def finish(self) -> Tree:
+        """Store the inner nodes; gives the tree."""
+        if not self._blocks:
+            return Tree(self._size, None)
+        resized = self._base is not None and blocks_of(self._base.size) != self._blocks
+        edge = (self._blocks - 1) // FANOUT
+        if resized and (0, edge) not in self._names and self._base and (names := self._base.leaf(edge)) is not None:
+            self.put_leaf(edge, names)
+        top = root_level(self._blocks)
+        for level in range(1, top + 1):
+            changed = {index // FANOUT for at, index in self._names if at == level - 1}
+            if resized:
+                # The right edge may hold what is beyond the new end; above the base's root there is nothing yet.
+                changed |= {0, (self._blocks - 1) // FANOUT ** (level + 1)}
+            for index in sorted(changed):
+                self._names[level, index] = self._store(level, index, self._inner(level, index))
+        return Tree(self._size, self._name(top, 0))
+
+    def _inner(self, level: int, index: int) -> Names:
+        """The entries of an inner node: the base's, with changed children replaced and what is beyond the end cleared."""
+        names = self._base.node(level, index) if self._base else None
+        names = np.zeros((FANOUT, CHUNK_NAME_SIZE), np.uint8) if names is None else names.copy()
+        first = index * FANOUT
+        for slot in range(FANOUT):
+            if (level - 1, first + slot) in self._names or (self._base and level == self._base.level + 1 and slot == 0):
+                name = self._name(level - 1, first + slot)
+                names[slot] = np.frombuffer(name, np.uint8) if name else 0
+        inside = -(-self._blocks // FANOUT**level) - first
+        names[max(0, inside) :] = 0
+        return names
+
+    def _name(self, level: int, index: int) -> ChunkName | None:
+        if (level, index) in self._names:
+            return self._names[level, index]
+        return self._base.node_name(level, index) if self._base else None
+
+    def _store(self, level: int, index: int, names: Names) -> ChunkName | None:
+        if not names.any():
+            return None
+        before = self._base.node_name(level, index) if self._base else None
+        return self._put(encode_node(level, names), before)
+
+
+def names_needed(read: ReadChunk, tree: Tree, seen: Callable[[ChunkName], bool]) -> Iterator[Names]:
+    """All chunk names a tree needs, nodes included, in arrays (n, 32) with zeroes where absent.
+
+    `seen` says of an inner node or leaf that its subtree was walked before (other points share most of theirs).
+    """
+    if tree.root is None:
+        return
+    stack = [(tree.root, root_level(blocks_of(tree.size)))]
+    while stack:
+        name, level = stack.pop()
+        if seen(name):
+            continue
+        yield np.frombuffer(name, np.uint8).reshape(1, CHUNK_NAME_SIZE)
+        names = decode_node(read(name), level)
+        if level == 0:
+            yield names
+        else:
+            stack.extend((ChunkName(names[slot].tobytes()), level - 1) for slot in np.flatnonzero(names.any(axis=1)))
+
+
+def _chunk(row: Names) -> ChunkName | None:
+    return ChunkName(row.tobytes()) if row.any() else None

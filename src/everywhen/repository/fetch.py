@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Chunks by name: found in the index, read from packs in few large reads, opened, checked, decompressed.
+
+A copy that is missing or damaged is replaced by another one (another pack, the pack's twin, a fresh index after gc moved
+things) before `Damaged` is raised (rules 4.9.2 and 4.9.6).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from everywhen.formats.errors import Corrupt, FormatError
+from everywhen.formats.ids import ChunkName, PackId, pack_object
+from everywhen.formats.node import Names
+from everywhen.formats.pack import FULL_RAW, FULL_ZSTD, Record
+from everywhen.repository.chunk import ChunkCodec
+from everywhen.repository.errors import Damaged
+from everywhen.repository.index import ChunkIndex, Located
+from everywhen.repository.packs import OpenPack, PackReader
+from everywhen.repository.twins import twin_of
+from everywhen.storage.base import ObjectNotFound
+
+_GAP = 64 << 10
+_LONGEST_READ = 4 << 20
+"""Records less than _GAP bytes apart are read together, up to so many bytes: one request instead of many."""
+
+_BASE_CACHE = 64 << 20
+
+
+class ChunkFetcher:
+    """Reads chunks of one repository. Safe to use from several threads."""
+
+    def __init__(
+        self, index: ChunkIndex, packs: PackReader, make_codec: Callable[[], ChunkCodec], refresh: Callable[[], None]
+    ) -> None:
+        self._index = index
+        self._packs = packs
+        self._make_codec = make_codec
+        self._refresh = refresh
+        self._opened: dict[PackId, OpenPack] = {}
+        self._threads = threading.local()
+        self._contents: OrderedDict[bytes, bytes] = OrderedDict()
+        self._contents_size = 0
+        self._lock = threading.Lock()
+
+    def read(self, name: ChunkName) -> bytes:
+        """Content of one chunk. Raises Damaged."""
+        content = self._cached(name)
+        if content is None:
+            content = self.read_many(np.frombuffer(name, np.uint8).reshape(1, 32))[0]
+            self._remember(name, content)
+        return content
+
+    def read_many(self, names: Names) -> list[bytes]:
+        """Contents of chunks given as (n, 32), none all-zero, in that order. Raises Damaged."""
+        keys = [row.tobytes() for row in names]
+        records = self._records(list(dict.fromkeys(keys)))
+        contents: dict[bytes, bytes] = {}
+        self._load_bases(records, contents)
+        for key, record in records.items():
+            if key not in contents:
+                contents[key] = self._decode(record, contents)
+        return [contents[key] for key in keys]
+
+    def full_forms(self, name: ChunkName) -> list[tuple[bytes, bytes]]:
+        """What a successor of this chunk can be a delta against: (name, content) of itself, or of its own bases."""
+        content = self._cached(name)
+        record = None if content is not None else self._records([name])[name]
+        if record is None or record.form in (FULL_RAW, FULL_ZSTD):
+            return [(name, content if content is not None else self.read(name))]
+        return [(base, self.read(ChunkName(base))) for base in record.bases]
+
+    def _load_bases(self, records: dict[bytes, Record], contents: dict[bytes, bytes]) -> None:
+        """Put the contents of all bases of `records` into `contents`."""
+        wanted = dict.fromkeys(base for record in records.values() for base in record.bases)
+        missing = []
+        for base in wanted:
+            record = records.get(base)
+            content = self._cached(base)
+            if content is None and record is not None and not record.bases:
+                content = self._decode(record, contents)
+            if content is None:
+                missing.append(base)
+            else:
+                contents[base] = content
+        for base, record in self._records(missing, full=True).items():
+            contents[base] = self._decode(record, contents)
+            self._remember(base, contents[base])
+
+    def _decode(self, record: Record, contents: dict[bytes, bytes]) -> bytes:
+        codec: ChunkCodec | None = getattr(self._threads, "codec", None)
+        if codec is None:
+            codec = self._threads.codec = self._make_codec()
+        try:
+            return codec.decode(record, [contents[base] for base in record.bases])
+        except Corrupt as error:
+            raise Damaged(f"chunk {record.name.hex()}: {error}") from error
+
+    def _records(self, keys: list[bytes], *, full: bool = False) -> dict[bytes, Record]:
+        """One record of each name; with `full` none that is a delta."""
+        if not keys:
+            return {}
+        names = np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), 32)
+        found = self._index.lookup(names, full_only=full)
+        records: dict[bytes, Record] = {}
+        usable = np.flatnonzero(found.found)
+        for rows in _together(usable, found):
+            pack = self._index.pack_id(int(found.pack[rows[0]]))
+            start = int(found.offset[rows[0]])
+            last = rows[-1]
+            length = int(found.offset[last]) + int(found.length[last]) - start
+            self._read_group(pack, start, length, [(keys[row], int(found.offset[row]) - start) for row in rows], records)
+        for key in keys:
+            if key not in records:
+                records[key] = self._recover(key, full=full)
+        return records
+
+    def _read_group(
+        self, pack: PackId, start: int, length: int, wanted: list[tuple[bytes, int]], records: dict[bytes, Record]
+    ) -> None:
+        """Read part of a pack and open the wanted records; what fails stays missing, for `_recover`."""
+        try:
+            opened = self._open(pack)
+            data = memoryview(self._packs.store.get_range(pack_object(pack), start, length))
+        except (ObjectNotFound, FormatError):
+            return
+        for key, at in wanted:
+            try:
+                record = opened.open_record(data[at:])
+            except FormatError:
+                continue
+            if record.name == key:
+                records[key] = record
+
+    def _recover(self, key: bytes, *, full: bool) -> Record:
+        """The record from any other copy there is; with a fresh index if need be. Raises Damaged."""
+        reasons: list[str] = []
+        for attempt in range(2):
+            for copy in self._index.all_copies(key):
+                if full and copy.is_delta:
+                    continue
+                pack = copy.pack
+                for twin in (False, True):
+                    name = twin_of(pack_object(pack)) if twin else pack_object(pack)
+                    try:
+                        opened = self._packs.open(pack, twin=twin)
+                        record = opened.open_record(self._packs.store.get_range(name, copy.offset, copy.length))
+                    except ObjectNotFound:
+                        continue
+                    except FormatError as error:
+                        reasons.append(f"{name} at byte {copy.offset}: {error}")
+                        continue
+                    if record.name == key:
+                        return record
+                    reasons.append(f"{name} at byte {copy.offset}: another chunk stands there")
+            if attempt == 0:
+                self._refresh()
+        kind = "full copy of chunk" if full else "copy of chunk"
+        raise Damaged(f"no readable {kind} {key.hex()}" + (f" ({'; '.join(reasons)})" if reasons else ""))
+
+    def _open(self, pack: PackId) -> OpenPack:
+        opened = self._opened.get(pack)
+        if opened is None:
+            opened = self._opened[pack] = self._packs.open(pack)
+        return opened
+
+    def _cached(self, key: bytes) -> bytes | None:
+        with self._lock:
+            content = self._contents.get(key)
+            if content is not None:
+                self._contents.move_to_end(key)
+            return content
+
+    def _remember(self, key: bytes, content: bytes) -> None:
+        with self._lock:
+            if key not in self._contents:
+                self._contents[key] = content
+                self._contents_size += len(content)
+                while self._contents_size > _BASE_CACHE:
+                    _, oldest = self._contents.popitem(last=False)
+                    self._contents_size -= len(oldest)
+
+
+def _together(usable: npt.NDArray[np.intp], found: Located) -> Iterator[list[int]]:
+    """Rows of `found` grouped so that each group is one read of one pack, in order of their place."""
+    order = usable[np.lexsort((found.offset[usable], found.pack[usable]))]
+    group: list[int] = []
+    for row in order.tolist():
+        if group:
+            first, last = group[0], group[-1]
+            end = int(found.offset[last]) + int(found.length[last])
+            apart = int(found.offset[row]) - end
+            long = int(found.offset[row]) + int(found.length[row]) - int(found.offset[first]) > _LONGEST_READ
+            if found.pack[row] != found.pack[last] or apart > _GAP or long:
+                yield group
+                group = []
+        group.append(row)
+    if group:
+        yield group

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Taking in disks: blocks become chunks in packs, and block maps over them. The data's way in (docs/architecture.md).
+
+One thread reads (`DiskIntake`), several workers name, look up, compress and seal (`ChunkSink`), others store full packs.
+Bounded: at most `_AHEAD` batches of 4 MiB and `_PACKS_WAITING` finished packs are in memory at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from everywhen.block.device import BLOCK_SIZE
+from everywhen.formats.ids import ChunkName, PointId, Randomness
+from everywhen.formats.node import Names
+from everywhen.formats.pack import KIND_DATA, KIND_META
+from everywhen.repository.chunk import ChunkCodec, Encoded
+from everywhen.repository.cipher import Ciphers
+from everywhen.repository.fetch import ChunkFetcher
+from everywhen.repository.index import ChunkIndex
+from everywhen.repository.packs import PackBuilder, store_pack
+from everywhen.repository.similarity import Similarity
+from everywhen.storage.base import ObjectStore
+
+_PACKS_WAITING = 2
+_POOR_DELTA = BLOCK_SIZE // 8
+"""A delta larger than this is measured against the full form before it is taken."""
+
+_ZERO = bytes(BLOCK_SIZE)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Blocks to take in: contents (the last one of a disk may be short), and the names they had before, (n, 32)."""
+
+    contents: list[bytes]
+    before: Names
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What became of a batch: names now, (n, 32); bytes of content that changed, and bytes newly stored for it."""
+
+    names: Names
+    bytes_changed: int
+    bytes_stored: int
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """What a sink needs of its repository."""
+
+    store: ObjectStore
+    repository: bytes
+    ciphers: Ciphers
+    index: ChunkIndex
+    fetcher: ChunkFetcher
+    similarity: Similarity
+    make_codec: Callable[[], ChunkCodec]
+    randomness: Randomness
+
+
+class ChunkSink:
+    """Stores chunks for one session. `take` may be called from several threads; `put_node` and `finish` from one."""
+
+    def __init__(self, writing: Writing, session: PointId | str) -> None:
+        self._w = writing
+        self._session = session
+        self._threads = threading.local()
+        self._builders: list[list[PackBuilder]] = []
+        self._claimed: set[bytes] = set()
+        """Names in packs that are not yet durable; the index does not know them."""
+        self._lock = threading.Lock()
+        self._storing = ThreadPoolExecutor(_PACKS_WAITING, thread_name_prefix="store")
+        self._room = threading.BoundedSemaphore(_PACKS_WAITING)
+        self._stored: list[Future[None]] = []
+        self._nodes = self._builder(KIND_META)
+        self._node_codec = writing.make_codec()
+
+    def take(self, batch: Batch) -> Taken:
+        """Name the blocks of a batch, store those that are new. Raises StorageError, Damaged."""
+        codec, slot = self._thread()
+        names = np.zeros((len(batch.contents), 32), np.uint8)
+        contents: list[bytes] = []
+        for row, content in enumerate(batch.contents):
+            padded = content if len(content) == BLOCK_SIZE else content + bytes(BLOCK_SIZE - len(content))
+            contents.append(padded)
+            if padded != _ZERO:
+                names[row] = np.frombuffer(codec.name(padded), np.uint8)
+        changed = (names != batch.before).any(axis=1)
+        fresh = np.flatnonzero(changed & names.any(axis=1))
+        known = self._w.index.lookup(names[fresh]).found if len(fresh) else np.zeros(0, bool)
+        stored = 0
+        for row in fresh[~known].tolist():
+            name = ChunkName(names[row].tobytes())
+            if self._claim(name):
+                before = batch.before[row]
+                chunk = self._encode(codec, name, contents[row], ChunkName(before.tobytes()) if before.any() else None)
+                prints = [] if chunk.bases else self._w.similarity.fingerprints(contents[row])
+                stored += slot[0].add(chunk, prints)
+                if slot[0].full:
+                    self._hand_over(slot[0])
+                    slot[0] = self._builder(KIND_DATA)
+        lengths = np.array([len(content) for content in batch.contents])
+        return Taken(names, int(lengths[changed].sum()), stored)
+
+    def put_node(self, content: bytes, before: ChunkName | None) -> ChunkName:
+        """Store a block map node unless it is known; as a delta against the node it follows when that pays."""
+        name = self._node_codec.name(content)
+        row = np.frombuffer(name, np.uint8).reshape(1, 32)
+        if self._w.index.lookup(row).found[0] or not self._claim(name):
+            return name
+        chunk = self._node_codec.encode_full(name, content)
+        if before is not None and before != name:
+            delta = self._node_codec.encode_delta(name, content, self._w.fetcher.full_forms(before)[:1])
+            # Nodes hardly compress (they are hashes); half is where a delta stops being worth its second read.
+            if len(delta.payload) < len(chunk.payload) // 2:
+                chunk = delta
+        self._nodes.add(chunk)
+        if self._nodes.full:
+            self._hand_over(self._nodes)
+            self._nodes = self._builder(KIND_META)
+        return name
+
+    def put_copy(self, chunk: Encoded, *, twinned: bool, fingerprints: list[int]) -> None:
+        """Store a chunk that gc or repair brings from elsewhere, whether the index knows it or not. Once per name."""
+        if not self._claim(chunk.name):
+            return
+        if twinned:
+            self._nodes.add(chunk, fingerprints)
+            if self._nodes.full:
+                self._hand_over(self._nodes)
+                self._nodes = self._builder(KIND_META)
+            return
+        _, slot = self._thread()
+        slot[0].add(chunk, fingerprints)
+        if slot[0].full:
+            self._hand_over(slot[0])
+            slot[0] = self._builder(KIND_DATA)
+
+    def finish(self) -> None:
+        """Store what is left and wait until all is durable. Raises StorageError."""
+        for slot in self._builders:
+            if len(slot[0]):
+                self._hand_over(slot[0])
+        # Nodes last: they name the data (I-2); their pack is not begun before all of it was handed over.
+        if len(self._nodes):
+            self._hand_over(self._nodes)
+        self.close()
+        for future in self._stored:
+            future.result()
+
+    def close(self) -> None:
+        """Stop the storing threads; what they have begun is ended first."""
+        self._storing.shutdown(wait=True)
+
+    def _encode(self, codec: ChunkCodec, name: ChunkName, content: bytes, before: ChunkName | None) -> Encoded:
+        best: Encoded | None = None
+        if before is not None:
+            best = codec.encode_delta(name, content, self._w.fetcher.full_forms(before))
+            if len(best.payload) <= _POOR_DELTA:
+                return best
+        similar = self._w.similarity.bases(content)
+        if similar:
+            delta = codec.encode_delta(name, content, similar)
+            if best is None or len(delta.payload) < len(best.payload):
+                best = delta
+            if len(best.payload) <= _POOR_DELTA:
+                return best
+        full = codec.encode_full(name, content)
+        # A full chunk opens with one read and can be a base itself: a delta has to save at least 30 % to be preferred.
+        return full if best is None or len(best.payload) > 0.7 * len(full.payload) else best
+
+    def _thread(self) -> tuple[ChunkCodec, list[PackBuilder]]:
+        if not hasattr(self._threads, "slot"):
+            self._threads.codec = self._w.make_codec()
+            self._threads.slot = [self._builder(KIND_DATA)]
+            with self._lock:
+                self._builders.append(self._threads.slot)
+        return self._threads.codec, self._threads.slot
+
+    def _builder(self, kind: int) -> PackBuilder:
+        return PackBuilder(self._w.ciphers, self._w.repository, kind, self._session, self._w.randomness)
+
+    def _claim(self, name: ChunkName) -> bool:
+        with self._lock:
+            if name in self._claimed:
+                return False
+            self._claimed.add(name)
+            return True
+
+    def _hand_over(self, builder: PackBuilder) -> None:
+        """Let a storing thread put the pack; waits while too many are under way, raises what an earlier one raised."""
+        self._room.acquire()
+        with self._lock:
+            failed = next((future for future in self._stored if future.done() and future.exception()), None)
+            if failed is None:
+                self._stored = [future for future in self._stored if not future.done()]
+                self._stored.append(self._storing.submit(self._store, builder))
+                return
+        self._room.release()
+        failed.result()
+
+    def _store(self, builder: PackBuilder) -> None:
+        try:
+            index = store_pack(self._w.store, builder)
+            self._w.index.add_pack(builder.pack, index)
+            with self._lock:
+                self._claimed.difference_update(row.tobytes() for row in index.names)
+        finally:
+            self._room.release()

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""One disk into the repository: which blocks to read, reading them, and the block map that comes out.
+
+A first backup, a hash scan and a backup of known changes are the same code: they differ in which blocks are looked at.
+A block that is not looked at keeps the name it had in `base`.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from everywhen.block.device import BLOCK_SIZE, BlockDevice
+from everywhen.formats.node import FANOUT, Names
+from everywhen.formats.point import Tree
+from everywhen.repository.blockmap import BlockMap, BlockMapBuilder, blocks_of
+from everywhen.repository.ingest import Batch, ChunkSink, Taken
+
+_BATCH = 64
+"""Blocks in a batch: 4 MiB, large enough that Python's cost per batch vanishes, small enough to keep memory low."""
+
+WORKERS = max(2, os.cpu_count() or 2)
+_AHEAD = WORKERS + 2
+
+Ranges = list[tuple[int, int]]
+"""Sorted, disjoint (first, end) block numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """What taking in a disk gave; figures in bytes, nodes of the block map not counted."""
+
+    tree: Tree
+    bytes_read: int
+    bytes_changed: int
+    bytes_stored: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    """A leaf being made: its names so far."""
+
+    index: int
+    names: Names
+
+
+def take_disk(
+    sink: ChunkSink,
+    device: BlockDevice,
+    base: BlockMap | None,
+    changed: Ranges | None,
+    progress: Callable[[int], None],
+) -> Intake:
+    """Take in `device`. `changed` None: look at every block; else only at those (and at a resized disk's end).
+
+    `progress` is told bytes of the disk dealt with since it was last called. Raises DeviceError, StorageError, Damaged.
+    """
+    builder = BlockMapBuilder(base, device.size, sink.put_node)
+    figures = np.zeros(3, np.int64)
+    with ThreadPoolExecutor(WORKERS, thread_name_prefix="take") as pool:
+        pending: deque[tuple[_Leaf, npt.NDArray[np.intp], int, Future[Taken]]] = deque()
+        open_leaf: _Leaf | None = None
+
+        def settle() -> None:
+            nonlocal open_leaf
+            leaf, slots, read, future = pending.popleft()
+            taken = future.result()
+            if open_leaf is not None and open_leaf is not leaf:
+                builder.put_leaf(open_leaf.index, open_leaf.names)
+            open_leaf = leaf
+            leaf.names[slots] = taken.names
+            figures[:] += (read, taken.bytes_changed, taken.bytes_stored)
+            progress(read)
+
+        try:
+            for leaf, slots, contents in _read(device, base, changed):
+                batch = Batch(contents, leaf.names[slots])
+                read = sum(len(content) for content in contents)
+                pending.append((leaf, slots, read, pool.submit(sink.take, batch)))
+                if len(pending) > _AHEAD:
+                    settle()
+            while pending:
+                settle()
+        finally:
+            for *_, future in pending:
+                future.cancel()
+        if open_leaf is not None:
+            builder.put_leaf(open_leaf.index, open_leaf.names)
+    return Intake(builder.finish(), *figures.tolist())
+
+
+def _read(
+    device: BlockDevice, base: BlockMap | None, changed: Ranges | None
+) -> Iterator[tuple[_Leaf, npt.NDArray[np.intp], list[bytes]]]:
+    """Batches to take: the leaf they belong to, slots in it, contents. Known zeroes become empty contents (all zero)."""
+    data = _data_ranges(device)
+    looked_at = _with_edges(changed, base, device.size)
+    for index in _leaves(data, looked_at, base, device.size):
+        before = base.leaf(index) if base else None
+        names = np.zeros((FANOUT, 32), np.uint8) if before is None else before.copy()
+        leaf = _Leaf(index, names)
+        first = index * FANOUT
+        inside = min(FANOUT, blocks_of(device.size) - first)
+        wanted = np.ones(inside, bool) if looked_at is None else _mask(looked_at, first, inside)
+        is_data = _mask(data, first, inside)
+        zeroed = np.flatnonzero(wanted & ~is_data & names[:inside].any(axis=1))
+        if len(zeroed):
+            yield leaf, zeroed, [b""] * len(zeroed)
+        to_read = np.flatnonzero(wanted & is_data)
+        for at in range(0, len(to_read), _BATCH):
+            slots = to_read[at : at + _BATCH]
+            yield leaf, slots, _contents(device, first, slots)
+
+
+def _contents(device: BlockDevice, first: int, slots: npt.NDArray[np.intp]) -> list[bytes]:
+    """Contents of blocks `first` + slots, neighbours read together."""
+    contents = []
+    for run in np.split(slots, np.flatnonzero(np.diff(slots) != 1) + 1):
+        start = (first + int(run[0])) * BLOCK_SIZE
+        length = min(len(run) * BLOCK_SIZE, device.size - start)
+        read = device.read(start, length)
+        contents += [read[at : at + BLOCK_SIZE] for at in range(0, length, BLOCK_SIZE)]
+    return contents
+
+
+def _data_ranges(device: BlockDevice) -> Ranges:
+    """Blocks of which at least a byte is not known to be zero."""
+    ranges: Ranges = []
+    for extent in device.extents():
+        if extent.zero or not extent.length:
+            continue
+        first, end = extent.start // BLOCK_SIZE, -(-extent.end // BLOCK_SIZE)
+        if ranges and first <= ranges[-1][1]:
+            ranges[-1] = (ranges[-1][0], max(end, ranges[-1][1]))
+        else:
+            ranges.append((first, end))
+    return ranges
+
+
+def _with_edges(changed: Ranges | None, base: BlockMap | None, size: int) -> Ranges | None:
+    """Known changes, plus what a resize makes new: the block at the smaller end, and all that was added."""
+    if changed is None or base is None:
+        return None
+    end = blocks_of(size)
+    ranges = [(first, min(last, end)) for first, last in changed if first < end]
+    if base.size != size and end:
+        ranges.append((min(base.size, size) // BLOCK_SIZE, end))
+    merged: Ranges = []
+    for first, last in sorted(ranges):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+        else:
+            merged.append((first, last))
+    return merged
+
+
+def _leaves(data: Ranges, looked_at: Ranges | None, base: BlockMap | None, size: int) -> list[int]:
+    """Leaves that may change: those with data or with names in the base, as far as they are looked at."""
+    end = -(-blocks_of(size) // FANOUT)
+    leaves = {index for first, last in data for index in range(first // FANOUT, -(-last // FANOUT))}
+    if base is not None:
+        leaves |= {index for index, _ in base.nodes(0) if index < end}
+    if looked_at is not None:
+        leaves &= {index for first, last in looked_at for index in range(first // FANOUT, -(-last // FANOUT))}
+    return sorted(leaves)
+
+
+def _mask(ranges: Ranges, first: int, count: int) -> npt.NDArray[np.bool_]:
+    """(count,) bool: which of the blocks from `first` on lie in the ranges."""
+    mask = np.zeros(count, bool)
+    at = max(0, bisect_right(ranges, (first, 1 << 62)) - 1)
+    while at < len(ranges) and ranges[at][0] < first + count:
+        mask[max(0, ranges[at][0] - first) : max(0, ranges[at][1] - first)] = True
+        at += 1
+    return mask

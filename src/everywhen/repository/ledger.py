@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What people and policies decided about points: drops and holds; and which VMs there are. All are documents.
+
+`drops/<id>`: `points` dropped together, `dropped_ns`, `effective_ns` (gc may delete them from then on; until then
+undoing the drop brings them back), `why`, `by`. A drop stays after its points are deleted: it explains to `verify` why
+a parent in the chain is missing.
+`holds/<id>`: `point`, `reason`, `until_ns` (0: no end), `by`.
+`vms/<id>`: `name` (ours), `source` (the hypervisor's name), `uuid` (the hypervisor's, may be ''), `policy` (may be '').
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from everywhen.formats.fields import Json, text, texts, whole
+from everywhen.repository.documents import Documents
+from everywhen.storage.base import ObjectNotFound
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Moments dropped by one run of prune, or by a person."""
+
+    drop: str
+    points: list[str]
+    dropped_ns: int
+    effective_ns: int
+    why: str
+    by: str
+
+    def to_json(self) -> Json:
+        times = {"dropped_ns": self.dropped_ns, "effective_ns": self.effective_ns}
+        return {"kind": "drop", "points": self.points, **times, "why": self.why, "by": self.by}
+
+    @classmethod
+    def from_json(cls, name: str, value: Json) -> Drop:
+        times = (whole(value, "dropped_ns"), whole(value, "effective_ns"))
+        return cls(name, texts(value, "points"), *times, text(value, "why"), text(value, "by"))
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A point that must stay; `until_ns` 0: until released."""
+
+    hold: str
+    point: str
+    reason: str
+    until_ns: int
+    by: str
+
+    def to_json(self) -> Json:
+        return {"kind": "hold", "point": self.point, "reason": self.reason, "until_ns": self.until_ns, "by": self.by}
+
+    @classmethod
+    def from_json(cls, name: str, value: Json) -> Hold:
+        return cls(name, text(value, "point"), text(value, "reason"), whole(value, "until_ns"), text(value, "by"))
+
+    def active(self, now_ns: int) -> bool:
+        """Whether it still holds."""
+        return not self.until_ns or now_ns < self.until_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Vm:
+    """A protected machine: an identity of ours, whatever the hypervisor calls it."""
+
+    vm: str
+    name: str
+    source: str
+    uuid: str
+    policy: str
+    created_ns: int
+
+    def to_json(self) -> Json:
+        names = {"name": self.name, "source": self.source, "uuid": self.uuid}
+        return {"kind": "vm", **names, "policy": self.policy, "created_ns": self.created_ns}
+
+    @classmethod
+    def from_json(cls, name: str, value: Json) -> Vm:
+        names = (text(value, "name"), text(value, "source"), text(value, "uuid"))
+        return cls(name, *names, text(value, "policy"), whole(value, "created_ns"))
+
+
+class Ledger:
+    """Reads and writes drops, holds and VMs of one repository."""
+
+    def __init__(self, documents: Documents) -> None:
+        self._documents = documents
+
+    def drops(self) -> list[Drop]:
+        """All drops. Raises FormatError."""
+        return self._all("drops/", Drop.from_json)
+
+    def holds(self) -> list[Hold]:
+        """All holds, ended ones too. Raises FormatError."""
+        return self._all("holds/", Hold.from_json)
+
+    def vms(self) -> list[Vm]:
+        """All VMs, by name. Raises FormatError."""
+        return sorted(self._all("vms/", Vm.from_json), key=lambda vm: (vm.name, vm.created_ns, vm.vm))
+
+    def put_drop(self, drop: Drop) -> None:
+        """Drop moments."""
+        self._documents.put("drops/" + drop.drop, drop.to_json(), if_absent=True)
+
+    def put_hold(self, hold: Hold) -> None:
+        """Hold a moment."""
+        self._documents.put("holds/" + hold.hold, hold.to_json(), if_absent=True)
+
+    def put_vm(self, vm: Vm) -> None:
+        """Create or change a VM's record."""
+        self._documents.put("vms/" + vm.vm, vm.to_json())
+
+    def undo(self, drop: Drop, points: set[str]) -> None:
+        """Take points out of a drop, so that they are moments again (only before gc deleted them)."""
+        left = [point for point in drop.points if point not in points]
+        if left:
+            self._documents.put("drops/" + drop.drop, drop.to_json() | {"points": left})
+        else:
+            self._documents.delete("drops/" + drop.drop)
+
+    def release(self, hold: Hold) -> None:
+        """End a hold."""
+        self._documents.delete("holds/" + hold.hold)
+
+    def _all(self, prefix: str, decode: Callable[[str, Json], T]) -> list[T]:
+        found = []
+        for name in self._documents.names(prefix):
+            try:
+                found.append(decode(name, self._documents.get(prefix + name)))
+            except ObjectNotFound:
+                continue  # removed since it was listed
+        return found

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Recovery points: committing, listing and reading them. Points never change, so each is read once and kept in a cache."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from blake3 import blake3
+
+from everywhen.formats.errors import FormatError
+from everywhen.formats.fields import parse_json
+from everywhen.formats.ids import PointId, is_point_id
+from everywhen.formats.point import RecoveryPoint, Tombstone, decode_point
+from everywhen.repository.documents import Documents
+from everywhen.repository.errors import Damaged, Fenced, NoSuchPoint
+from everywhen.storage.base import AlreadyExists, ObjectNotFound
+
+PREFIX = "points/"
+_PARALLEL_READS = 8
+
+
+class PointCache:
+    """The canonical JSON of points seen before, by id, in an SQLite file that may be deleted at any time (I-7)."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        self._database = self._open(path)
+
+    @staticmethod
+    def _open(path: Path) -> sqlite3.Connection:
+        for attempt in range(2):
+            database = sqlite3.connect(path, timeout=30, check_same_thread=False, isolation_level=None)
+            try:
+                # It is a cache: speed before durability; what is torn is thrown away.
+                database.execute("PRAGMA synchronous = OFF")
+                database.execute("CREATE TABLE IF NOT EXISTS point (id TEXT PRIMARY KEY, plain BLOB NOT NULL) WITHOUT ROWID")
+                database.execute("SELECT count(*) FROM point").fetchone()
+                return database
+            except sqlite3.DatabaseError:
+                database.close()
+                if attempt:
+                    raise
+                path.unlink(missing_ok=True)
+        raise AssertionError("unreachable")
+
+    def get(self, point: str) -> bytes | None:
+        """The cached JSON, or None."""
+        with self._lock:
+            row = self._database.execute("SELECT plain FROM point WHERE id = ?", (point,)).fetchone()
+        return row[0] if row else None
+
+    def put(self, point: str, plain: bytes) -> None:
+        """Remember a point's JSON."""
+        with self._lock:
+            self._database.execute("INSERT OR REPLACE INTO point VALUES (?, ?)", (point, plain))
+
+    def keep_only(self, points: set[str]) -> None:
+        """Forget points that are no longer in the repository."""
+        with self._lock:
+            gone = [row for row in self._database.execute("SELECT id FROM point") if row[0] not in points]
+            self._database.executemany("DELETE FROM point WHERE id = ?", gone)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+
+class RecoveryPoints:
+    """The points of one repository. Safe to use from several threads."""
+
+    def __init__(self, documents: Documents, cache: PointCache, naming_key: bytes) -> None:
+        self._documents = documents
+        self._cache = cache
+        self._naming_key = naming_key
+
+    def close(self) -> None:
+        """Close the cache."""
+        self._cache.close()
+
+    def commit(self, point: RecoveryPoint) -> None:
+        """Make the point part of the repository: the one operation that does. Raises Fenced, StorageError."""
+        try:
+            self._documents.put(PREFIX + point.point, point.to_json(), if_absent=True)
+        except AlreadyExists as error:
+            if self._is_ours(point):
+                return  # the answer to an earlier try was lost on the way
+            raise Fenced(
+                f"{point.point}: this backup was silent for too long and was declared dead; nothing was committed. "
+                "What it stored is kept for a day: run it again, nothing of it is stored twice."
+            ) from error
+
+    def bury(self, tombstone: Tombstone, *, replace: bool = False) -> bool:
+        """Put a tombstone under a point's name; False when a point stands there. `replace`: over a deleted point."""
+        try:
+            self._documents.put(PREFIX + tombstone.point, tombstone.to_json(), if_absent=not replace)
+        except AlreadyExists:
+            return isinstance(self._read(tombstone.point), Tombstone)
+        return True
+
+    def delete(self, point: PointId) -> None:
+        """Remove a dropped point (gc only)."""
+        self._documents.delete(PREFIX + point)
+
+    def get(self, point: PointId) -> RecoveryPoint:
+        """Raises NoSuchPoint, Damaged."""
+        found = self._read(point)
+        if isinstance(found, Tombstone):
+            raise NoSuchPoint(f"{point} was never finished ({found.why})")
+        return found
+
+    def list(self) -> tuple[list[RecoveryPoint], list[Tombstone], list[str]]:
+        """All points (oldest first), all tombstones, and what could not be read, as sentences."""
+        names = [PointId(name) for name in self._documents.names(PREFIX) if is_point_id(name)]
+        self._cache.keep_only(set(names))
+        points: list[RecoveryPoint] = []
+        tombstones: list[Tombstone] = []
+        unreadable: list[str] = []
+        with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+            for found in pool.map(self._read_or_error, names):
+                if isinstance(found, RecoveryPoint):
+                    points.append(found)
+                elif isinstance(found, Tombstone):
+                    tombstones.append(found)
+                elif isinstance(found, Damaged):
+                    unreadable.append(str(found))
+        points.sort(key=lambda point: (point.time_ns, point.number, point.point))
+        return points, tombstones, unreadable
+
+    def digest(self, point: RecoveryPoint) -> bytes:
+        """The keyed hash by which a point's successor names it."""
+        plain = self._plain(point.point)
+        return blake3(plain, key=self._naming_key).digest()
+
+    def _read_or_error(self, point: PointId) -> RecoveryPoint | Tombstone | Damaged | None:
+        try:
+            return self._read(point)
+        except NoSuchPoint:
+            return None  # deleted since it was listed
+        except Damaged as error:
+            return error
+
+    def _read(self, point: PointId) -> RecoveryPoint | Tombstone:
+        try:
+            return decode_point(parse_json(point, self._plain(point)))
+        except ObjectNotFound as error:
+            raise NoSuchPoint(f"there is no recovery point {point}") from error
+        except FormatError as error:
+            raise Damaged(f"recovery point {point} cannot be read: {error}") from error
+
+    def _plain(self, point: PointId) -> bytes:
+        plain = self._cache.get(point)
+        if plain is None:
+            plain = self._documents.get_plain(PREFIX + point)
+            if b'"kind":"point"' in plain:
+                self._cache.put(point, plain)
+        return plain
+
+    def _is_ours(self, point: RecoveryPoint) -> bool:
+        try:
+            return self._read(point.point) == point
+        except (NoSuchPoint, Damaged):
+            return False

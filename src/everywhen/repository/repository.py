@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A repository, opened: its parts wired together, and its index brought up to date with the packs there are."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from everywhen.formats.errors import FormatError
+from everywhen.formats.ids import PackId, Randomness, pack_of_object
+from everywhen.formats.pack import CIPHER_AES_256_GCM, CIPHER_NONE, PackIndex
+from everywhen.formats.point import Tree
+from everywhen.repository.blockmap import BlockMap
+from everywhen.repository.chunk import ChunkCodec
+from everywhen.repository.cipher import Ciphers
+from everywhen.repository.condemned import condemned_packs
+from everywhen.repository.damage import damaged_copies
+from everywhen.repository.documents import Documents
+from everywhen.repository.fetch import ChunkFetcher
+from everywhen.repository.fingerprints import FingerprintTable
+from everywhen.repository.index import ChunkIndex
+from everywhen.repository.ingest import Writing
+from everywhen.repository.keys import Unlocked
+from everywhen.repository.packs import PackReader
+from everywhen.repository.run_cache import discard
+from everywhen.repository.runs import CacheDamaged
+from everywhen.repository.points import PointCache, RecoveryPoints
+from everywhen.repository.presence import Attendance, Clock, Holder, Presence
+from everywhen.repository.similarity import Similarity
+from everywhen.storage.base import ObjectNotFound, ObjectStore
+
+DEFAULT_LEVEL = 1
+_PARALLEL_READS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a repository takes from outside: time, randomness, who we are, where caches may lie."""
+
+    clock: Clock
+    randomness: Randomness
+    holder: Holder
+    cache: Path
+
+
+class Repository:
+    """An open repository. Use as a context manager, or `close` it."""
+
+    def __init__(self, store: ObjectStore, unlocked: Unlocked, surroundings: Surroundings, level: int = DEFAULT_LEVEL) -> None:
+        self.store = store
+        self.unlocked = unlocked
+        self.surroundings = surroundings
+        self.id = unlocked.repository_id
+        encrypted = unlocked.superblock.encrypted
+        self.ciphers = Ciphers(unlocked.keyset, CIPHER_AES_256_GCM if encrypted else CIPHER_NONE)
+        self.documents = Documents(store, self.id, self.ciphers, surroundings.randomness)
+        self.cache = surroundings.cache / self.id.hex()
+        self.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.points = RecoveryPoints(self.documents, PointCache(self.cache / "points.sqlite"), unlocked.keyset.naming_key)
+        self.packs = PackReader(store, self.id, self.ciphers)
+        self.index = self._open_index()
+        self.fingerprints = FingerprintTable.open(self.cache / "fingerprints")
+        self.level = level
+        self.fetcher = ChunkFetcher(self.index, self.packs, self.make_codec, self.refresh)
+        self.similarity = Similarity(self.fingerprints, self.fetcher)
+        self.unreadable_packs: dict[PackId, str] = {}
+        """Packs whose index could be read neither from the end nor by a scan, with the reason."""
+        self._refreshing = threading.Lock()
+
+    def __enter__(self) -> Repository:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write what the caches have learned, and close them."""
+        self.index.close()
+        self.fingerprints.close()
+        self.points.close()
+
+    def make_codec(self) -> ChunkCodec:
+        """A codec for one thread."""
+        return ChunkCodec(self.unlocked.keyset.naming_key, self.level)
+
+    def writing(self) -> Writing:
+        """What a chunk sink needs."""
+        return Writing(
+            self.store,
+            self.id,
+            self.ciphers,
+            self.index,
+            self.fetcher,
+            self.similarity,
+            self.make_codec,
+            self.surroundings.randomness,
+        )
+
+    def block_map(self, tree: Tree) -> BlockMap:
+        """The block map of a tree."""
+        return BlockMap(self.fetcher.read, tree)
+
+    def attend(self, name: str, what: str, points: list[str]) -> Attendance:
+        """A session or lease of ours, not yet begun."""
+        now = self.surroundings.clock()
+        return Attendance(
+            self.documents, Presence(name, self.surroundings.holder, what, points, now, now), self.surroundings.clock
+        )
+
+    def refresh(self) -> None:
+        """Bring the index up to date: new packs in, deleted packs out, condemned packs and damaged copies left out."""
+        with self._refreshing:
+            listed = {}
+            for found in self.store.list("packs/"):
+                pack = pack_of_object(found.name)
+                if pack is not None:
+                    listed[pack] = found.size
+            known = self.index.known_packs()
+            self.index.remove_packs(known - listed.keys())
+            new = [(pack, size) for pack, size in listed.items() if pack not in known and pack not in self.unreadable_packs]
+            with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+                for (pack, _), index in zip(new, pool.map(lambda item: self._read_index(*item), new), strict=True):
+                    if index is not None:
+                        self.learn(pack, index)
+            self.index.flush()
+            self.fingerprints.flush()
+            self.index.exclude(condemned_packs(self.documents))
+            for pack, offsets in damaged_copies(self.documents).items():
+                self.index.exclude_copies(pack, offsets)
+
+    def learn(self, pack: PackId, index: PackIndex) -> None:
+        """Take a pack's index into the caches."""
+        self.index.add_pack(pack, index)
+        self.fingerprints.add(index)
+
+    def _read_index(self, pack: PackId, size: int) -> PackIndex | None:
+        """A pack's index: from its end, from its twin's end, or from its records. None: unreadable or gone."""
+        reason = "missing"
+        readers: list[Callable[[], PackIndex]] = [
+            lambda: self.packs.index(pack, size)[1],
+            lambda: self.packs.index(pack, size, twin=True)[1],
+            lambda: self.packs.rebuild_index(pack)[1],
+        ]
+        for read in readers:
+            try:
+                return read()
+            except ObjectNotFound:
+                continue
+            except FormatError as error:
+                reason = str(error)
+        if reason != "missing":
+            self.unreadable_packs[pack] = reason
+        return None
+
+    def discard_caches(self) -> None:
+        """Throw the index and the fingerprints away, after damage; the next opening builds them anew."""
+        discard(str(self.cache / "index"))
+        discard(str(self.cache / "fingerprints"))
+
+    def _open_index(self) -> ChunkIndex:
+        path = str(self.cache / "index")
+        try:
+            return ChunkIndex(path, self.surroundings.randomness)
+        except CacheDamaged:
+            # I-7: the cache can be deleted at any time; `refresh` reads every pack's index again.
+            self.discard_caches()
+            return ChunkIndex(path, self.surroundings.randomness)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Full is a state (design 4.9.7): a reserve inside the repository, and thresholds below which nothing new is begun.
+
+The reserve is one preallocated object. Only gc gives it up, when there is no room left for its own small objects, and
+makes it again when there is room. Object stores have no such notion: there nothing is reserved.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from everywhen.repository.errors import LowOnSpace
+from everywhen.storage.base import ObjectStore, OutOfSpace
+
+RESERVE = "reserve/room"
+SMALLEST_RESERVE = 256 << 20
+_RESERVED_SHARE = 0.02
+_FIRST_COPY_SHARE = 0.05
+
+
+@runtime_checkable
+class Preallocating(Protocol):
+    """A store that can set room aside without writing it."""
+
+    def preallocate(self, name: str, size: int) -> None:
+        """Make an object of `size` bytes whose room is really taken. Raises OutOfSpace."""
+
+
+def reserve_size(store: ObjectStore) -> int:
+    """2 % of the medium, at least 256 MiB; 0 where there is no such notion."""
+    space = store.space()
+    if space is None or not isinstance(store, Preallocating):
+        return 0
+    return max(SMALLEST_RESERVE, int(space.total * _RESERVED_SHARE))
+
+
+def make_reserve(store: ObjectStore) -> bool:
+    """Set the reserve aside unless it is there; False when there is no room for it."""
+    size = reserve_size(store)
+    space = store.space()
+    if not size or space is None or any(True for _ in store.list("reserve/")):
+        return True
+    if space.free < size or not isinstance(store, Preallocating):
+        return False
+    try:
+        store.preallocate(RESERVE, size)
+    except OutOfSpace:
+        store.delete(RESERVE)
+        return False
+    return True
+
+
+def release_reserve(store: ObjectStore) -> None:
+    """Give the reserve up, so that cleaning has room to work."""
+    store.delete(RESERVE)
+
+
+def demand_room(store: ObjectStore, *, first_copy: bool) -> None:
+    """Raises LowOnSpace when the medium is too full for a new point (2 % free), or for a first copy (5 % free)."""
+    space = store.space()
+    if space is None:
+        return
+    share = _FIRST_COPY_SHARE if first_copy else _RESERVED_SHARE
+    if space.free < space.total * share:
+        kind = "a first copy" if first_copy else "a new recovery point"
+        raise LowOnSpace(
+            f"{store.url} has {space.free / 1e9:.1f} of {space.total / 1e9:.1f} GB free, too little for {kind} "
+            f"({share:.0%} must be free). Nothing stored is lost."
+        )

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Making one recovery point: the writer's steps W1 to W6 of docs/locking.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from everywhen.block.device import BlockDevice, Extent
+from everywhen.formats.ids import PointId, new_point_id
+from everywhen.formats.point import ParentLink, RecoveryPoint, Tree
+from everywhen.repository.ingest import ChunkSink
+from everywhen.repository.intake import Intake, Ranges, take_disk
+from everywhen.repository.repository import Repository
+from everywhen.repository.space import demand_room
+
+
+class PointWriter:
+    """One recovery point being made. Made by `write_point`."""
+
+    def __init__(self, repository: Repository, point: PointId) -> None:
+        self._repository = repository
+        self.point = point
+        self._sink = ChunkSink(repository.writing(), point)
+
+    def take(self, device: BlockDevice, base: Tree | None, changed: Ranges | None, progress: Callable[[int], None]) -> Intake:
+        """Store a disk. `base`: the tree it had in the parent; `changed`: blocks to look at, None for all.
+
+        Raises DeviceError, StorageError, Damaged.
+        """
+        base_map = self._repository.block_map(base) if base else None
+        return take_disk(self._sink, device, base_map, changed, progress)
+
+    def take_file(self, content: bytes) -> Tree:
+        """Store a configuration file."""
+        return take_disk(self._sink, _Bytes(content), None, None, lambda _: None).tree
+
+    def commit(self, point: RecoveryPoint) -> None:
+        """Make everything durable, then the point: the commit. Raises Fenced, StorageError."""
+        self._sink.finish()
+        self._repository.points.commit(point)
+
+    def close(self) -> None:
+        """Stop all threads."""
+        self._sink.close()
+
+
+@contextmanager
+def write_point(repository: Repository, what: str, *, first_copy: bool) -> Iterator[PointWriter]:
+    """A session: begun (W1), index fresh (W2, W3), ended (W6) when the body ends.
+
+    A body that raises leaves its session behind: gc fences it in its time and keeps for a day what it stored, so that
+    the next try stores none of it again. Raises LowOnSpace.
+    """
+    demand_room(repository.store, first_copy=first_copy)
+    repository.unlocked.superblock.require("write")
+    point = new_point_id(repository.surroundings.randomness)
+    session = repository.attend(f"sessions/{point}", what, [point])
+    session.begin(if_absent=True)
+    try:
+        repository.refresh()
+        writer = PointWriter(repository, point)
+        try:
+            yield writer
+        finally:
+            writer.close()
+    except BaseException:
+        session.abandon()
+        raise
+    session.end()
+
+
+def parent_link(repository: Repository, parent: RecoveryPoint | None) -> ParentLink | None:
+    """The link to a parent, or None for a VM's first point."""
+    return ParentLink(parent.point, repository.points.digest(parent)) if parent else None
+
+
+class _Bytes:
+    """A small file as a device."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.size = len(content)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._content[offset : offset + length]
+
+    def extents(self) -> Iterator[Extent]:
+        yield Extent(0, self.size, zero=False)
+
+    def close(self) -> None:
+        """Nothing is held."""
