@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What a command prints, and where (ux 4.1, 4.5): results on standard output, all else on standard error.
+
+- With `--json`, standard output holds exactly one document: the command's result, or else its failure. Lines and tables
+  are for people and are not printed then.
+- `-q` silences all but failures: lines, tables and notes; not the document, which was asked for by name.
+- Everything printed here goes through `visible`: nobody has to remember where a name came from.
+- Tables fold what does not fit on a terminal and never cut; in a pipe they are as wide as their content, without colour.
+- `NO_COLOR` (not empty) and `TERM=dumb` (or `unknown`) mean no colour; `TERM=dumb` also no moving progress.
+- What the stream's encoding cannot show is written as its code, instead of failing in the middle of a listing.
+
+File contents (`cat`, `restore --to -`) are bytes and go to `sys.stdout.buffer` directly.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from everywhen.interfaces.cli.escape import visible
+from everywhen.services.failures import Failure
+
+_STYLES = {"good": "green", "warn": "yellow", "bad": "bold red", "faint": "dim"}
+_PIPE_WIDTH = 100_000
+"""Wider than any row; rich makes a table only as wide as its content."""
+
+
+class Output:
+    """The two streams of one command. `out` and `err` are text streams, `env` the environment."""
+
+    def __init__(self, out: TextIO, err: TextIO, env: Mapping[str, str], *, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self.kept = "The repository is whole; what was reported as done is kept."
+        """What a Ctrl-C right now leaves behind; a command says it better as it goes on. (The default is I-9.)"""
+        self._out = _console(out, env)
+        self._err = _console(err, env)
+        self._documents = 0
+
+    @property
+    def moving(self) -> bool:
+        """Whether standard error is a terminal on which lines can be drawn over."""
+        return self._err.is_terminal and not self._err.is_dumb_terminal
+
+    @property
+    def err(self) -> Console:
+        """The console of standard error, for progress."""
+        return self._err
+
+    def document(self, value: Mapping[str, Any] | Sequence[Any]) -> None:
+        """The one JSON document of a command with `--json`; without, nothing is printed."""
+        if not self.as_json:
+            return
+        if self._documents:
+            raise AssertionError("a second JSON document on standard output")
+        self._documents += 1
+        _write(self._out, json.dumps(value, indent=2, allow_nan=False))
+
+    def line(self, text: str = "", *, style: str = "") -> None:
+        """One line of the result; `style` is good, warn, bad or faint, and never the only bearer of a meaning."""
+        if not (self.as_json or self.quiet):
+            _write(self._out, visible(text), style)
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = ()) -> None:
+        """A table of the result, with a head line; the columns named in `right` are figures."""
+        if self.as_json or self.quiet:
+            return
+        figures = set(right)
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
+        for column in columns:
+            table.add_column(Text(column), justify="right" if column in figures else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(visible(cell)) for cell in row))
+        with self._out.capture() as captured:
+            self._out.print(table)
+        for line in captured.get().splitlines():
+            _write_raw(self._out, line.rstrip())
+
+    def note(self, text: str) -> None:
+        """One line beside the result, on standard error."""
+        if not self.quiet:
+            _write(self._err, visible(text))
+
+    def machine_line(self, text: str) -> None:
+        """One line for a program that reads standard error (`--progress json`); printed even with `-q`."""
+        _write_raw(self._err, text)
+
+    def warn(self, text: str) -> None:
+        """One line that somebody should read, on standard error."""
+        if not self.quiet:
+            _write(self._err, f"warning: {visible(text)}", "warn")
+
+    def failure(self, failure: Failure) -> None:
+        """What happened to what; what is safe; what to do. With `--json` the document, where none was printed before.
+
+        For people (and when the result is already out, for everybody) it stands on standard error.
+        """
+        if self.as_json and not self._documents:
+            self.document(failure.document())
+            return
+        _write(self._err, visible(failure.what), "bad")
+        for text in (failure.safe, *failure.do):
+            if text:
+                _write(self._err, f"  {visible(text)}")
+
+
+def _console(stream: TextIO, env: Mapping[str, str]) -> Console:
+    terminal = stream.isatty()
+    colour = terminal and not env.get("NO_COLOR") and env.get("TERM", "") not in ("dumb", "unknown")
+    return Console(
+        file=stream,
+        force_terminal=terminal,
+        color_system="auto" if colour else None,
+        no_color=not colour,
+        width=None if terminal else _PIPE_WIDTH,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        legacy_windows=False,
+        _environ=env,
+    )
+
+
+def _write(console: Console, text: str, style: str = "") -> None:
+    if console.is_terminal:  # through rich, which keeps a moving progress line below what is printed
+        shown = Text(_encodable(console, text), style=_STYLES.get(style, ""))
+        console.print(shown, soft_wrap=True)
+    else:
+        _write_raw(console, text)
+
+
+def _write_raw(console: Console, text: str) -> None:
+    console.file.write(_encodable(console, text) + "\n")
+    console.file.flush()
+
+
+def _encodable(console: Console, text: str) -> str:
+    return text.encode(console.encoding, "backslashreplace").decode(console.encoding)
