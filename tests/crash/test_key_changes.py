@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 from typing import Any
@@ -142,6 +143,22 @@ def test_after_a_cut_anywhere_somebody_can_open_and_the_operation_can_be_repeate
         assert opened(store, "after the crash").outdated == ()
 
 
+@pytest.mark.parametrize("operation", [_change, _rotate, _rotate_same])
+def test_the_only_slot_is_never_gone_before_its_successor_is_there(
+    store: MemoryStore, created: keys.Created, operation: Operation
+) -> None:
+    for slot in table(store).slots:
+        if slot.kind == RECOVERY:
+            keys.remove_slot(store, created.unlocked, slot.slot, force=True)
+    start = store.snapshot()
+    recording = RecordingStore(store)
+    operation(recording, created.unlocked)
+    for cut in range(len(recording.changes) + 1):
+        store.restore(start)
+        replay(recording.changes[:cut], store)
+        assert opens(store, "first") or opens(store, "second"), f"after {cut} changes"
+
+
 def test_after_a_cut_anywhere_in_init_there_is_a_whole_repository_or_none(store: MemoryStore) -> None:
     recording = RecordingStore(store)
     created = keys.create(recording, MINT, passphrase="first")
@@ -197,6 +214,18 @@ def test_a_rotation_overtaken_by_a_later_one_never_undoes_it(store: MemoryStore,
         assert opened(store, "late").keyset == late[0].unlocked.keyset
         assert opens(store, late[0].recovery_key)
         assert {slot.generation for slot in table(store).slots} == {3}
+
+
+@pytest.mark.parametrize("skip", range(12))
+def test_a_planted_slot_that_claims_to_be_newer_locks_nobody_out(store: MemoryStore, created: keys.Created, skip: int) -> None:
+    assert created.unlocked.slot is not None
+    planted = dataclasses.replace(created.unlocked.slot, slot="f" * 16, generation=99)
+    meddled = Meddler(store, "", lambda: store.put(planted.name, [planted.encode()]), skip=skip)
+    try:
+        keys.rotate(meddled, created.unlocked, MINT, {"": "first"})
+    except KeysChanged:
+        assert planted.name in store.snapshot()
+    assert opens(store, "first")
 
 
 @pytest.mark.parametrize("skip", range(4))

@@ -67,9 +67,9 @@ def decode_checked(what: str, raw: bytes, magic: str, version: int, *, newer: st
         raise Corrupt(f"{what} has an impossible format")
     if found != version:
         raise UnsupportedVersion(newer.format(format=found))
-    check = document.pop("check", None)
+    document.pop("check", None)
     try:
-        right = check == _check(document) and encode_checked(document) == raw
+        right = encode_checked(document) == raw
     except (ValueError, RecursionError):  # NaN, or nested deeper than can be written
         right = False
     if not right:

@@ -322,7 +322,9 @@ def _drop_older(store: ObjectStore, slots: list[KeySlot]) -> list[str]:
     while True:
         table = read_slots(store, repository_id)
         if table.newest > number:
-            for slot in ours:
+            # Ours may have come after the other's last listing. Once older ones are gone, ours stay: the other has seen
+            # them, and whoever merely planted a slot that claims to be newer must not get the last good one deleted.
+            for slot in () if dropped else ours:
                 delete_twice(store, slot_name(slot))
             raise KeysChanged(_ROTATED)
         # A slot of our generation that is not ours was added by somebody who opened one of ours already: it stays.
