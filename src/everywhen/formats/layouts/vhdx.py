@@ -44,8 +44,7 @@ from __future__ import annotations
 import struct
 import uuid
 
-from dissect.util.hash import crc32c
-
+from everywhen.formats.images.crc32c import crc32c
 from everywhen.formats.layouts.layout import SECTOR, Composer, Identity, Layout, LayoutError
 from everywhen.formats.layouts.runs import Runs
 from everywhen.formats.layouts.sources import Table
@@ -102,7 +101,7 @@ def block_size(disk_size: int) -> int:
 
 def _with_checksum(block: bytes) -> bytes:
     """`block` with the CRC-32C over it (these four bytes being 0) in bytes 4 to 8."""
-    return block[:4] + struct.pack("<I", crc32c.crc32c(block)) + block[8:]
+    return block[:4] + struct.pack("<I", crc32c(block)) + block[8:]
 
 
 def _header(sequence: int, identity: Identity) -> bytes:
