@@ -21,7 +21,8 @@ Keep = Callable[[Keys, Records], tuple[Keys, Records]]
 
 def pieces(runs: Sequence[Run], rows: int) -> Iterator[list[tuple[Keys, Records]]]:
     """About `rows` rows at a time, ascending: of each run, those between two bounds. Raises CacheDamaged."""
-    total = sum(run.count for run in runs)
+    counts = [run.count for run in runs]
+    total = sum(counts)
     cursors = [0] * len(runs)
     steps = [max(1, rows * run.count // max(total, 1)) for run in runs]
     while True:
@@ -32,11 +33,11 @@ def pieces(runs: Sequence[Run], rows: int) -> Iterator[list[tuple[Keys, Records]
             bound = min(bounds)
             ends = [run.end_of(bound, at) for run, at in zip(runs, cursors, strict=True)]
         else:
-            ends = [run.count for run in runs]
-        if ends == cursors and total:
+            ends = counts
+        if bounds and ends == cursors:
             raise CacheDamaged("the keys of a run are not ascending")
         yield [run.read(at, end) for run, at, end in zip(runs, cursors, ends, strict=True)]
-        if not bounds:
+        if ends == counts:
             return
         cursors = ends
 

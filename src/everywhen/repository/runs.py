@@ -154,6 +154,11 @@ class Run:
         keys = np.frombuffer(mapped.keys.column, dtype=np.uint64)
         return cls(keys, np.frombuffer(mapped.records.column, dtype=dtype), starts, mapped)
 
+    @property
+    def in_memory_only(self) -> bool:
+        """Whether what `read` gives is the run itself, not to be changed."""
+        return self._mapped is None
+
     def matches(self, wanted: Keys) -> Iterator[tuple[Rows, Rows]]:
         """Where `wanted` occurs: pairs (positions in `wanted`, rows of this run), each row once, in few steps.
 
