@@ -11,8 +11,8 @@ A store MUST:
 A store that cannot do the last two says so in `traits`; a repository on it then allows one writer only.
 
 Names are relative, `/`-separated, `[a-z0-9._-]` per component, at most 200 characters; no component begins with `.`:
-those are a store's own (temporary files) and never listed. What is wrong with a name, a prefix or a range is a fault of
-the program and raises ValueError.
+those are a store's own (temporary files) and never listed. No object's name is the folder of another's. What is wrong
+with a name, a prefix or a range is a fault of the program and raises ValueError.
 
 StorageError          what happened is told by the message; may have no better class
 ├── ObjectNotFound

@@ -211,7 +211,7 @@ class PosixStore:
             raise Unavailable("", f"{self._root} is not the folder it was: is its drive still there?")
 
     def _check_folders(self, name: str) -> bool:
-        """Whether the folders that lead to the object are there; NotAnObject for a link or file among them."""
+        """Whether the folders that lead to the object are there; NotAnObject for a link or device among them."""
         path = self._root
         for component in name.split("/")[:-1]:
             path = os.path.join(path, component)
@@ -219,6 +219,8 @@ class PosixStore:
                 mode = os.lstat(path).st_mode
             except FileNotFoundError:
                 return False
+            if stat.S_ISREG(mode):
+                return False  # an object, so nothing is below it
             if not stat.S_ISDIR(mode):
                 raise NotAnObject(name, f"{path} is not a folder; a link there is not followed")
         return os.path.isdir(self._root)
