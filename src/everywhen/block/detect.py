@@ -10,6 +10,7 @@ from typing import Final
 
 from everywhen.block.host_file import HostFile
 from everywhen.block.image_errors import ImageUnsupported
+from everywhen.formats.errors import FormatError
 from everywhen.formats.images import qcow2, vdi, vhd, vhdx, vmdk, vmdk_descriptor
 
 _HEAD_BYTES: Final = 4096
@@ -39,11 +40,22 @@ def detect(host: HostFile) -> str:
     if head[vdi.SIGNATURE_OFFSET :].startswith(vdi.SIGNATURE):
         return "vdi"
     tail = host.read(max(0, host.size - vhd.FOOTER_BYTES), min(host.size, vhd.FOOTER_BYTES))
-    if head.startswith(vhd.COOKIE) or tail.startswith(vhd.COOKIE) or tail[1:].startswith(vhd.COOKIE):
+    if head.startswith(vhd.COOKIE) or any(_ends_vhd(raw, host.size) for raw in (tail, tail[1:])):
         return "vhd"
     for at, magic, name in _FOREIGN:
         if head[at:].startswith(magic):
-            raise ImageUnsupported(f"{host.path} is {name}, which is not supported; convert it with qemu-img convert -O qcow2")
+            raise ImageUnsupported(f"{host.path} is {name}, which is not supported as a disk")
     if tail.startswith(b"koly"):
         raise ImageUnsupported(f"{host.path} is an Apple disk image, which is not supported")
     return "raw"
+
+
+def _ends_vhd(raw: bytes, file_size: int) -> bool:
+    """Whether a VHD ends in `raw`. A valid footer of a fixed disk of another size is a leftover in a raw one."""
+    if not raw.startswith(vhd.COOKIE):
+        return False
+    try:
+        footer = vhd.parse_footer(raw)
+    except FormatError:
+        return True  # to be refused with the reason
+    return footer.disk_type != vhd.FIXED or footer.size + len(raw) == file_size

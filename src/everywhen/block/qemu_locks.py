@@ -70,9 +70,7 @@ def _held(path: str, *, uses: Sequence[int], forbids: Sequence[int]) -> Iterator
             _lock(fd, byte)
         forbidden = any(_locked_by_others(fd, _FORBIDS + n) for n in uses)
         if forbidden or any(_locked_by_others(fd, _USES + n) for n in forbids):
-            raise ImageInUse(
-                f"{path} is in use by a running virtual machine or another tool of QEMU; nothing was changed, shut that down first"
-            )
+            raise ImageInUse(f"{path} is in use by a running virtual machine or another tool of QEMU; shut that down first")
         yield
 
 

@@ -12,7 +12,8 @@ from everywhen.block.image_errors import ImageDamaged, ImageUnsupported
 from everywhen.formats.images.vhdx import MIB, VhdxHeader
 from everywhen.formats.images.vhdx_log import Patch, read_log
 
-_LONGEST_LOG: Final = 64 * MIB  # Hyper-V and QEMU make logs of 1 MiB
+_LONGEST_LOG: Final = 16 * MIB  # Hyper-V and QEMU make logs of 1 MiB
+_MOST_ZERO_RANGES: Final = 4096  # each read looks at all of them
 
 
 class ReplayedFile(HostFile):
@@ -64,6 +65,8 @@ def replay(host: HostFile, header: VhdxHeader) -> HostFile:
     if not header.log_length or header.log_length % MIB or header.log_offset % MIB or header.log_offset < MIB:
         raise ImageDamaged(f"{host.path}: the log of the VHDX is at an impossible place")
     log = read_log(host.read(header.log_offset, header.log_length), header.log_guid)
+    if sum(patch.data is None for patch in log.patches) > _MOST_ZERO_RANGES:
+        raise ImageUnsupported(f"{host.path} has a log that is too long to replay here")
     if host.size < log.flushed_size:
         raise ImageDamaged(f"{host.path} is truncated: its log says that it has at least {log.flushed_size} bytes")
     return ReplayedFile(host.path, log.patches, log.last_size)
