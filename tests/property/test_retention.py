@@ -44,7 +44,8 @@ distances = st.one_of(
     st.integers(-40, 200).map(lambda n: n * HOUR // 2),
     st.integers(-2000, 900).map(lambda n: n * DAY),
 )
-histories = st.lists(st.tuples(distances, st.sampled_from(CONSISTENCIES)), max_size=25).map(
+jitter = st.sampled_from([0, 0, 1, SECOND - 1])
+histories = st.lists(st.tuples(st.builds(int.__add__, distances, jitter), st.sampled_from(CONSISTENCIES)), max_size=25).map(
     lambda found: [Moment(f"p-{number:012}", START + distance, grade) for number, (distance, grade) in enumerate(found)]
 )
 clocks = st.integers(-3, 400).map(lambda days: START + days * DAY)

@@ -146,7 +146,7 @@ def nearest_term(text: str) -> Term:
     alike = nearest(word, KINDS) or [kind for kind in KINDS if word and kind[0] == word[0]]
     kind = alike[0] if alike else "daily"
     usual_amount, usual_unit = _USUAL[kind]
-    amount = int(digits[:4]) if digits.strip("0") else usual_amount
+    amount = int(digits.lstrip("0")[:4] or usual_amount)
     if kind == "last":
         return Term(kind, amount, "")
     if unit == "m" and kind not in ("every-write", "all", "hourly"):

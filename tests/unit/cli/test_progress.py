@@ -88,6 +88,13 @@ def test_a_terminal_gets_one_moving_line() -> None:
     assert text.removesuffix("\x1b[?25h").endswith("\n")  # the cursor is shown again
 
 
+def test_without_a_total_there_is_no_bar() -> None:
+    text = run([(1, GB)], total=None, err=Terminal())
+    assert "1.0 GB" in text
+    assert "\u2501" not in text
+    assert "%" not in text
+
+
 def test_a_failed_job_still_shows_its_end() -> None:
     err = io.StringIO()
     output = Output(io.StringIO(), err, {})

@@ -37,6 +37,7 @@ def test_order_case_and_blanks_do_not_matter() -> None:
         ("yearly 0y", "yearly 5y"),
         ("weekly -3w", "weekly 3w"),
         ("daily 90000d", "daily 9000d"),
+        ("daily 00014d", "daily 14d"),
         ("weekly26w", "weekly 26w"),
     ],
 )

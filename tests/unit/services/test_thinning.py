@@ -78,6 +78,15 @@ def test_months_are_counted_on_the_calendar() -> None:
     assert [m.id for m in found.dropped] == ["2027-02-28 09:59"]
 
 
+def test_a_month_ago_is_exact_to_the_nanosecond_and_takes_the_first_of_two_readings() -> None:
+    newest, edge = at("2026-03-31 10:00"), at("2026-02-28 10:00")
+    half = Moment("newest", newest.time_ns + 500), Moment("edge", edge.time_ns + 500), Moment("beyond", edge.time_ns + 499)
+    assert [m.id for m in thin("all 1mo", *half).dropped] == ["beyond"]
+    second = at("2026-10-25T02:30:00+01:00")
+    first = at("2020-10-25T02:30:00+02:00")  # clocks were put back that night, too
+    assert thin("all 6y", second, first).dropped == []
+
+
 def test_days_end_in_the_zone_of_the_policy_and_weeks_begin_on_monday() -> None:
     before, after = at("2026-11-20T22:59:00+00:00"), at("2026-11-20T23:01:00+00:00")  # midnight in Berlin between them
     assert len(kept(thin("daily 9d", before, after))) == 2

@@ -39,6 +39,7 @@ Clock: TypeAlias = Callable[[], float]
 """Seconds that never run backwards (time.monotonic)."""
 
 _WINDOW = 15.0
+_RATE_AFTER = 0.5
 _REDRAW = 0.1
 _LINE_SECONDS = 10.0
 _LINE_SHARE = 0.05
@@ -73,9 +74,9 @@ class Meter:
 
     @property
     def rate(self) -> float:
-        """Bytes per second over the last seconds."""
+        """Bytes per second over the last seconds; 0 while it is too early to say."""
         (start, first), (end, last) = self._samples[0], (self._clock(), self.done)
-        return max(0.0, (last - first) / (end - start)) if end > start else 0.0
+        return max(0.0, (last - first) / (end - start)) if end - start >= _RATE_AFTER else 0.0
 
     @property
     def seconds_left(self) -> float | None:
@@ -171,10 +172,12 @@ class _Bar:
     def _draw(self, meter: Meter) -> None:
         self._last = self._clock()
         line = Table.grid(padding=(0, 1))
-        percent = "" if meter.percent is None else f"{int(meter.percent)} %"
-        total = None if meter.total is None else float(max(1, meter.total))
-        bar = ProgressBar(total=total, completed=meter.done if meter.total else 1, width=24, pulse=False)
-        line.add_row(Text(visible(meter.title)), bar, Text(percent), Text(visible(meter.words())))
+        title, words = Text(visible(meter.title)), Text(visible(meter.words()))
+        if meter.percent is None:
+            line.add_row(title, words)
+        else:
+            bar = ProgressBar(total=100, completed=meter.percent, width=24)
+            line.add_row(title, bar, Text(f"{int(meter.percent)} %"), words)
         self._live.update(line, refresh=True)
 
 
