@@ -34,7 +34,7 @@ from everywhen.repository.entries import (
 from everywhen.repository.index import ChunkIndex
 from everywhen.repository.marks import Marks
 from everywhen.repository.run_cache import PlacedRun
-from everywhen.repository.run_merge import pieces, sorted_piece
+from everywhen.repository.run_merge import pieces, sorted_piece, together
 from everywhen.repository.runs import Keys, Records, Run, RunWriter
 
 _WANTED = np.dtype([("rest", np.uint64, (3,)), ("count", np.uint32), ("unused", np.uint32)])
@@ -68,7 +68,7 @@ class _Spill:
         if not self._held:
             return
         keys = np.concatenate([part[0] for part in self._parts])
-        records = np.concatenate([part[1] for part in self._parts])
+        records = together([part[1] for part in self._parts])
         self._parts, self._held = [], 0
         order = np.argsort(keys)
         keys, records = keys.take(order), records.take(order)
@@ -148,7 +148,8 @@ class Marker:
         if len(codes):
             good &= ~np.isin(packs.astype(np.uint64) << np.uint64(32) | entries["offset"], codes)
         if not good.all():
-            keys, entries, packs = keys[good], entries[good], packs[good]
+            rows = np.nonzero(good)[0]
+            keys, entries, packs = keys.take(rows), entries.take(rows), packs.take(rows)
         elif placed.run.in_memory_only:
             entries = entries.copy()
         entries["pack"] = packs
@@ -185,8 +186,8 @@ class Marker:
     def _keep_bases(self, marks: Marks, bases: tuple[Keys, Records], entries: tuple[Keys, Records]) -> None:
         """Mark one full copy of each base; note the deltas of bases that have none."""
         keys, references = np.unique(bases[0], return_counts=True)
-        full = base_counts(entries[1]["shape"]) == 0
-        entry_keys, found = entries[0][full], entries[1][full]
+        full = np.nonzero(base_counts(entries[1]["shape"]) == 0)[0]
+        entry_keys, found = entries[0].take(full), entries[1].take(full)
         which = np.searchsorted(keys, entry_keys)
         hit = np.nonzero((which < len(keys)) & (keys.take(which, mode="clip") == entry_keys))[0] if len(keys) else which[:0]
         which, found = which.take(hit), found.take(hit)

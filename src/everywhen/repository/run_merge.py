@@ -42,14 +42,20 @@ def pieces(runs: Sequence[Run], rows: int) -> Iterator[list[tuple[Keys, Records]
         cursors = ends
 
 
+def together(parts: Sequence[Records]) -> Records:
+    """Records one after the other. As plain bytes: numpy copies structures field by field, six times slower."""
+    dtype = parts[0].dtype
+    return np.concatenate([part.view(f"V{dtype.itemsize}") for part in parts]).view(dtype)
+
+
 def sorted_piece(parts: Sequence[tuple[Keys, Records]]) -> tuple[Keys, Records]:
-    """One piece as one sorted run; among equal keys, rows of earlier parts come first."""
+    """One piece as one sorted run; among equal keys, rows of earlier parts come first. `parts` are sorted, not none."""
+    parts = [part for part in parts if len(part[0])] or parts[:1]
+    if len(parts) == 1:
+        return parts[0]
     keys = np.concatenate([part[0] for part in parts])
-    records = np.concatenate([part[1] for part in parts])
-    if sum(len(part[0]) > 0 for part in parts) < 2:
-        return keys, records
     order = np.argsort(keys, kind="stable")  # timsort: merges what is sorted already, twice as fast as sorting anew
-    return keys.take(order), records.take(order)
+    return keys.take(order), together([part[1] for part in parts]).take(order)
 
 
 def merge(runs: Sequence[Run], writer: RunWriter, keep: Keep) -> None:
