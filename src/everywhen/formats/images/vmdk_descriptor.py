@@ -26,7 +26,7 @@ ZERO_KIND: Final = "ZERO"
 _NO_PARENT: Final = "ffffffff"
 _MOST_EXTENTS: Final = 512
 _EXTENT: Final = re.compile(r'(RW|RDONLY|NOACCESS)\s+(\d{1,15})\s+([A-Z0-9]+)(?:\s+"([^"]*)")?(?:\s+(\d{1,15}))?')
-_SETTING: Final = re.compile(r'([A-Za-z0-9_.]+)\s*=\s*"?([^"]*)"?')
+_SETTING: Final = re.compile(r'([^=\s"]+)\s*=\s*"?(.*?)"?')
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Descriptor:
 
 def parse_descriptor(raw: bytes) -> Descriptor:
     """The descriptor's text up to the first zero byte."""
-    text = raw.partition(b"\0")[0].decode("utf-8", "replace")
+    text = _decode(raw.partition(b"\0")[0])
     if not text.lstrip().startswith(MAGIC.decode()):
         raise BadMagic("this is not a VMDK descriptor")
     settings: dict[str, str] = {}
@@ -78,3 +78,11 @@ def parse_descriptor(raw: bytes) -> Descriptor:
         parent_hint=settings.get("parentfilenamehint", ""),
         extents=tuple(extents),
     )
+
+
+def _decode(raw: bytes) -> str:
+    """UTF-8, or what older Windows hosts wrote."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("cp1252", "replace")
