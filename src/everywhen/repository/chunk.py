@@ -60,10 +60,7 @@ class ChunkCodec:
 
     def decode(self, record: Record, bases: list[bytes]) -> bytes:
         """The content of a record, given its bases' contents in order. Raises Corrupt."""
-        if record.form == FULL_RAW:
-            content = bytes(record.payload)
-        else:
-            content = self._decompress(record, bases)
+        content = bytes(record.payload) if record.form == FULL_RAW else self._decompress(record, bases)
         if len(content) != record.raw_length:
             raise Corrupt(f"chunk {record.name.hex()}: {len(content)} bytes instead of {record.raw_length}")
         return content

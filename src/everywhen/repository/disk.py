@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from everywhen.block.device import BLOCK_SIZE, Extent
 from everywhen.formats.node import FANOUT
@@ -39,7 +40,7 @@ class PointDisk:
             if start > at:
                 yield Extent(at, start - at, zero=True)
                 at = start
-            used = names.any(axis=1)
+            used: npt.NDArray[np.bool_] = np.asarray(names.any(axis=1))
             edges = np.flatnonzero(np.diff(used.astype(np.int8))) + 1
             for slots in np.split(np.arange(FANOUT), edges):
                 end = min(self.size, start + (int(slots[-1]) + 1) * BLOCK_SIZE)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from everywhen.block.device import BLOCK_SIZE
-from everywhen.formats.ids import ChunkName, PointId, Randomness
+from everywhen.formats.ids import ChunkName, PackId, PointId, Randomness
 from everywhen.formats.node import Names
-from everywhen.formats.pack import KIND_DATA, KIND_META
+from everywhen.formats.pack import KIND_DATA, KIND_META, PackIndex
 from everywhen.repository.chunk import ChunkCodec, Encoded
 from everywhen.repository.cipher import Ciphers
 from everywhen.repository.fetch import ChunkFetcher
@@ -61,6 +61,8 @@ class Writing:
     fetcher: ChunkFetcher
     similarity: Similarity
     make_codec: Callable[[], ChunkCodec]
+    learn: Callable[[PackId, PackIndex], None]
+    """Takes the index of a pack that is durable now into the caches."""
     randomness: Randomness
 
 
@@ -208,7 +210,7 @@ class ChunkSink:
     def _store(self, builder: PackBuilder) -> None:
         try:
             index = store_pack(self._w.store, builder)
-            self._w.index.add_pack(builder.pack, index)
+            self._w.learn(builder.pack, index)
             with self._lock:
                 self._claimed.difference_update(row.tobytes() for row in index.names)
         finally:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from everywhen.formats.errors import FormatError
 from everywhen.formats.ids import PackId, Randomness, pack_of_object
@@ -25,10 +26,10 @@ from everywhen.repository.index import ChunkIndex
 from everywhen.repository.ingest import Writing
 from everywhen.repository.keys import Unlocked
 from everywhen.repository.packs import PackReader
-from everywhen.repository.run_cache import discard
-from everywhen.repository.runs import CacheDamaged
 from everywhen.repository.points import PointCache, RecoveryPoints
 from everywhen.repository.presence import Attendance, Clock, Holder, Presence
+from everywhen.repository.run_cache import discard
+from everywhen.repository.runs import CacheDamaged
 from everywhen.repository.similarity import Similarity
 from everywhen.storage.base import ObjectNotFound, ObjectStore
 
@@ -61,16 +62,15 @@ class Repository:
         self.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.points = RecoveryPoints(self.documents, PointCache(self.cache / "points.sqlite"), unlocked.keyset.naming_key)
         self.packs = PackReader(store, self.id, self.ciphers)
-        self.index = self._open_index()
-        self.fingerprints = FingerprintTable.open(self.cache / "fingerprints")
+        self.index, self.fingerprints = self._open_caches()
         self.level = level
         self.fetcher = ChunkFetcher(self.index, self.packs, self.make_codec, self.refresh)
-        self.similarity = Similarity(self.fingerprints, self.fetcher)
+        self.similarity = Similarity(self.fingerprints, self.index, self.fetcher)
         self.unreadable_packs: dict[PackId, str] = {}
         """Packs whose index could be read neither from the end nor by a scan, with the reason."""
         self._refreshing = threading.Lock()
 
-    def __enter__(self) -> Repository:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -96,6 +96,7 @@ class Repository:
             self.fetcher,
             self.similarity,
             self.make_codec,
+            self.learn,
             self.surroundings.randomness,
         )
 
@@ -119,7 +120,9 @@ class Repository:
                 if pack is not None:
                     listed[pack] = found.size
             known = self.index.known_packs()
-            self.index.remove_packs(known - listed.keys())
+            gone = known - listed.keys()
+            self.index.remove_packs(gone)
+            self.fingerprints.remove_packs(gone)
             new = [(pack, size) for pack, size in listed.items() if pack not in known and pack not in self.unreadable_packs]
             with ThreadPoolExecutor(_PARALLEL_READS) as pool:
                 for (pack, _), index in zip(new, pool.map(lambda item: self._read_index(*item), new), strict=True):
@@ -127,14 +130,16 @@ class Repository:
                         self.learn(pack, index)
             self.index.flush()
             self.fingerprints.flush()
-            self.index.exclude(condemned_packs(self.documents))
+            condemned = condemned_packs(self.documents)
+            self.index.exclude(condemned)
+            self.fingerprints.exclude(condemned)
             for pack, offsets in damaged_copies(self.documents).items():
                 self.index.exclude_copies(pack, offsets)
 
     def learn(self, pack: PackId, index: PackIndex) -> None:
         """Take a pack's index into the caches."""
         self.index.add_pack(pack, index)
-        self.fingerprints.add(index)
+        self.fingerprints.add_pack(pack, index)
 
     def _read_index(self, pack: PackId, size: int) -> PackIndex | None:
         """A pack's index: from its end, from its twin's end, or from its records. None: unreadable or gone."""
@@ -160,11 +165,12 @@ class Repository:
         discard(str(self.cache / "index"))
         discard(str(self.cache / "fingerprints"))
 
-    def _open_index(self) -> ChunkIndex:
-        path = str(self.cache / "index")
+    def _open_caches(self) -> tuple[ChunkIndex, FingerprintTable]:
+        index, prints = str(self.cache / "index"), str(self.cache / "fingerprints")
+        randomness = self.surroundings.randomness
         try:
-            return ChunkIndex(path, self.surroundings.randomness)
+            return ChunkIndex(index, randomness), FingerprintTable(prints, randomness)
         except CacheDamaged:
-            # I-7: the cache can be deleted at any time; `refresh` reads every pack's index again.
+            # I-7: the caches can be deleted at any time; `refresh` reads every pack's index again.
             self.discard_caches()
-            return ChunkIndex(path, self.surroundings.randomness)
+            return ChunkIndex(index, randomness), FingerprintTable(prints, randomness)

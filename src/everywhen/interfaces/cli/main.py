@@ -1,6 +1,32 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The command line's entry point."""
+"""The command line's entry point: all commands, one place where they end."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from everywhen.interfaces.cli import backup, initialize, points, restore
+from everywhen.interfaces.cli.app import app
+from everywhen.interfaces.cli.failures import guarded, two_step_interrupt
+from everywhen.interfaces.cli.output import Output
+
+COMMAND_MODULES = (initialize, backup, points, restore)
 
 
-def main() -> None:
-    """Run the command line."""
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and end the process with the exit code of the contract."""
+    given = sys.argv[1:] if arguments is None else arguments
+    # The parser's own errors happen before a command has read its options: --json must hold for them too.
+    output = Output(sys.stdout, sys.stderr, os.environ, as_json="--json" in given, quiet="-q" in given or "--quiet" in given)
+    command = typer.main.get_command(app)
+
+    def run() -> int | None:
+        result = command.main(args=given, prog_name="everywhen", standalone_mode=False)
+        return result if isinstance(result, int) else None
+
+    with two_step_interrupt(output):
+        code = guarded(output, run)
+    sys.exit(code)

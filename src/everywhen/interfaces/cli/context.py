@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What every command starts from: the options, the environment, and the repository they name."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, tzinfo
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+from everywhen.interfaces.cli.output import Output
+from everywhen.interfaces.cli.progress import Progress, Style, progress
+from everywhen.repository.keys import Unlocked, read_superblock, unlock
+from everywhen.repository.presence import Holder
+from everywhen.repository.repository import Repository, Surroundings
+from everywhen.services.failures import NotAllowed, NotFound, WrongUsage
+from everywhen.services.translation import failing
+from everywhen.storage.base import ObjectStore
+from everywhen.storage.open import open_store
+
+SYSTEM_CONFIG = "/etc/everywhen/repository"
+"""One line: where `init` put the repository of this machine."""
+
+
+@dataclass
+class Context:
+    """One run of the program."""
+
+    output: Output
+    env: Mapping[str, str]
+    repo: str | None = None
+    passphrase_file: str | None = None
+    recovery_key_file: str | None = None
+    progress_style: Style = "auto"
+    opened_url: str = ""
+    zone: tzinfo = field(default_factory=lambda: local_zone(os.environ))
+
+    def repository_name(self) -> str:
+        """How the user names the repository. Raises NotFound when nobody named one."""
+        name = self.repo or self.env.get("EVERYWHEN_REPO") or _remembered(self.env)
+        if not name:
+            raise NotFound(
+                "No repository is named.",
+                do=["--repo PATH, or set EVERYWHEN_REPO", "Make one: everywhen init PATH"],
+            )
+        return name
+
+    def store(self, name: str | None = None) -> ObjectStore:
+        """The store of the repository. Raises Failure."""
+        url = name or self.repository_name()
+        self.opened_url = url
+        with failing(url):
+            return open_store(url, self.env)
+
+    @contextmanager
+    def repository(self, level: int = 1) -> Iterator[Repository]:
+        """The repository, unlocked; closed at the end. Errors below become failures."""
+        store = self.store()
+        with failing(self.opened_url):
+            unlocked = self.unlock(store)
+            with Repository(store, unlocked, self.surroundings(), level) as repository:
+                yield repository
+
+    def unlock(self, store: ObjectStore) -> Unlocked:
+        """Open the repository's keys with the secret at hand."""
+        superblock = read_superblock(store)
+        superblock.require("read")
+        secret = self.secret() if superblock.encrypted else None
+        unlocked = unlock(store, superblock, secret)
+        for slot in unlocked.outdated:
+            self.output.warn(f"key slot {slot} is outdated or damaged: everywhen key list")
+        return unlocked
+
+    def secret(self) -> str:
+        """Passphrase or recovery key: from a file, or typed in. Never from an argument. Raises NotAllowed."""
+        path = self.recovery_key_file or self.passphrase_file or self.env.get("EVERYWHEN_PASSPHRASE_FILE")
+        if path:
+            return read_secret(path)
+        if not sys.stdin.isatty():
+            raise NotAllowed(
+                "A repository passphrase is needed, and there is no terminal to ask on.",
+                do=["--passphrase-file FILE, or set EVERYWHEN_PASSPHRASE_FILE"],
+            )
+        return getpass.getpass(f"Repository passphrase for {self.opened_url}: ", stream=sys.stderr)
+
+    def new_passphrase(self) -> str:
+        """A passphrase for a new slot, typed twice or read from a file. Raises NotAllowed, WrongUsage."""
+        path = self.passphrase_file or self.env.get("EVERYWHEN_PASSPHRASE_FILE")
+        if path:
+            return read_secret(path)
+        if not sys.stdin.isatty():
+            raise WrongUsage(
+                "A new repository passphrase is needed, and there is no terminal to ask on.",
+                safe="Nothing was made.",
+                do=["--passphrase-file FILE, or set EVERYWHEN_PASSPHRASE_FILE"],
+            )
+        first = getpass.getpass("New repository passphrase: ", stream=sys.stderr)
+        if getpass.getpass("The same again: ", stream=sys.stderr) != first:
+            raise WrongUsage("The two passphrases differ.", safe="Nothing was made.")
+        return first
+
+    def surroundings(self) -> Surroundings:
+        """Clock, randomness, who we are, and where caches lie."""
+        cache = self.env.get("EVERYWHEN_CACHE") or os.path.join(
+            self.env.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "everywhen"
+        )
+        return Surroundings(time.time_ns, secrets.token_bytes, holder(), Path(cache))
+
+    @contextmanager
+    def progress(self, title: str) -> Iterator[Progress]:
+        """Show progress on standard error."""
+        with progress(self.output, title, clock=time.monotonic, style=self.progress_style) as job:
+            yield job
+
+
+def holder() -> Holder:
+    """This process, for sessions, leases and locks."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = ""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = ""
+    return Holder(socket.gethostname(), boot, os.getpid(), user)
+
+
+def read_secret(path: str) -> str:
+    """The first line of a file. Raises NotAllowed."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise NotAllowed(f"{path}: the passphrase file cannot be read ({error}).", on=path) from error
+    if not lines or not lines[0]:
+        raise NotAllowed(f"{path}: the passphrase file is empty.", on=path)
+    return lines[0]
+
+
+def local_zone(env: Mapping[str, str]) -> tzinfo:
+    """The terminal's time zone with its rules, not only today's offset: TZ, then /etc/localtime."""
+    name = env.get("TZ", "").lstrip(":")
+    try:
+        if name:
+            return ZoneInfo(name)
+        with Path("/etc/localtime").open("rb") as file:
+            return ZoneInfo.from_file(file, key="local")
+    except (OSError, ValueError):
+        return datetime.now().astimezone().tzinfo or UTC
+
+
+def _remembered(env: Mapping[str, str]) -> str | None:
+    try:
+        return Path(env.get("EVERYWHEN_CONFIG", SYSTEM_CONFIG)).read_text().strip() or None
+    except OSError:
+        return None

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""`everywhen points`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from everywhen.formats.point import RecoveryPoint
+from everywhen.interfaces.cli.app import LOOK, AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, app, context_of
+from everywhen.repository.ledger import Vm
+from everywhen.services.ages import age
+from everywhen.services.catalog import Catalog, read_catalog
+from everywhen.services.sizes import size
+from everywhen.services.times import local_time, rfc3339, zone_label
+
+
+@app.command("points", rich_help_panel=LOOK)
+def points(
+    vm: Annotated[str | None, typer.Argument(metavar="[VM]")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="The newest so many.")] = None,
+    repo: Repo = None,
+    passphrase_file: PassphraseFile = None,
+    recovery_key_file: RecoveryKeyFile = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Recovery points, newest first."""
+    context = context_of(locals())
+    with context.repository() as repository:
+        catalog = read_catalog(repository)
+        now = repository.surroundings.clock()
+    vms = {found.vm: found for found in ([catalog.vm(vm)] if vm else catalog.vms)}
+    chosen = [point for point in reversed(catalog.points) if point.vm in vms][:limit]
+    context.output.document([_document(catalog, vms[point.vm], point) for point in chosen])
+    rows = [
+        (
+            point.point,
+            vms[point.vm].name,
+            local_time(point.time_ns, context.zone),
+            age(now - point.time_ns),
+            point.reached,
+            str(len(point.disks)),
+            size(sum(disk.bytes_changed for disk in point.disks.values())),
+            size(sum(disk.bytes_stored for disk in point.disks.values())),
+            _note(catalog, point, now),
+        )
+        for point in chosen
+    ]
+    head = f"TIME ({zone_label(now, context.zone)})"
+    columns = ["POINT", "VM", head, "AGE", "CONSISTENCY", "DISKS", "CHANGED", "STORED", "NOTE"]
+    context.output.table(columns, rows, right=["DISKS", "CHANGED", "STORED"])
+    for text in catalog.unreadable:
+        context.output.warn(text)
+
+
+def _note(catalog: Catalog, point: RecoveryPoint, now: int) -> str:
+    held = [hold for hold in catalog.active_holds(now) if hold.point == point.point]
+    parts = [f'"{point.mark}"'] if point.mark else []
+    parts += [f"held: {hold.reason}" for hold in held]
+    parts += [point.why] if point.why else []
+    return ", ".join(parts)
+
+
+def _document(catalog: Catalog, vm: Vm, point: RecoveryPoint) -> dict[str, object]:
+    holds = [hold for hold in catalog.holds if hold.point == point.point]
+    return {
+        "id": point.point,
+        "vm": vm.name,
+        "time": rfc3339(point.time_ns),
+        "consistency": point.reached,
+        "why": point.why,
+        "mark": point.mark,
+        "parent": point.parent.point if point.parent else None,
+        "held": [{"reason": hold.reason, "until": rfc3339(hold.until_ns) if hold.until_ns else None} for hold in holds],
+        "disks": {
+            name: {
+                "size": disk.tree.size,
+                "format": disk.format,
+                "bytes_read": disk.bytes_read,
+                "bytes_changed": disk.bytes_changed,
+                "bytes_stored": disk.bytes_stored,
+            }
+            for name, disk in point.disks.items()
+        },
+        "files": sorted(point.files),
+    }

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Having points open: the reader's steps R1 to R4 of docs/locking.md, and copying a whole disk out in parallel."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+
+from everywhen.block.device import BLOCK_SIZE
+from everywhen.formats.ids import random_word
+from everywhen.formats.node import FANOUT, Names
+from everywhen.formats.point import RecoveryPoint, Tree
+from everywhen.repository.blockmap import BlockMap
+from everywhen.repository.fetch import ChunkFetcher
+from everywhen.repository.intake import WORKERS
+from everywhen.repository.repository import Repository
+from everywhen.storage.base import AccessDenied, ReadOnly
+
+_BATCH = 64
+_AHEAD = 2 * WORKERS
+
+
+class Sink(Protocol):
+    """Where the bytes of a disk go. Both methods are called from several threads."""
+
+    def write(self, offset: int, data: bytes) -> None: ...
+
+    def zero(self, offset: int, length: int) -> None: ...
+
+
+@contextmanager
+def opened_points(repository: Repository, what: str, points: list[RecoveryPoint]) -> Iterator[bool]:
+    """A lease on the points while the body runs; they were there after the lease was. Raises NoSuchPoint.
+
+    Gives False when the medium cannot be written: then nothing keeps another computer's gc from deleting them.
+    """
+    lease = repository.attend(f"leases/{random_word(repository.surroundings.randomness, 16)}", what, [p.point for p in points])
+    try:
+        lease.begin()
+    except (ReadOnly, AccessDenied):
+        repository.refresh()
+        yield False
+        return
+    try:
+        repository.refresh()
+        for point in points:
+            repository.points.get(point.point)
+        yield True
+    finally:
+        lease.end()
+
+
+def copy_disk(fetcher: ChunkFetcher, tree: Tree, sink: Sink, progress: Callable[[int], None]) -> None:
+    """Write a whole disk to `sink`: every byte exactly once, in about ascending order.
+
+    `progress` is told bytes of data (zeroes not counted). Raises Damaged, and what the sink raises.
+    """
+    block_map = BlockMap(fetcher.read, tree)
+    with ThreadPoolExecutor(WORKERS, thread_name_prefix="copy") as pool:
+        pending: deque[Future[int]] = deque()
+        try:
+            for job in _jobs(block_map, fetcher, sink):
+                pending.append(pool.submit(job))
+                if len(pending) > _AHEAD:
+                    progress(pending.popleft().result())
+            while pending:
+                progress(pending.popleft().result())
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def copy_disk_in_order(fetcher: ChunkFetcher, tree: Tree, sink: Sink, progress: Callable[[int], None]) -> None:
+    """`copy_disk` for a sink that cannot seek: strictly ascending, one write at a time; chunks are fetched ahead."""
+    block_map = BlockMap(fetcher.read, tree)
+    at = 0
+    with ThreadPoolExecutor(WORKERS, thread_name_prefix="copy") as pool:
+        pending: deque[tuple[int, int, Future[list[bytes]]]] = deque()
+
+        def settle() -> None:
+            nonlocal at
+            start, length, future = pending.popleft()
+            data = b"".join(future.result())[:length]
+            if start > at:
+                sink.zero(at, start - at)
+            sink.write(start, data)
+            at = start + length
+            progress(length)
+
+        try:
+            for first, names in _runs(block_map):
+                start = first * BLOCK_SIZE
+                length = min(len(names) * BLOCK_SIZE, tree.size - start)
+                pending.append((start, length, pool.submit(fetcher.read_many, names)))
+                if len(pending) > _AHEAD:
+                    settle()
+            while pending:
+                settle()
+        finally:
+            for *_, future in pending:
+                future.cancel()
+    if at < tree.size:
+        sink.zero(at, tree.size - at)
+
+
+def used_blocks(fetcher: ChunkFetcher, tree: Tree) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """(n,) int64: numbers of the blocks that are not known to be zero."""
+    parts = [np.empty(0, np.int64)]
+    for index, names in BlockMap(fetcher.read, tree).leaves():
+        parts.append(np.flatnonzero(names.any(axis=1)).astype(np.int64) + index * FANOUT)
+    return np.concatenate(parts)
+
+
+def _runs(block_map: BlockMap) -> Iterator[tuple[int, Names]]:
+    """(first block, names) of stretches of used blocks, at most `_BATCH` long, in order."""
+    for index, names in block_map.leaves():
+        used = np.flatnonzero(names.any(axis=1))
+        for stretch in np.split(used, np.flatnonzero(np.diff(used) != 1) + 1):
+            for at in range(0, len(stretch), _BATCH):
+                slots = stretch[at : at + _BATCH]
+                yield index * FANOUT + int(slots[0]), names[slots]
+
+
+def _jobs(block_map: BlockMap, fetcher: ChunkFetcher, sink: Sink) -> Iterator[Callable[[], int]]:
+    """Work that covers the disk once; each job tells how many bytes of data it wrote.
+
+    A job takes up to `_BATCH` used blocks, neighbours or not: on a fragmented disk that is still few reads of packs.
+    """
+    at = 0
+    group: list[tuple[int, Names]] = []
+    count = 0
+    for first, names in _runs(block_map):
+        start = first * BLOCK_SIZE
+        if start > at:
+            yield _zeroing(sink, at, start - at)
+        at = min(start + len(names) * BLOCK_SIZE, block_map.size)
+        group.append((first, names))
+        count += len(names)
+        if count >= _BATCH:
+            yield _writing(fetcher, sink, block_map.size, group)
+            group, count = [], 0
+    if group:
+        yield _writing(fetcher, sink, block_map.size, group)
+    if at < block_map.size:
+        yield _zeroing(sink, at, block_map.size - at)
+
+
+def _zeroing(sink: Sink, start: int, length: int) -> Callable[[], int]:
+    def job() -> int:
+        sink.zero(start, length)
+        return 0
+
+    return job
+
+
+def _writing(fetcher: ChunkFetcher, sink: Sink, size: int, group: list[tuple[int, Names]]) -> Callable[[], int]:
+    def job() -> int:
+        contents = fetcher.read_many(np.concatenate([names for _, names in group]))
+        done = taken = 0
+        for first, names in group:
+            start = first * BLOCK_SIZE
+            length = min(len(names) * BLOCK_SIZE, size - start)
+            data = b"".join(contents[taken : taken + len(names)])
+            sink.write(start, data if len(data) == length else data[:length])
+            taken += len(names)
+            done += length
+        return done
+
+    return job

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""One recovery point out of disk images: first, by hash scan, or from known changes; all the same code."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from blake3 import blake3
+
+from everywhen import __version__
+from everywhen.block import qemu_locks
+from everywhen.block.image import Image
+from everywhen.block.image_errors import ImageInUse
+from everywhen.block.open_image import open_image
+from everywhen.formats.point import Disk, RecoveryPoint, Tree
+from everywhen.repository.intake import Intake, Ranges
+from everywhen.repository.ledger import Ledger, Vm
+from everywhen.repository.repository import Repository
+from everywhen.repository.writer import PointWriter, parent_link, write_point
+from everywhen.services.catalog import Catalog
+from everywhen.services.changed_blocks import find_miss, read_changed_blocks
+from everywhen.services.failures import Busy, WrongUsage
+from everywhen.services.naming import is_name
+
+Report = Callable[[int, int | None], None]
+"""Told bytes done and bytes in all."""
+
+_LIVE = "read while a running VM or another program may have been writing to it"
+_MOVED = "changed while it was read"
+_LARGEST_FILE = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class BackupOrder:
+    """What to back up: images by disk name, configuration files, and what is known of the changes."""
+
+    vm: str
+    images: dict[str, str]
+    files: list[str] = field(default_factory=list)
+    changed_blocks: dict[str, str] = field(default_factory=dict)
+    since: str | None = None
+    formats: dict[str, str] = field(default_factory=dict)
+    live: bool = False
+    allow_outside: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BackupResult:
+    """The point that was made, and what the user must hear about it."""
+
+    point: RecoveryPoint
+    vm: Vm
+    seconds: float
+    misses: dict[str, int]
+    """By disk: a block that had changed although the list of changes did not name it; the disk was scanned in full."""
+    remarks: list[str]
+
+
+def back_up(repository: Repository, catalog: Catalog, order: BackupOrder, report: Report) -> BackupResult:
+    """Make the point. Raises Failure and the errors of the layers below."""
+    began = repository.surroundings.clock()
+    if not is_name(order.vm):
+        raise WrongUsage(f'"{order.vm}" is not a name for a VM: use a-z, 0-9, dot, dash and underscore.', on=order.vm)
+    vm, known = _vm(repository, catalog, order.vm)
+    parent = catalog.newest(vm)
+    with ExitStack() as opened:
+        images = {name: opened.enter_context(_opened(order, name, path)) for name, path in order.images.items()}
+        changes = {name: _changes(order, name, images[name], parent) for name in images}
+        live = {name: reason for name, image in images.items() if (reason := _hold_still(order, image, opened))}
+        before = {name: image.fingerprint() for name, image in images.items()}
+        total = sum(_to_read(images[name], changes[name]) for name in images)
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            report(min(done, total), total)
+
+        report(0, total)
+        with write_point(repository, f"backup {order.vm}", first_copy=parent is None) as writer:
+            misses: dict[str, int] = {}
+            intakes: dict[str, Intake] = {}
+            for name, image in images.items():
+                base = parent.disks[name].tree if parent and name in parent.disks else None
+                ranges = changes[name]
+                miss = _miss(repository, image, base, ranges)
+                if miss is not None:
+                    misses[name], ranges = miss, None
+                intakes[name] = writer.take(image, base, ranges, advance)
+            files = {Path(path).name: _take_file(writer, path) for path in order.files}
+            moved = {name for name, image in images.items() if image.fingerprint() != before[name]}
+            whys = sorted({*live.values()} | ({_MOVED} if moved else set()))
+            if not known:
+                Ledger(repository.documents).put_vm(vm)
+            now = repository.surroundings.clock()
+            point = RecoveryPoint(
+                point=writer.point,
+                vm=vm.vm,
+                # Recorded time never runs backwards along a chain, whatever the clock does.
+                time_ns=max(began, parent.time_ns + 1) if parent else began,
+                number=parent.number + 1 if parent else 1,
+                epoch=1,
+                parent=parent_link(repository, parent),
+                asked="crash",
+                reached="none" if whys else "crash",
+                why="; ".join(whys),
+                disks={name: _disk(images[name], intake) for name, intake in intakes.items()},
+                files=files,
+                seconds=round((now - began) / 1e9, 3),
+                program=__version__,
+            )
+            writer.commit(point)
+    remarks = [f"{order.images[name]}: {remark}" for name, image in images.items() for remark in image.summary.remarks]
+    return BackupResult(point, vm, point.seconds, misses, remarks)
+
+
+def _vm(repository: Repository, catalog: Catalog, name: str) -> tuple[Vm, bool]:
+    """The VM of that name, and whether it is known.
+
+    Images given by hand have no hypervisor's UUID: the identity follows from the name, so that two first backups at the
+    same time make one VM.
+    """
+    for vm in catalog.vms:
+        if vm.name == name:
+            return vm, True
+    key = repository.unlocked.keyset.naming_key
+    identity = blake3(b"vm by name\0" + name.encode(), key=key).hexdigest(16)
+    return Vm(identity, name, name, "", "", repository.surroundings.clock()), False
+
+
+def _opened(order: BackupOrder, name: str, path: str) -> _Closing:
+    if not is_name(name):
+        raise WrongUsage(f'"{name}" is not a name for a disk: use a-z, 0-9, dot, dash and underscore.', on=name)
+    return _Closing(open_image(path, format=order.formats.get(name), allow_outside=order.allow_outside))
+
+
+class _Closing:
+    def __init__(self, image: Image) -> None:
+        self._image = image
+
+    def __enter__(self) -> Image:
+        return self._image
+
+    def __exit__(self, *_: object) -> None:
+        self._image.close()
+
+
+def _hold_still(order: BackupOrder, image: Image, opened: ExitStack) -> str:
+    """Keep QEMU from writing to the image while it is read; '' when that holds, else why it does not (`--live`)."""
+    try:
+        opened.enter_context(qemu_locks.reading(image.files))
+    except ImageInUse as error:
+        if not order.live:
+            raise Busy(
+                str(error),
+                on=image.files[0],
+                safe="Nothing was read or changed.",
+                do=["Shut the VM down first.", "Or read it as it is, with consistency `none`: --live"],
+            ) from error
+        return _LIVE
+    return ""
+
+
+def _changes(order: BackupOrder, name: str, image: Image, parent: RecoveryPoint | None) -> Ranges | None:
+    """The known changes of a disk, or None for a scan. Refused unless they begin at the disk's newest point."""
+    path = order.changed_blocks.get(name)
+    if path is None:
+        return None
+    if order.since is None:
+        raise WrongUsage("--changed-blocks needs --since POINT: the point that the changes begin at.", on=name)
+    if parent is None or name not in parent.disks or parent.point != order.since:
+        newest = parent.point if parent and name in parent.disks else "none"
+        raise WrongUsage(
+            f"The changes of {name} begin at {order.since}, but its newest point is {newest}.",
+            on=name,
+            safe="Nothing was read or written.",
+            do=["Leave --changed-blocks out: the disk is then compared by hash."],
+        )
+    return read_changed_blocks(Path(path), image.size)
+
+
+def _miss(repository: Repository, image: Image, base: Tree | None, ranges: Ranges | None) -> int | None:
+    if base is None or ranges is None:
+        return None
+    chance = random.Random(repository.surroundings.randomness(16))  # noqa: S311 - a sample, no secret
+    return find_miss(image, repository.block_map(base), ranges, repository.make_codec(), chance)
+
+
+def _to_read(image: Image, changes: Ranges | None) -> int:
+    """About how many bytes will be read."""
+    if changes is not None:
+        return sum((end - first) << 16 for first, end in changes)
+    return sum(extent.length for extent in image.extents() if not extent.zero)
+
+
+def _take_file(writer: PointWriter, path: str) -> Tree:
+    content = Path(path).read_bytes()
+    if len(content) > _LARGEST_FILE:
+        raise WrongUsage(f"{path} has {len(content):,} bytes: too large for a configuration file.", on=path)
+    return writer.take_file(content)
+
+
+def _disk(image: Image, intake: Intake) -> Disk:
+    return Disk(intake.tree, image.format, intake.bytes_read, intake.bytes_changed, intake.bytes_stored)

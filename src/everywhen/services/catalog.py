@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What a repository holds, as people name it: VMs, their moments, what is dropped and what is held. Read once a command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import tzinfo
+
+from everywhen.formats.point import RecoveryPoint, Tombstone
+from everywhen.repository.ledger import Drop, Hold, Ledger, Vm
+from everywhen.repository.repository import Repository
+from everywhen.services.addresses import Address
+from everywhen.services.failures import NotFound
+from everywhen.services.moments import Moment
+from everywhen.services.naming import find_vm
+from everywhen.services.whens import Found, parse_when, resolve
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """A snapshot of the repository's metadata at the time of reading."""
+
+    url: str
+    vms: list[Vm]
+    points: list[RecoveryPoint]
+    """Oldest first; dropped ones are not among them."""
+    dropped: dict[str, Drop]
+    """Points that were dropped and can still be taken back, or are about to be deleted."""
+    dropped_points: list[RecoveryPoint]
+    tombstones: list[Tombstone]
+    unreadable: list[str]
+    drops: list[Drop]
+    holds: list[Hold]
+
+    def vm(self, name: str) -> Vm:
+        """The VM that a user named. Raises NotFound, WrongUsage."""
+        ours = find_vm(name, {vm.name: vm.source for vm in self.vms}, where=self.url)
+        return next(vm for vm in self.vms if vm.name == ours)
+
+    def points_of(self, vm: Vm) -> list[RecoveryPoint]:
+        """Its points, oldest first."""
+        return [point for point in self.points if point.vm == vm.vm]
+
+    def newest(self, vm: Vm) -> RecoveryPoint | None:
+        """Its newest point."""
+        points = self.points_of(vm)
+        return points[-1] if points else None
+
+    def moments_of(self, vm: Vm) -> list[Moment]:
+        """Its moments, for addresses and retention."""
+        return [moment_of(point) for point in self.points_of(vm)]
+
+    def find(self, address: Address, *, now_ns: int, zone: tzinfo, exact: bool) -> tuple[Vm, RecoveryPoint, Found]:
+        """The point that an address means. Raises NotFound, WrongUsage."""
+        vm = self.vm(address.vm)
+        when = parse_when(address.when or "latest", now_ns=now_ns, zone=zone)
+        found = resolve(vm.name, when, self.moments_of(vm), zone=zone, exact=exact)
+        point = next(point for point in self.points if point.point == found.moment.id)
+        if address.disk is not None and address.disk not in point.disks:
+            disks = ", ".join(sorted(point.disks))
+            raise NotFound(f"{vm.name} had no disk {address.disk} at {point.point}. It had: {disks}.", on=str(address))
+        return vm, point, found
+
+    def active_holds(self, now_ns: int) -> list[Hold]:
+        """Holds that have not ended."""
+        return [hold for hold in self.holds if hold.active(now_ns)]
+
+
+def moment_of(point: RecoveryPoint) -> Moment:
+    """A point as a moment."""
+    return Moment(point.point, point.time_ns, point.reached, point.mark)
+
+
+def read_catalog(repository: Repository) -> Catalog:
+    """Read everything. Raises StorageError, FormatError."""
+    ledger = Ledger(repository.documents)
+    vms = ledger.vms()
+    # Points before drops: a drop made in between names points that are known, never the other way round.
+    points, tombstones, unreadable = repository.points.list()
+    drops = ledger.drops()
+    gone = {point: drop for drop in drops for point in drop.points}
+    return Catalog(
+        url=repository.store.url,
+        vms=vms,
+        points=[point for point in points if point.point not in gone],
+        dropped=gone,
+        dropped_points=[point for point in points if point.point in gone],
+        tombstones=tombstones,
+        unreadable=unreadable,
+        drops=drops,
+        holds=ledger.holds(),
+    )

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The store that a user names: a path, or s3:// az:// gs://."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from everywhen.storage.base import ObjectStore
+from everywhen.storage.objectstore import SCHEMES, CloudStore
+from everywhen.storage.posix import PosixStore
+
+_SETTINGS = {
+    "s3": {"AWS_ENDPOINT_URL": "endpoint", "AWS_ACCESS_KEY_ID": "access_key_id", "AWS_SECRET_ACCESS_KEY": "secret_access_key"}
+    | {"AWS_REGION": "region", "AWS_SESSION_TOKEN": "session_token"},
+    "az": {"AZURE_STORAGE_ACCOUNT_NAME": "account_name", "AZURE_STORAGE_ACCOUNT_KEY": "account_key"}
+    | {"AZURE_STORAGE_ENDPOINT": "endpoint"},
+    "gs": {"GOOGLE_SERVICE_ACCOUNT": "service_account", "GOOGLE_BASE_URL": "base_url"},
+}
+"""Environment variables that say where an object store is and who asks, and obstore's names for them."""
+
+
+def open_store(where: str, environment: Mapping[str, str]) -> ObjectStore:
+    """The store at a path or URL; credentials come from `environment`. Nothing is read yet. Raises StorageError."""
+    scheme, separator, _ = where.partition("://")
+    if separator and scheme in SCHEMES:
+        settings = _SETTINGS[scheme]
+        return CloudStore(where, {settings[key]: environment[key] for key in settings if environment.get(key)})
+    return PosixStore(os.path.expanduser(where))
