@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from everywhen.services.addresses import Address, parse_address, quoted
@@ -19,6 +20,7 @@ from everywhen.services.sizes import parse_size, size
 from everywhen.services.times import Stretch, folder_name, local_time, parse_time, rfc3339
 from everywhen.services.whens import Latest, Marked, PointNamed, parse_when, resolve
 
+THOROUGH = settings(max_examples=3_000 if os.environ.get("EVERYWHEN_SOAK") else 100, deadline=None)
 NOW = 1_795_000_000 * SECOND
 zones = st.sampled_from(["UTC", "Europe/Berlin", "Australia/Lord_Howe", "America/Havana"]).map(ZoneInfo)
 instants = st.integers(0, 4_000_000_000 * SECOND)
@@ -52,11 +54,13 @@ pieces = st.lists(
 hostile = st.text(max_size=40) | pieces.map("".join)
 
 
+@THOROUGH
 @given(st.builds(Address, texts, st.none() | names, st.none() | whens, st.none() | paths))
 def test_addresses_are_read_back(address: Address) -> None:
     assert parse_address(str(address)) == address
 
 
+@THOROUGH
 @given(hostile)
 def test_any_address_is_read_or_refused(text: str) -> None:
     try:
@@ -67,6 +71,7 @@ def test_any_address_is_read_or_refused(text: str) -> None:
         assert parse_address(str(address)) == address
 
 
+@THOROUGH
 @given(hostile, zones)
 def test_any_when_is_read_or_refused(text: str, zone: ZoneInfo) -> None:
     moments = [Moment("p-aaaaaaaaaaaa", NOW, mark="web1"), Moment("p-aaaaaaaaaaab", NOW - 1)]
@@ -77,6 +82,7 @@ def test_any_when_is_read_or_refused(text: str, zone: ZoneInfo) -> None:
     assert found.moment in moments
 
 
+@THOROUGH
 @given(texts, zones)
 def test_quoted_marks_are_read_back(mark: str, zone: ZoneInfo) -> None:
     address = parse_address(f"web1@{quoted(mark)}:/etc")
@@ -84,6 +90,7 @@ def test_quoted_marks_are_read_back(mark: str, zone: ZoneInfo) -> None:
     assert parse_when(address.when, now_ns=NOW, zone=zone).target == Marked(mark)
 
 
+@THOROUGH
 @given(instants, zones)
 def test_exact_times_are_read_back(time_ns: int, zone: ZoneInfo) -> None:
     stretch = parse_time(rfc3339(time_ns), now_ns=NOW, zone=zone)
@@ -92,6 +99,7 @@ def test_exact_times_are_read_back(time_ns: int, zone: ZoneInfo) -> None:
     assert (stretch.earliest_ns == time_ns) or time_ns % SECOND == 0
 
 
+@THOROUGH
 @given(instants, zones)
 def test_a_time_copied_from_a_listing_reaches_its_moment(time_ns: int, zone: ZoneInfo) -> None:
     shown = local_time(time_ns, zone)
@@ -104,6 +112,7 @@ def test_a_time_copied_from_a_listing_reaches_its_moment(time_ns: int, zone: Zon
         assert stretch == Stretch(time_ns // SECOND * SECOND, time_ns // SECOND * SECOND + SECOND - 1)
 
 
+@THOROUGH
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=20), st.integers(0, 50))
 def test_the_latest_one_not_after(times: list[int], asked: int) -> None:
     zone = ZoneInfo("UTC")
@@ -119,12 +128,14 @@ def test_the_latest_one_not_after(times: list[int], asked: int) -> None:
     assert found.exact == (asked in times)
 
 
+@THOROUGH
 @given(st.from_regex(r"p-[0-9a-z]{1,12}", fullmatch=True), zones)
 def test_ids_are_ids(text: str, zone: ZoneInfo) -> None:
     assert parse_when(text, now_ns=NOW, zone=zone).target == PointNamed(text)
     assert parse_when("latest", now_ns=NOW, zone=zone).target == Latest()
 
 
+@THOROUGH
 @given(st.text(max_size=80), st.lists(st.text(max_size=80), max_size=5))
 def test_names_of_ours(given_name: str, others: list[str]) -> None:
     taken: set[str] = set()
@@ -136,11 +147,13 @@ def test_names_of_ours(given_name: str, others: list[str]) -> None:
         taken.add(name)
 
 
+@THOROUGH
 @given(names)
 def test_a_name_of_ours_stays(name: str) -> None:
     assert our_name(name, (), fallback="vm") == name.rstrip("._-")
 
 
+@THOROUGH
 @given(hostile | st.from_regex(r"[0-9]{1,20}(\.[0-9]{1,12})? ?[kKMGTPEiB%]{0,3}", fullmatch=True))
 def test_any_size_and_span_is_read_or_refused(text: str) -> None:
     for parse in (parse_size, parse_span):
@@ -148,11 +161,13 @@ def test_any_size_and_span_is_read_or_refused(text: str) -> None:
             assert parse(text) >= 0
 
 
+@THOROUGH
 @given(st.integers(0, 10**20))
 def test_a_shown_size_is_near(count: int) -> None:
     assert abs(parse_size(size(count)) - count) * 1000 <= max(51 * count, 0)
 
 
+@THOROUGH
 @given(st.integers(0, 999 * 86400 * SECOND))
 def test_a_shown_span_is_near(ns: int) -> None:
     shown = span(ns)

@@ -18,7 +18,7 @@ from everywhen.services.moments import Moment
 from everywhen.services.retention import KINDS, UNITS, Policy, Term, nearest_term, parse_terms
 from everywhen.services.thinning import Hold, plan
 
-EXAMPLES = 2_000 if os.environ.get("EVERYWHEN_SOAK") else 150
+THOROUGH = settings(max_examples=2_000 if os.environ.get("EVERYWHEN_SOAK") else 150, deadline=None)
 ZONES = ["UTC", "Europe/Berlin", "America/St_Johns", "Australia/Lord_Howe", "Asia/Kathmandu", "America/Havana"]
 LABELS = {
     "hourly": "%Y-%m-%d %H {fold}",
@@ -100,7 +100,7 @@ def reference(policy: Policy, moments: list[Moment], now_ns: int) -> dict[str, s
     return kept
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@THOROUGH
 @given(policies, histories, clocks)
 def test_the_plan_is_the_reference(policy: Policy, moments: list[Moment], now_ns: int) -> None:
     decided = {d.moment.id: set(d.kept_as) for d in plan(policy, moments, now_ns=now_ns).decisions}
@@ -113,7 +113,7 @@ def test_the_plan_is_the_reference(policy: Policy, moments: list[Moment], now_ns
     assert decided == expected
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@THOROUGH
 @given(policies, histories, clocks, terms)
 def test_one_more_term_never_drops_more(policy: Policy, moments: list[Moment], now_ns: int, term: Term) -> None:
     more = Policy((*(t for t in policy.terms if t.kind != term.kind), term), policy.zone, policy.by_calendar)
@@ -123,7 +123,7 @@ def test_one_more_term_never_drops_more(policy: Policy, moments: list[Moment], n
     }
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@THOROUGH
 @given(policies, histories, clocks, st.randoms(use_true_random=False))
 def test_thinning_twice_is_thinning_once(policy: Policy, moments: list[Moment], now_ns: int, shuffle: object) -> None:
     first = plan(policy, moments, now_ns=now_ns)
@@ -132,7 +132,7 @@ def test_thinning_twice_is_thinning_once(policy: Policy, moments: list[Moment], 
     assert [d for d in first.decisions if d.kept_as] == list(again.decisions)
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@THOROUGH
 @given(policies, histories, clocks, st.data())
 def test_held_and_newest_always_stay(policy: Policy, moments: list[Moment], now_ns: int, data: st.DataObject) -> None:
     held = data.draw(st.lists(st.sampled_from(moments), unique=True)) if moments else []
@@ -144,6 +144,7 @@ def test_held_and_newest_always_stay(policy: Policy, moments: list[Moment], now_
     assert set(plan(policy, moments, now_ns=now_ns).kept) <= set(kept)
 
 
+@THOROUGH
 @given(term_lists)
 def test_printed_terms_are_read_back(found: tuple[Term, ...]) -> None:
     line = ", ".join(map(str, found))
@@ -151,6 +152,7 @@ def test_printed_terms_are_read_back(found: tuple[Term, ...]) -> None:
     assert parse_terms(line.upper().replace(", ", " ,  ")) == found
 
 
+@THOROUGH
 @given(st.text(max_size=40) | st.text(alphabet="hourlydaitnmewks -,0123456789", max_size=60))
 def test_any_line_is_read_or_refused(line: str) -> None:
     try:
@@ -160,6 +162,7 @@ def test_any_line_is_read_or_refused(line: str) -> None:
     assert parse_terms(", ".join(map(str, found))) == found
 
 
+@THOROUGH
 @given(st.text(max_size=30) | st.from_regex(r"[a-z-]{0,8} ?[0-9]{0,6} ?[a-z]{0,7}", fullmatch=True))
 def test_the_nearest_term_is_a_right_one(text: str) -> None:
     suggestion = nearest_term(text)
