@@ -20,7 +20,7 @@ FILL = random.Random(3).randbytes(LARGEST)
 extents = st.lists(st.tuples(st.integers(0, LARGEST - 1), st.integers(0, 3 << 20)), max_size=8)
 
 
-def written(layout: Layout, disk: bytes) -> bytearray:
+def written(layout: Layout, disk: bytearray) -> bytearray:
     """The file as a restore writes it: the computed bytes, then the disk in pieces of odd sizes."""
     file = bytearray(layout.file_size)
     for offset, content in layout.metadata():
@@ -47,7 +47,7 @@ def test_random_access_equals_the_written_file(
         disk[start : start + length] = FILL[start : start + length]
 
     def read_disk(offset: int, length: int) -> bytes:
-        assert 0 <= offset
+        assert offset >= 0
         assert 0 < length <= size - offset
         return bytes(disk[offset : offset + length])
 

@@ -118,5 +118,6 @@ def size_text(size: int) -> str:
     """A size for people: '40 GB', '1.5 MB', '812 bytes' (powers of 1000, as disks are sold)."""
     for exponent, unit in ((12, "TB"), (9, "GB"), (6, "MB"), (3, "kB")):
         if size >= 10**exponent:
-            return f"{size / 10**exponent:.3g} {unit}" if size < 1000 * 10**exponent else f"{size // 10**exponent} {unit}"
+            value = size / 10**exponent
+            return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}".replace(".0", "")
     return f"{size} bytes"

@@ -135,8 +135,8 @@ def _open_file(path: str, current: HostFile, size: int) -> Descriptor:
 def _differing(new: memoryview, old: bytes) -> list[tuple[int, int]]:
     """Ranges of whole pages (the last may be shorter) where these two of the same length differ."""
     pages, rest = divmod(len(new), _PAGE)
-    wanted = np.frombuffer(new, np.uint64, pages * _PAGE // 8).reshape(pages, -1)
-    present = np.frombuffer(old, np.uint64, pages * _PAGE // 8).reshape(pages, -1)
+    wanted = np.frombuffer(new, np.uint64, pages * _PAGE // 8).reshape(pages, _PAGE // 8)
+    present = np.frombuffer(old, np.uint64, pages * _PAGE // 8).reshape(pages, _PAGE // 8)
     numbers = np.flatnonzero((wanted != present).any(axis=1)).astype(np.int64)
     if rest and new[pages * _PAGE :] != old[pages * _PAGE :]:
         numbers = np.append(numbers, pages)
