@@ -108,6 +108,16 @@ def test_a_put_is_durable_before_it_is_seen_and_its_name_before_it_returns(tmp_p
     assert calls.made[-1] == ("fsync_folder", "ab")
 
 
+def test_a_loser_writes_nothing(tmp_path: Path) -> None:
+    calls = RecordedCalls()
+    store = PosixStore(tmp_path, calls=calls)
+    store.put("points/p", [b"first"])
+    calls.made.clear()
+    with pytest.raises(AlreadyExists):
+        store.put("points/p", [b"second"], if_absent=True)
+    assert calls.made == []
+
+
 def test_folders_made_by_another_process_are_made_durable_too(tmp_path: Path) -> None:
     (tmp_path / "packs" / "ab").mkdir(parents=True)
     calls = RecordedCalls()
@@ -333,6 +343,15 @@ def test_what_another_process_deletes_or_replaces_is_not_read_any_longer(tmp_pat
     theirs.delete("packs/x")
     with pytest.raises(ObjectNotFound):
         ours.get_range("packs/x", 0, 6)
+    assert open_files_below(tmp_path) == 0
+
+
+def test_a_deleted_object_gives_its_space_back_at_once(tmp_path: Path) -> None:
+    store = PosixStore(tmp_path)
+    store.put("packs/x", [b"x"])
+    store.get_range("packs/x", 0, 1)
+    assert open_files_below(tmp_path) == 1
+    store.delete("packs/x")
     assert open_files_below(tmp_path) == 0
 
 

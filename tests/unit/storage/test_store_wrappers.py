@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from everywhen.storage.base import (
 )
 from everywhen.storage.delayed import DelayedStore
 from everywhen.storage.faulty import Fault, FaultyStore, Operation, flip_bit, truncate
+from everywhen.storage.forwarding import Kind
 from everywhen.storage.memory import MemoryStore
 from everywhen.storage.metered import MeteredStore
 from everywhen.storage.posix import PosixStore
@@ -107,7 +108,7 @@ def test_a_lasting_fault_lasts_until_it_is_healed() -> None:
 def test_any_operation_can_fail() -> None:
     store = FaultyStore(MemoryStore())
     store.put("a", [b"x"])
-    asked = {
+    asked: dict[Kind, Callable[[], object]] = {
         "get": lambda: store.get("a"),
         "get_range": lambda: store.get_range("a", 0, 1),
         "size": lambda: store.size("a"),
@@ -118,7 +119,7 @@ def test_any_operation_can_fail() -> None:
     for kind, ask in asked.items():
         for done in (False, True):
             store.heal()
-            store.add(Fault(kind, error=Unavailable, done=done))  # type: ignore[arg-type]
+            store.add(Fault(kind, error=Unavailable, done=done))
             with pytest.raises(Unavailable):
                 ask()
     assert contents(store) == {}
@@ -263,6 +264,16 @@ class Careless(MemoryStore):
         super().put(name, parts)
 
 
+class Treacherous(MemoryStore):
+    """Says that the object is there, but replaces it."""
+
+    def put(self, name: str, parts: Sequence[Buffer], *, if_absent: bool = False) -> None:
+        there = name in self.snapshot()
+        super().put(name, parts)
+        if if_absent and there:
+            raise AlreadyExists(name, "replaced all the same")
+
+
 class Forgetful(MemoryStore):
     """Lists what was there before the last change."""
 
@@ -286,6 +297,7 @@ def test_the_probe_sees_what_a_store_does_not_keep() -> None:
     assert probe_traits(MemoryStore(), "probe/x") == Traits(put_if_absent=True, consistent_list=True, remote=False)
     careless, forgetful = Careless(), Forgetful()
     assert not probe_traits(careless, "probe/x").put_if_absent
+    assert not probe_traits(Treacherous(), "probe/x").put_if_absent
     assert not probe_traits(forgetful, "probe/x").consistent_list
     assert contents(careless) == {}
 
