@@ -180,8 +180,7 @@ class Run:
             less = keys.take(middle, mode="clip") < wanted
             low = np.where(less, middle + 1, low)
             high = np.where(less, high, middle)
-        # A finished search may have looked one row behind its bucket, and have gone there by a key not checked yet.
-        row = np.minimum(low, limit)
+        row = low  # a finished search may have stepped past its limit, by a key of the next bucket: no match there
         while True:
             hit = np.nonzero((row < limit) & (keys.take(row, mode="clip") == wanted))[0]
             if not len(hit):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,6 +130,47 @@ def test_two_processes_add_at_once_and_numbers_stay_what_they_were(tmp_path: Pat
     for number in range(6):
         index = (one, two)[number % 2]
         assert {index.pack_id(known) for known in before[number]} == {pack_id(number)}
+
+
+def test_a_pack_added_while_others_add_and_remove_it_is_kept(tmp_path: Path) -> None:
+    rng = np.random.default_rng(10)
+    one, two = opened(tmp_path), opened(tmp_path)
+    pack = random_pack(rng, 100)
+    one.add_pack(pack_id(1), pack)
+    two.add_pack(pack_id(1), pack)
+    two.flush()
+    two.remove_packs([pack_id(1)])
+    two.flush()
+    one.flush()
+    for index in (one, opened(tmp_path)):
+        assert index.known_packs() == {pack_id(1)}
+        assert index.lookup(pack.names).found.all()
+
+
+def test_a_merge_that_was_overtaken_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(11)
+    slow, quick = opened(tmp_path), opened(tmp_path)
+    packs = [random_pack(rng, 100) for _ in range(3)]
+    slow.add_pack(pack_id(0), packs[0])
+    slow.flush()
+    real_merge, overtaken = run_cache.merge, []
+
+    def overtake(*args: Any) -> None:
+        real_merge(*args)
+        if not overtaken:
+            overtaken.append(True)
+            quick.add_pack(pack_id(1), packs[1])
+            quick.flush()
+
+    monkeypatch.setattr(run_cache, "merge", overtake)
+    slow.add_pack(pack_id(2), packs[2])
+    slow.flush()
+    assert overtaken
+    slow.refresh()
+    for index in (slow, quick, opened(tmp_path)):
+        index.refresh()
+        assert all(index.lookup(pack.names).found.all() for pack in packs)
+        assert sum(placed.run.count for placed in index.view()) == 300
 
 
 def test_lookups_from_threads_while_packs_are_added_and_files_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
