@@ -15,7 +15,7 @@ import pytest
 from index_samples import name, names_of, pack_id, pack_of, random_names, random_pack  # type: ignore[import-not-found]
 
 from everywhen.formats.pack import FRAME_SIZE
-from everywhen.repository import run_cache
+from everywhen.repository import run_cache, run_merge
 from everywhen.repository.index import ChunkIndex
 from everywhen.repository.run_cache import discard
 from everywhen.repository.runs import CacheDamaged
@@ -153,10 +153,10 @@ def test_a_merge_that_was_overtaken_is_dropped(tmp_path: Path, monkeypatch: pyte
     packs = [random_pack(rng, 100) for _ in range(3)]
     slow.add_pack(pack_id(0), packs[0])
     slow.flush()
-    real_merge, overtaken = run_cache.merge, []
+    overtaken = list[bool]()
 
     def overtake(*args: Any) -> None:
-        real_merge(*args)
+        run_merge.merge(*args)
         if not overtaken:
             overtaken.append(True)
             quick.add_pack(pack_id(1), packs[1])
@@ -251,7 +251,7 @@ def test_a_cache_deleted_under_a_running_process_is_begun_anew(tmp_path: Path) -
 
 KILLED = """
 import os, sys, numpy as np
-from everywhen.repository import run_cache
+from everywhen.repository import run_cache, run_merge
 from everywhen.repository.index import ChunkIndex
 from everywhen.formats.pack import PackIndex
 where, moment = sys.argv[1:]
