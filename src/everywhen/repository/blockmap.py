@@ -158,24 +158,30 @@ class BlockMapBuilder:
         return self._put(encode_node(level, names), before)
 
 
-def names_needed(read: ReadChunk, tree: Tree, seen: Callable[[ChunkName], bool]) -> Iterator[Names]:
+def names_needed(read_many: Callable[[Names], list[bytes]], tree: Tree, seen: set[bytes]) -> Iterator[Names]:
     """All chunk names a tree needs, nodes included, in arrays (n, 32) with zeroes where absent.
 
-    `seen` says of an inner node or leaf that its subtree was walked before (other points share most of theirs).
+    `seen` holds the nodes that were walked before, by this or another tree (points share most of theirs); they are
+    passed over, and new ones are added. Children of one node are read together. Raises Damaged, FormatError.
     """
     if tree.root is None:
         return
-    stack = [(tree.root, root_level(blocks_of(tree.size)))]
+    level = root_level(blocks_of(tree.size))
+    stack = [(np.frombuffer(tree.root, np.uint8).reshape(1, CHUNK_NAME_SIZE), level)]
     while stack:
-        name, level = stack.pop()
-        if seen(name):
+        names, level = stack.pop()
+        new = [row for row in range(len(names)) if names[row].tobytes() not in seen]
+        if not new:
             continue
-        yield np.frombuffer(name, np.uint8).reshape(1, CHUNK_NAME_SIZE)
-        names = decode_node(read(name), level)
-        if level == 0:
-            yield names
-        else:
-            stack.extend((ChunkName(names[slot].tobytes()), level - 1) for slot in np.flatnonzero(names.any(axis=1)))
+        names = names[new]
+        seen.update(row.tobytes() for row in names)
+        yield names
+        for content in read_many(names):
+            entries = decode_node(content, level)
+            if level == 0:
+                yield entries
+            else:
+                stack.append((entries[entries.any(axis=1)], level - 1))
 
 
 def _chunk(row: Names) -> ChunkName | None:

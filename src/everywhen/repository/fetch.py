@@ -9,25 +9,21 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
 from everywhen.formats.errors import Corrupt, FormatError
 from everywhen.formats.ids import ChunkName, PackId, pack_object
 from everywhen.formats.node import Names
-from everywhen.formats.pack import FULL_RAW, FULL_ZSTD, Record
+from everywhen.formats.pack import Record
 from everywhen.repository.chunk import ChunkCodec
 from everywhen.repository.errors import Damaged
-from everywhen.repository.index import ChunkIndex, Located
+from everywhen.repository.index import ChunkIndex
+from everywhen.repository.near import near
 from everywhen.repository.packs import OpenPack, PackReader
 from everywhen.repository.twins import twin_of
 from everywhen.storage.base import ObjectNotFound
-
-_GAP = 64 << 10
-_LONGEST_READ = 4 << 20
-"""Records less than _GAP bytes apart are read together, up to so many bytes: one request instead of many."""
 
 _BASE_CACHE = 64 << 20
 
@@ -69,11 +65,10 @@ class ChunkFetcher:
 
     def full_forms(self, name: ChunkName) -> list[tuple[bytes, bytes]]:
         """What a successor of this chunk can be a delta against: (name, content) of itself, or of its own bases."""
-        content = self._cached(name)
-        record = None if content is not None else self._records([name])[name]
-        if record is None or record.form in (FULL_RAW, FULL_ZSTD):
-            return [(name, content if content is not None else self.read(name))]
-        return [(base, self.read(ChunkName(base))) for base in record.bases]
+        # The cache of contents does not know how a chunk is stored: only the index does.
+        if self._index.lookup_one(name, full_only=True) is not None:
+            return [(name, self.read(name))]
+        return [(base, self.read(ChunkName(base))) for base in self._records([name])[name].bases]
 
     def _load_bases(self, records: dict[bytes, Record], contents: dict[bytes, bytes]) -> None:
         """Put the contents of all bases of `records` into `contents`."""
@@ -109,12 +104,15 @@ class ChunkFetcher:
         found = self._index.lookup(names, full_only=full)
         records: dict[bytes, Record] = {}
         usable = np.flatnonzero(found.found)
-        for rows in _together(usable, found):
-            pack = self._index.pack_id(int(found.pack[rows[0]]))
-            start = int(found.offset[rows[0]])
-            last = rows[-1]
-            length = int(found.offset[last]) + int(found.length[last]) - start
-            self._read_group(pack, start, length, [(keys[row], int(found.offset[row]) - start) for row in rows], records)
+        order = usable[np.lexsort((found.offset[usable], found.pack[usable]))]
+        for rows in np.split(order, np.flatnonzero(np.diff(found.pack[order].astype(np.int64))) + 1):
+            offsets = found.offset[rows].astype(np.int64)
+            ends = offsets + found.length[rows]
+            for part in near(offsets, ends):
+                pack = self._index.pack_id(int(found.pack[rows[0]]))
+                start = int(offsets[part.start])
+                wanted = [(keys[row], int(at) - start) for row, at in zip(rows[part], offsets[part], strict=True)]
+                self._read_group(pack, start, int(ends[part.stop - 1]) - start, wanted, records)
         for key in keys:
             if key not in records:
                 records[key] = self._recover(key, full=full)
@@ -184,21 +182,3 @@ class ChunkFetcher:
                 while self._contents_size > _BASE_CACHE:
                     _, oldest = self._contents.popitem(last=False)
                     self._contents_size -= len(oldest)
-
-
-def _together(usable: npt.NDArray[np.intp], found: Located) -> Iterator[list[int]]:
-    """Rows of `found` grouped so that each group is one read of one pack, in order of their place."""
-    order = usable[np.lexsort((found.offset[usable], found.pack[usable]))]
-    group: list[int] = []
-    for row in order.tolist():
-        if group:
-            first, last = group[0], group[-1]
-            end = int(found.offset[last]) + int(found.length[last])
-            apart = int(found.offset[row]) - end
-            long = int(found.offset[row]) + int(found.length[row]) - int(found.offset[first]) > _LONGEST_READ
-            if found.pack[row] != found.pack[last] or apart > _GAP or long:
-                yield group
-                group = []
-        group.append(row)
-    if group:
-        yield group

@@ -140,6 +140,25 @@ class ChunkIndex:
         columns = (stored_lengths(shape), raw_lengths(shape), base_counts(shape) > 0)
         return Located(found, best["pack"], best["offset"], *columns)
 
+    def decodable(self, names: Names) -> NDArray[np.bool_]:
+        """Of which of the names (n, 32) there is a usable copy that is full, or a delta with usable full bases.
+
+        What gc leaves of a pack may include deltas that nobody needs and whose bases are gone: a writer must not take
+        those for known.
+        """
+        keys, rest = split_names(names)
+        found, best = self._search(keys, rest, full_only=False)
+        counts = base_counts(best["shape"])
+        for base in range(2):
+            deltas = np.flatnonzero(found & (counts > base))
+            if len(deltas):
+                found[deltas] = self._search(best["bases"][deltas, base], None, full_only=True)[0]
+        return found
+
+    def is_excluded(self, pack: PackId) -> bool:
+        """Whether `exclude` was told of the pack."""
+        return self._cache.packs.is_excluded(pack)
+
     def lookup_one(self, name: bytes, *, full_only: bool = False) -> Copy | None:
         """`lookup` of one name, several times faster than a batch of one."""
         best = None
@@ -178,7 +197,7 @@ class ChunkIndex:
         """Best entries with process numbers of packs; without `rest`, of any chunk that has the key."""
         found = np.zeros(len(keys), dtype=np.bool_)
         best = np.zeros(len(keys), dtype=ENTRY)
-        view = self._cache.view()
+        view = self._cache.view() if len(keys) else ()
         codes = self.damaged_codes() if self._damaged else None
         todo = np.arange(len(keys))
         for placed in view:

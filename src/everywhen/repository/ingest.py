@@ -95,7 +95,7 @@ class ChunkSink:
                 names[row] = np.frombuffer(codec.name(padded), np.uint8)
         changed = (names != batch.before).any(axis=1)
         fresh = np.flatnonzero(changed & names.any(axis=1))
-        known = self._w.index.lookup(names[fresh]).found if len(fresh) else np.zeros(0, bool)
+        known = self._w.index.decodable(names[fresh])
         stored = 0
         for row in fresh[~known].tolist():
             name = ChunkName(names[row].tobytes())
@@ -114,7 +114,7 @@ class ChunkSink:
         """Store a block map node unless it is known; as a delta against the node it follows when that pays."""
         name = self._node_codec.name(content)
         row = np.frombuffer(name, np.uint8).reshape(1, 32)
-        if self._w.index.lookup(row).found[0] or not self._claim(name):
+        if self._w.index.decodable(row)[0] or not self._claim(name):
             return name
         chunk = self._node_codec.encode_full(name, content)
         if before is not None and before != name:

@@ -15,13 +15,14 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from everywhen.formats.ids import PackId
 from everywhen.formats.node import Names
 from everywhen.repository.entries import (
     ENTRY,
@@ -91,9 +92,21 @@ class Marker:
     not seen.
     """
 
-    def __init__(self, index: ChunkIndex, scratch_directory: str, memory_budget: int, *, threshold: int) -> None:
-        """`memory_budget`: bytes, on top of one byte for each copy in the index. Raises OSError."""
+    def __init__(
+        self,
+        index: ChunkIndex,
+        scratch_directory: str,
+        memory_budget: int,
+        *,
+        threshold: int,
+        preferred: Iterable[PackId] = (),
+    ) -> None:
+        """`memory_budget`: bytes, on top of one byte for each copy in the index. Raises OSError.
+
+        Of equally good copies the one in a `preferred` pack is chosen (those that have a twin).
+        """
         self._index, self._threshold = index, threshold
+        self._preferred = frozenset(preferred)
         budget = max(memory_budget, _MIN_BUDGET)
         self._piece_rows = budget // _PIECE_ROW
         os.makedirs(scratch_directory, exist_ok=True)
@@ -120,6 +133,7 @@ class Marker:
         """Choose the copies. To be called once. Raises CacheDamaged, OSError."""
         view = self._index.view()
         marks = Marks(self._index.packs)
+        self._is_preferred = self._index.packs.flags(self._preferred)
         self._wanted.flush()
         for wanted, entries in self._joint_pieces(self._wanted.runs, view):
             self._choose(marks, _united(*sorted_piece(wanted)), entries)
@@ -217,10 +231,11 @@ class Marker:
         return copies
 
     def _rank(self, entries: Records) -> NDArray[np.uint64]:
-        """Small is good: not excluded, full, old, early in its pack."""
+        """Small is good: not excluded, full, preferred, old, early in its pack."""
         excluded = ~self._index.packs.usable.take(entries["pack"])
         delta = base_counts(entries["shape"]) > 0
-        worse = (excluded.astype(np.uint64) << np.uint64(1)) | delta
+        plain = ~self._is_preferred.take(entries["pack"])
+        worse = (excluded.astype(np.uint64) << np.uint64(2)) | (delta.astype(np.uint64) << np.uint64(1)) | plain
         place = (entries["pack"].astype(np.uint64) << np.uint64(20)) | rows_in_pack(entries["shape"]).astype(np.uint64)
         return (worse << np.uint64(52)) | place
 

@@ -88,6 +88,19 @@ class PackTable:
             if number is not None:
                 self.usable[number] = False
 
+    def is_excluded(self, pack: bytes) -> bool:
+        """Whether the pack was excluded."""
+        return pack in self._excluded
+
+    def flags(self, packs: Iterable[bytes]) -> NDArray[np.bool_]:
+        """By number, for all packs so far: whether the pack is among `packs`."""
+        flags = np.zeros(len(self.usable), dtype=np.bool_)
+        for pack in packs:
+            number = self._number.get(pack)
+            if number is not None:
+                flags[number] = True
+        return flags
+
     def lines(self, numbers: Iterable[int] | None = None) -> NDArray[np.void]:
         """Copies of the lines (PACK_LINE) of these packs, or of all by number; `removed` is filled in."""
         lines = self._lines[: len(self._ids)].copy()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Sessions of writers and leases of readers: objects that say "somebody is at work here" (protocol: docs/locking.md).
+"""Sessions of writers, leases of readers, the lock of gc: objects that say "somebody is at work here" (docs/locking.md).
 
 A session or lease is refreshed by rewriting it. One that was not refreshed for its time is expired; one whose process is
 known to be dead on this host is expired at once. Expiry decides only when gc may fence or forget it, never what is safe.

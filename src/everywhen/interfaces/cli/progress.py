@@ -9,7 +9,8 @@
 | none | `-q` | nothing |
 
 JSON: `title`, `percent` (null while the total is unknown), `bytes_done`, `bytes_total`, `rate` (bytes per second),
-`seconds_left`, `limited_by` (source disk, host processor, network, repository, your pace; '' where nobody knows).
+`seconds_left`, `limited_by` (source disk, host processor, network, repository, your pace; '' where nobody knows). A job
+that counts things (packs, moments) has `title`, `step`, `done` and `total` instead.
 
 The rate is that of the last 15 s: long enough to be calm, short enough that a stalled network shows. A job that reports
 from several threads needs no lock of its own. The end is always shown, also of a job that failed.
@@ -54,6 +55,8 @@ class Meter:
         self.done = 0
         self.total: int | None = None
         self.limited_by = ""
+        self.step = ""
+        """What is being done now, where the job counts things and not bytes."""
         self._clock = clock
         self._samples: deque[tuple[float, int]] = deque([(clock(), 0)])
 
@@ -86,7 +89,9 @@ class Meter:
         return max(0, self.total - self.done) / self.rate
 
     def words(self) -> str:
-        """`52.1 GB of 100 GB  103 MB/s  7 min 4 s left  (network)`."""
+        """`52.1 GB of 100 GB  103 MB/s  7 min 4 s left  (network)`, or `deleting 3 of 12`."""
+        if self.step:
+            return self.step if not self.total else f"{self.step} {self.done:,} of {self.total:,}"
         parts = [size(self.done) if self.total is None else f"{size(self.done)} of {size(self.total)}"]
         if self.rate:
             parts.append(f"{size(round(self.rate))}/s")
@@ -99,6 +104,8 @@ class Meter:
     def document(self) -> dict[str, object]:
         """The figures of `--progress json`."""
         percent, left = self.percent, self.seconds_left
+        if self.step:
+            return {"title": self.title, "step": self.step, "done": self.done, "total": self.total}
         return {
             "title": self.title,
             "percent": None if percent is None else round(percent, 1),
@@ -195,6 +202,15 @@ class Progress:
         with self._lock:
             self._reported = True
             self._meter.set(done, total, limited_by)
+            if self._display:
+                self._display.show(self._meter)
+
+    def step(self, what: str, done: int, total: int | None) -> None:
+        """`done` of `total` things of a job whose steps have names."""
+        with self._lock:
+            self._reported = True
+            self._meter.step = what
+            self._meter.done, self._meter.total = done, total
             if self._display:
                 self._display.show(self._meter)
 

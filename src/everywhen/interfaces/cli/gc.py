@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""`everywhen gc`."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from everywhen.interfaces.cli.app import (
+    KEEP,
+    AsJson,
+    DryRun,
+    PassphraseFile,
+    ProgressStyle,
+    Quiet,
+    RecoveryKeyFile,
+    Repo,
+    app,
+    context_of,
+)
+from everywhen.repository.gc import Collected, collect
+from everywhen.services.failures import Exit
+from everywhen.services.sizes import size
+
+
+@app.command("gc", rich_help_panel=KEEP)
+def gc(
+    dry_run: DryRun = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Leave what running backups may need to the next gc.")] = False,
+    repo: Repo = None,
+    passphrase_file: PassphraseFile = None,
+    recovery_key_file: RecoveryKeyFile = None,
+    progress: ProgressStyle = "auto",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> int | None:
+    """Free the space of dropped moments. Backups and restores may run meanwhile; it can be stopped at any time."""
+    context = context_of(locals())
+    context.output.kept = "gc can be stopped at any time: the next one goes on. Nothing that is needed was deleted."
+    with context.repository() as repository, context.progress("gc") as job:
+        # Steps are counted in moments and packs, not in bytes: only their names are worth a line.
+        result = collect(repository, wait=not no_wait, dry_run=dry_run, note=job.step, pause=time.sleep)
+    context.output.document(_document(result, dry_run=dry_run))
+    would = "would be " if dry_run else ""
+    context.output.line(
+        f"{size(result.bytes_freed)} {would}freed: {result.packs_deleted} packs and {result.points_deleted} moments "
+        f"{would}deleted, {size(result.bytes_copied)} {would}copied to make room."
+    )
+    for session in result.sessions:
+        context.output.line(
+            f"Waiting for {session.what} on {session.holder.host} (pid {session.holder.pid}): the next gc deletes "
+            f"{result.packs_waiting} more packs."
+        )
+    for text in result.damaged:
+        context.output.warn(f"{text}. It holds something that is needed, so it was not deleted: everywhen verify --read-data")
+    if result.missing:
+        context.output.warn(f"{result.missing} chunks that moments need are missing: everywhen verify")
+    return Exit.DAMAGED if result.damaged or result.missing else None
+
+
+def _document(result: Collected, *, dry_run: bool) -> dict[str, object]:
+    return {
+        "dry_run": dry_run,
+        "points_deleted": result.points_deleted,
+        "packs_deleted": result.packs_deleted,
+        "bytes_freed": result.bytes_freed,
+        "bytes_copied": result.bytes_copied,
+        "packs_waiting": result.packs_waiting,
+        "waiting_for": [session.what for session in result.sessions],
+        "damaged": result.damaged,
+        "missing": result.missing,
+    }

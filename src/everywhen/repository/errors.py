@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What can go wrong with a repository, beyond its store (StorageError) and its bytes (FormatError).
+
+RepositoryError
+├── NotARepository
+├── NoSuchPoint
+├── Fenced           this writer was declared dead; nothing was committed
+├── Damaged          a chunk has no readable copy, or metadata is wrong
+├── Busy             another process does what only one may do
+└── LowOnSpace       no room for new points; cleaning still works
+"""
+
+
+class RepositoryError(Exception):
+    """The message says what happened to what."""
+
+
+class NotARepository(RepositoryError):
+    """No superblock here."""
+
+
+class NoSuchPoint(RepositoryError):
+    """The point was never there, or was dropped."""
+
+
+class Fenced(RepositoryError):
+    """A gc run took this writer for dead. What it stored is kept for a day: run it again, nothing is stored twice."""
+
+
+class Damaged(RepositoryError):
+    """Data that should be there is not, or not as it was written."""
+
+
+class Busy(RepositoryError):
+    """Another process holds what only one may hold."""
+
+
+class LowOnSpace(RepositoryError):
+    """Less room than the reserve: points are refused, cleaning goes on."""
