@@ -27,7 +27,7 @@ import shutil
 import stat
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from everywhen.storage.base import (
     AlreadyExists,
@@ -131,7 +131,7 @@ class PosixStore:
         folder = os.path.dirname(target)
         try:
             self._make_durable_folder(folder)
-            temporary = self._write_temporary(folder, views)
+            temporary = self._write_temporary(folder, lambda descriptor: self._calls.write(descriptor, views))
             try:
                 if if_absent:
                     if not name_exclusively(self._calls, temporary, target):
@@ -145,6 +145,19 @@ class PosixStore:
             raise AlreadyExists(name, "there is an object of that name") from error
         except FileNotFoundError as error:
             raise Unavailable(name, "its folder or temporary file was removed meanwhile, try again") from error
+        except OSError as error:
+            raise storage_error(name, error) from error
+        self._make_names_durable(name, folder)
+
+    def preallocate(self, name: str, size: int) -> None:
+        """An object of `size` bytes of no meaning, whose room is really taken, durable on return. Raises OutOfSpace."""
+        target = self._path(name)
+        folder = os.path.dirname(target)
+        try:
+            self._make_durable_folder(folder)
+            self._calls.replace(
+                self._write_temporary(folder, lambda descriptor: self._calls.allocate(descriptor, size)), target
+            )
         except OSError as error:
             raise storage_error(name, error) from error
         self._make_names_durable(name, folder)
@@ -296,8 +309,8 @@ class PosixStore:
                 self._calls.fsync_folder(path)
             self._durable_folders.add(folder)
 
-    def _write_temporary(self, folder: str, parts: Sequence[memoryview]) -> str:
-        """A new file with that content, durable but for its name."""
+    def _write_temporary(self, folder: str, fill: Callable[[int], None]) -> str:
+        """A new file that `fill` (told its descriptor) gives its content, durable but for its name."""
         while True:
             # The process keeps the number apart from those of others, O_EXCL from leftovers and from other hosts.
             temporary = os.path.join(folder, f"{TEMPORARY}{os.getpid()}-{next(self._numbers)}")
@@ -308,7 +321,7 @@ class PosixStore:
                 continue
         try:
             try:
-                self._calls.write(descriptor, parts)
+                fill(descriptor)
                 self._calls.fsync(descriptor)
             finally:
                 self._calls.close(descriptor)
