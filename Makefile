@@ -1,5 +1,5 @@
 # `make help` lists the targets.
-.PHONY: help setup test check demo bench soak clean
+.PHONY: help setup servers test check demo bench soak clean
 
 help:   ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -7,13 +7,17 @@ help:   ## this list
 setup:  ## install everything that is needed (Debian packages, .venv from the lock file)
 	@scripts/setup
 
+servers: setup  ## the object stores that tests run against (about 500 MB, once)
+	@scripts/install-packages scripts/packages-test.txt
+	@scripts/test-servers
+
 check: setup  ## style, types and layers
 	.venv/bin/ruff format --check src tests bench
 	.venv/bin/ruff check src tests bench
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-cache
 
-test: check  ## all checks and all tests (under 10 minutes on 2 cores)
+test: check servers  ## all checks and all tests (under 10 minutes on 2 cores)
 	.venv/bin/pytest
 
 demo: setup  ## real disks protected, changed, protected again, and an older point restored bit for bit
@@ -26,4 +30,4 @@ soak: setup  ## the long random tests
 	EVERYWHEN_SOAK=1 .venv/bin/pytest tests/property tests/crash --timeout 3600
 
 clean:  ## remove what setup and tests made
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .servers .mypy_cache .ruff_cache .pytest_cache .hypothesis
