@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -155,6 +156,21 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             continue
         raise AssertionError(process.stderr.read() if process.stderr else "")
+
+
+def test_who_forbids_reading_is_respected(tmp_path: Path) -> None:
+    """Byte 200 alone: somebody uses nothing, and lets nobody read."""
+    import fcntl
+
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(512))
+    with path.open("rb") as file:
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack("@hhqqi4x", fcntl.F_RDLCK, 0, 200, 1, 0))
+        assert not qemu_locks.in_use_for_writing(str(path))
+        with pytest.raises(ImageInUse), qemu_locks.reading([str(path)]):
+            pass
+    with qemu_locks.reading([str(path)]):
+        pass
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

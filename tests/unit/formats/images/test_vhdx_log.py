@@ -85,6 +85,12 @@ def test_the_sequence_with_the_highest_number_counts() -> None:
     assert [patch.data for patch in log.patches] == [page(2)]
 
 
+def test_an_older_entry_right_behind_is_not_the_next_one() -> None:
+    new, old = entry(10, 0, [(0, page(1))]), entry(5, 0, [(0, page(2))])
+    log = read_log(ring_of((0, new), (len(new), old)), GUID)
+    assert [patch.data for patch in log.patches] == [page(1)]
+
+
 def test_more_descriptors_than_the_first_sector_holds() -> None:
     writes: list[tuple[int, bytes | int]] = [(i * SECTOR, SECTOR) for i in range(150)]
     log = read_log(ring_of((0, entry(5, 0, [*writes, (SECTOR * 999, page(9))]))), GUID)
