@@ -12,6 +12,7 @@ import typer
 
 from everywhen import __version__
 from everywhen.interfaces.cli.context import Context
+from everywhen.interfaces.cli.groups import GroupedCommands
 from everywhen.interfaces.cli.output import Output
 from everywhen.services.failures import WrongUsage
 
@@ -20,6 +21,7 @@ LOOK, GET_BACK, PROTECT, KEEP, RUN = "Look", "Get back", "Protect", "Keep", "Run
 
 app = typer.Typer(
     name="everywhen",
+    cls=GroupedCommands,
     help="Every disk of every virtual machine, at every moment.",
     no_args_is_help=True,
     add_completion=False,

@@ -8,12 +8,12 @@ import sys
 
 import typer
 
-from everywhen.interfaces.cli import backup, gc, initialize, points, restore
+from everywhen.interfaces.cli import backup, gc, hold, initialize, points, policy, prune, restore, stats, status
 from everywhen.interfaces.cli.app import app
 from everywhen.interfaces.cli.failures import guarded, two_step_interrupt
 from everywhen.interfaces.cli.output import Output
 
-COMMAND_MODULES = (initialize, backup, points, restore, gc)
+COMMAND_MODULES = (initialize, backup, points, restore, gc, status, stats, policy, prune, hold)
 
 
 def main(arguments: list[str] | None = None) -> None:

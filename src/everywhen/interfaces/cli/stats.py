@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""`everywhen stats`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from everywhen.interfaces.cli.app import (
+    LOOK,
+    AsJson,
+    PassphraseFile,
+    ProgressStyle,
+    Quiet,
+    RecoveryKeyFile,
+    Repo,
+    app,
+    context_of,
+)
+from everywhen.interfaces.cli.context import Context
+from everywhen.services.catalog import read_catalog
+from everywhen.services.failures import Exit
+from everywhen.services.sizes import size
+from everywhen.services.statistics import Statistics, VmFigures, statistics
+
+
+@app.command("stats", rich_help_panel=LOOK)
+def stats(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[VM]...", help="In depth: what it shares, what it frees.")
+    ] = None,
+    repo: Repo = None,
+    passphrase_file: PassphraseFile = None,
+    recovery_key_file: RecoveryKeyFile = None,
+    progress: ProgressStyle = "auto",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> int | None:
+    """How much there is, how much is stored, and how fast it grows.
+
+    history: what all moments would take as plain images side by side, without blocks of zeroes.
+
+    unique: the same with each different block (64 KiB) counted once.
+
+    stored: what the repository takes on its disk: unique blocks, compressed, most of them as differences.
+
+    Blocks are shared by moments and by VMs, so no VM has a size of its own: `stats VM` says what would come free if all
+    its moments were dropped (±10 %), and how much of its content other VMs have as well.
+    """
+    context = context_of(locals())
+    with context.repository() as repository:
+        catalog = read_catalog(repository)
+        named = [catalog.vm(name) for name in names or []]
+        repository.refresh()
+        with context.progress("stats") as job:
+            found = statistics(repository, catalog, named, lambda done, total: job.step("looking at moments", done, total))
+    context.output.document(_document(found))
+    _show(context, found, in_depth=bool(named))
+    for text in catalog.unreadable:
+        context.output.warn(text)
+    if found.missing:
+        context.output.warn(f"{found.missing} chunks that moments need are missing: everywhen verify")
+    return Exit.DAMAGED if found.missing or catalog.unreadable else None
+
+
+def _show(context: Context, found: Statistics, *, in_depth: bool) -> None:
+    factor = f"  ({found.logical_bytes / found.stored_bytes:.1f}×)" if found.stored_bytes and found.logical_bytes else ""
+    context.output.line(
+        f"{size(found.logical_bytes)} of history in {size(found.stored_bytes)}{factor}      "
+        f"{found.points:,} moments, {found.chunks:,} different blocks ({size(found.unique_bytes)})"
+    )
+    if found.growth.stored is not None and found.growth.changed is not None:
+        context.output.line(
+            f"grows by {size(found.growth.stored)} a day (mean of {found.growth.days:.0f} days), "
+            f"{size(found.growth.changed)} a day are changed"
+        )
+    context.output.line()
+    columns = ["VM", "MOMENTS", "HISTORY", "ADDS PER DAY", "CHANGES PER DAY"]
+    deep = ["UNIQUE", "SHARED WITH OTHER VMS", "WOULD BE FREED (±10 %)"] if in_depth else []
+    rows = []
+    for vm in found.vms:
+        row = [vm.vm.name, f"{vm.points:,}", size(vm.logical_bytes), _size(vm.growth.stored), _size(vm.growth.changed)]
+        rows.append(row + [_size(vm.unique_bytes), _size(vm.shared_bytes), _size(vm.would_free_bytes)][: len(deep)])
+    context.output.table(columns + deep, rows, right=(columns + deep)[1:])
+
+
+def _size(count: int | None) -> str:
+    return "-" if count is None else size(count)
+
+
+def _document(found: Statistics) -> dict[str, object]:
+    return {
+        "logical_bytes": found.logical_bytes,
+        "unique_bytes": found.unique_bytes,
+        "stored_bytes": found.stored_bytes,
+        "points": found.points,
+        "chunks": found.chunks,
+        "missing_chunks": found.missing,
+        "stored_bytes_per_day": found.growth.stored,
+        "changed_bytes_per_day": found.growth.changed,
+        "vms": [_vm_document(vm) for vm in found.vms],
+    }
+
+
+def _vm_document(vm: VmFigures) -> dict[str, object]:
+    return {
+        "vm": vm.vm.name,
+        "points": vm.points,
+        "logical_bytes": vm.logical_bytes,
+        "stored_bytes_per_day": vm.growth.stored,
+        "changed_bytes_per_day": vm.growth.changed,
+        "unique_bytes": vm.unique_bytes,
+        "shared_bytes": vm.shared_bytes,
+        "would_free_bytes": vm.would_free_bytes,
+    }

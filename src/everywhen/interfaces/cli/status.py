@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""`everywhen status`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from everywhen.formats.point import RecoveryPoint
+from everywhen.interfaces.cli.app import LOOK, AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, app, context_of
+from everywhen.interfaces.cli.context import Context
+from everywhen.services.ages import SECOND, age, parse_span
+from everywhen.services.catalog import read_catalog
+from everywhen.services.policies import read_policies
+from everywhen.services.sizes import size
+from everywhen.services.standing import MAX_AGE, State, VmStanding, Work, state
+from everywhen.services.times import local_time, rfc3339, zone_label
+
+
+@app.command("status", rich_help_panel=LOOK)
+def status(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help="All when none is named.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Answer by exit code: 0 all right, 1 a VM is not protected, 5 something needs you.")
+    ] = False,
+    max_age: Annotated[
+        str | None,
+        typer.Option("--max-age", metavar="SPAN", help="How old the newest moment of a protected VM may be (26h)."),
+    ] = None,
+    repo: Repo = None,
+    passphrase_file: PassphraseFile = None,
+    recovery_key_file: RecoveryKeyFile = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> int | None:
+    """What is protected, how old it is, who is at work, and what needs you."""
+    context = context_of(locals())
+    limit = MAX_AGE if max_age is None else parse_span(max_age)
+    with context.repository() as repository:
+        catalog = read_catalog(repository)
+        policies = read_policies(repository.documents, catalog.vms)
+        vms = [catalog.vm(name) for name in names or []] or catalog.vms
+        found = state(repository, catalog, policies, vms, max_age_ns=limit)
+        identity, url = repository.id.hex(), repository.store.url
+    context.output.document({"repository": identity, "url": url, **_document(found), "check": int(found.check)})
+    _show(context, found, f"Repository {url} ({identity[:4]}…)")
+    return found.check if check else None
+
+
+def _show(context: Context, found: State, title: str) -> None:
+    output, now = context.output, found.now_ns
+    room = "an object store" if found.space is None else f"{size(found.space.free)} of {size(found.space.total)} free"
+    reserve = (
+        f", {size(found.reserve_bytes)} in reserve" if found.reserve_bytes else "" if found.space is None else ", no reserve"
+    )
+    output.line(f"{title}   {room}{reserve}      times: {zone_label(now, context.zone)}")
+    output.line()
+    rows = [_row(context, vm, now) for vm in found.vms]
+    columns = ["VM", "STATE", "NEWEST", "AGE", "OLDEST", "MOMENTS", "HELD", "DROPPED", "POLICY", "NEEDS"]
+    output.table(columns, rows, right=["MOMENTS", "HELD", "DROPPED"])
+    for work in (*found.sessions, *found.leases):
+        output.line(_work_words(work, now))
+    for vm in found.vms:
+        if vm.back_until_ns is not None:
+            until = local_time(vm.back_until_ns, context.zone)
+            output.line(
+                f"{vm.vm.name}: {vm.dropped} dropped moments come back until {until}: everywhen prune --undo {vm.vm.name}"
+            )
+    for text in found.unreadable:
+        output.line(f"UNREADABLE  {text}", style="bad")
+    for need in found.needs:
+        output.line(f"NEEDS YOU  {need}", style="warn")
+    output.line()
+    protected = sum(vm.protected for vm in found.vms)
+    needing = sum(bool(vm.needs) for vm in found.vms) + len(found.needs)
+    oldest = max((now - vm.newest.time_ns for vm in found.vms if vm.newest), default=0)
+    words = f"{protected} of {len(found.vms)} VMs protected."
+    if found.vms:
+        words += f" If the disks died now: at most {age(max(oldest, SECOND))} lost."
+    output.line(f"{words} {needing} need{'s' if needing == 1 else ''} you." if needing else f"{words} Nothing needs you.")
+
+
+def _row(context: Context, vm: VmStanding, now_ns: int) -> tuple[str, ...]:
+    word = "protected" if vm.protected else "NOT PROTECTED"
+    newest = local_time(vm.newest.time_ns, context.zone) if vm.newest else "-"
+    since = age(now_ns - vm.newest.time_ns) if vm.newest else "-"
+    oldest = local_time(vm.oldest.time_ns, context.zone)[:10] if vm.oldest else "-"
+    policy = str(vm.policy.policy) if vm.policy.origin == "own" else "default"
+    figures = (f"{vm.points:,}", str(len(vm.held) or "-"), str(vm.dropped or "-"))
+    return (vm.vm.name, word, newest, since, oldest, *figures, policy, "; ".join(vm.needs) or "-")
+
+
+def _work_words(work: Work, now_ns: int) -> str:
+    one = work.presence
+    who = f"{one.holder.user or '?'}@{one.holder.host or '?'} pid {one.holder.pid}"
+    kind = "at work" if one.name.startswith("sessions/") else "open"
+    if not one.began_ns:
+        return f"{kind}: {one.name} (not readable)"
+    since = age(now_ns - one.began_ns)
+    ending = "" if work.alive else f"; no sign of life for {age(work.silent_ns)}"
+    return f"{kind}: {one.what}, for {since}, {who}{ending}"
+
+
+def _document(found: State) -> dict[str, object]:
+    return {
+        "time": rfc3339(found.now_ns),
+        "space": {"total": found.space.total, "free": found.space.free} if found.space else None,
+        "reserve_bytes": found.reserve_bytes,
+        "vms": [_vm_document(vm, found.now_ns) for vm in found.vms],
+        "sessions": [_work_document(work, found.now_ns) for work in found.sessions],
+        "leases": [_work_document(work, found.now_ns) for work in found.leases],
+        "unreadable": found.unreadable,
+        "needs": found.needs,
+    }
+
+
+def _vm_document(vm: VmStanding, now_ns: int) -> dict[str, object]:
+    return {
+        "vm": vm.vm.name,
+        "source": vm.vm.source,
+        "protected": vm.protected,
+        "newest": _moment(vm.newest),
+        "age_seconds": round((now_ns - vm.newest.time_ns) / SECOND, 3) if vm.newest else None,
+        "oldest": _moment(vm.oldest),
+        "points": vm.points,
+        "policy": str(vm.policy.policy),
+        "policy_from": vm.policy.origin,
+        "held": [{"point": hold.point, "reason": hold.reason} for hold in vm.held],
+        "dropped": vm.dropped,
+        "back_until": rfc3339(vm.back_until_ns) if vm.back_until_ns is not None else None,
+        "needs": vm.needs,
+    }
+
+
+def _moment(point: RecoveryPoint | None) -> dict[str, str] | None:
+    return {"point": point.point, "time": rfc3339(point.time_ns), "consistency": point.reached} if point else None
+
+
+def _work_document(work: Work, now_ns: int) -> dict[str, object]:
+    one = work.presence
+    return {
+        "what": one.what,
+        "points": one.points,
+        "user": one.holder.user,
+        "host": one.holder.host,
+        "pid": one.holder.pid,
+        "age_seconds": round((now_ns - one.began_ns) / SECOND, 3) if one.began_ns else None,
+        "silent_seconds": round(work.silent_ns / SECOND, 3),
+        "alive": work.alive,
+    }

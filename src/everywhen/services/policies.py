@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Which retention policy is in force for a VM, and where it is written down (I-10): in the repository itself.
+
+A VM's own policy is the field `policy` of its record; '' there means: the repository's default, `settings/policy`; where
+that was never set, DEFAULT with days ending in UTC. Text in both places: `LINE; zone NAME` or `LINE; zone NAME; by calendar`.
+
+`settings/policy`: `kind` `policy`, `policy` (such a text, or '' for DEFAULT), `set_ns`, `by`.
+`settings/delay`: `kind` `delay`, `history`: list of `since_ns`, `delay_ns`, `by`, in the order in which they were set. How
+long dropped moments come back follows from all of them (`brakes.py`): the history is what makes lowering slow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from everywhen.formats.errors import Corrupt
+from everywhen.formats.fields import Json, text, whole
+from everywhen.repository.documents import Documents
+from everywhen.repository.ledger import Drop, Ledger, Vm
+from everywhen.repository.repository import Repository
+from everywhen.services.brakes import DelaySetting, gone_at
+from everywhen.services.failures import Failed, WrongUsage
+from everywhen.services.retention import DEFAULT, Policy, parse_terms
+from everywhen.services.times import zone_named
+from everywhen.storage.base import ObjectNotFound
+
+POLICY = "settings/policy"
+DELAY = "settings/delay"
+BUILT_IN = Policy(parse_terms(DEFAULT), zone_named("UTC"))
+
+_CALENDAR = "by calendar"
+_ZONE = "zone "
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A policy in force; `origin`: `own` (set for this VM), `default` (set for the repository), `built in`."""
+
+    policy: Policy
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """The policies of a repository, read once. `own` by VM id; a VM that is not in it follows the default."""
+
+    default: Standing
+    own: Mapping[str, Standing]
+
+    def of(self, vm: Vm) -> Standing:
+        """The policy in force for a VM."""
+        return self.own.get(vm.vm, self.default)
+
+
+def write_policy(policy: Policy) -> str:
+    """The text that is stored; `read_policy` gives the same policy back."""
+    calendar = f"; {_CALENDAR}" if policy.by_calendar else ""
+    return f"{policy}; {_ZONE}{policy.zone.key}{calendar}"
+
+
+def read_policy(stored: str, *, whose: str) -> Policy:
+    """Raises Failed: a policy that cannot be understood here must not be replaced by a guess."""
+    line, *rest = (part.strip() for part in stored.split(";"))
+    zone, by_calendar = "UTC", False
+    try:
+        for part in rest:
+            if part == _CALENDAR:
+                by_calendar = True
+            elif part.startswith(_ZONE):
+                zone = part.removeprefix(_ZONE)
+            else:
+                raise WrongUsage(f'"{part}" is unknown to this program.')
+        return Policy(parse_terms(line), zone_named(zone), by_calendar)
+    except WrongUsage as error:
+        raise Failed(
+            f"The retention policy of {whose} cannot be understood here: {error.what}",
+            on=whose,
+            safe="Nothing was dropped.",
+            do=["Set it anew: everywhen policy set", *error.do],
+        ) from error
+
+
+def read_policies(documents: Documents, vms: list[Vm]) -> Policies:
+    """The default and all VMs' own. Raises Failed, FormatError, StorageError."""
+    stored = text(_document(documents, POLICY), "policy", "")
+    default = Standing(read_policy(stored, whose="the repository"), "default") if stored else Standing(BUILT_IN, "built in")
+    own = {vm.vm: Standing(read_policy(vm.policy, whose=vm.name), "own") for vm in vms if vm.policy}
+    return Policies(default, own)
+
+
+def set_policy(repository: Repository, vm: Vm, policy: Policy | None) -> None:
+    """Give a VM a policy of its own, or None: the default again. Durable on return."""
+    ledger = Ledger(repository.documents)
+    # Read again: the record may have changed since the catalog was read.
+    current = next((known for known in ledger.vms() if known.vm == vm.vm), vm)
+    ledger.put_vm(replace(current, policy="" if policy is None else write_policy(policy)))
+
+
+def set_default(repository: Repository, policy: Policy | None) -> None:
+    """Set the repository's default, or None: the built-in one again. Durable on return."""
+    stored = "" if policy is None else write_policy(policy)
+    value = {"kind": "policy", "policy": stored, "set_ns": repository.surroundings.clock(), "by": signature(repository)}
+    repository.documents.put(POLICY, value)
+
+
+def read_delays(documents: Documents) -> list[DelaySetting]:
+    """What was ever set about the delay, oldest first. Raises FormatError, StorageError."""
+    history = _document(documents, DELAY).get("history", [])
+    if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
+        raise Corrupt(f"{DELAY}: field 'history' is not a list of settings")
+    return [DelaySetting(whole(entry, "since_ns"), whole(entry, "delay_ns")) for entry in history]
+
+
+def set_delay(repository: Repository, delay_ns: int) -> list[Drop]:
+    """Wish for another delay from now on; gives the drops that come back longer because of it, as they are now.
+
+    The drops are rewritten first: interrupted in between, they come back longer than somebody asked for, never shorter.
+    """
+    now = repository.surroundings.clock()
+    documents = repository.documents
+    history = [*read_delays(documents), DelaySetting(now, delay_ns)]
+    prolonged = []
+    for drop in Ledger(documents).drops():
+        end = gone_at(drop.dropped_ns, history, now_ns=now)
+        if now < drop.effective_ns < end:
+            longer = replace(drop, effective_ns=end)
+            documents.put("drops/" + drop.drop, longer.to_json())
+            prolonged.append(longer)
+    entries = _document(documents, DELAY).get("history", [])
+    entries.append({"since_ns": now, "delay_ns": delay_ns, "by": signature(repository)})
+    documents.put(DELAY, {"kind": "delay", "history": entries})
+    return prolonged
+
+
+def signature(repository: Repository) -> str:
+    """Who we are, for what is written into the repository: `ann@kvm1`."""
+    holder = repository.surroundings.holder
+    return f"{holder.user}@{holder.host}"
+
+
+def _document(documents: Documents, name: str) -> Json:
+    try:
+        return documents.get(name)
+    except ObjectNotFound:
+        return {}

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""How things stand: what `everywhen status` shows, and what needs a person. Metadata only, so that it takes no time.
+
+A VM is *protected* when its newest moment is not older than somebody is ready to lose (ux R15). Without capture nobody
+has said how much that is, so it is the caller's to say: MAX_AGE is a backup a day, with two hours for it to run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from everywhen.formats.point import RecoveryPoint
+from everywhen.repository.damage import damaged_copies
+from everywhen.repository.ledger import Drop, Hold, Vm
+from everywhen.repository.presence import Presence, list_presences
+from everywhen.repository.repository import Repository
+from everywhen.services.ages import HOUR, age, span
+from everywhen.services.brakes import CLOCK_TOLERANCE
+from everywhen.services.catalog import Catalog
+from everywhen.services.failures import Exit
+from everywhen.services.policies import Policies, Standing
+from everywhen.services.pruning import pending
+from everywhen.storage.base import Space
+
+MAX_AGE = 26 * HOUR
+_LOW = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class VmStanding:
+    """One VM. `dropped`: its moments that can be taken back, until `back_until_ns` for the first of them."""
+
+    vm: Vm
+    newest: RecoveryPoint | None
+    oldest: RecoveryPoint | None
+    points: int
+    policy: Standing
+    held: list[Hold]
+    dropped: int
+    back_until_ns: int | None
+    protected: bool
+    needs: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Somebody at work: a writer's session, or a reader's lease. `silent_ns`: since it was last heard of."""
+
+    presence: Presence
+    silent_ns: int
+    alive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The whole repository, as of `now_ns`. `needs`: sentences about what needs a person."""
+
+    now_ns: int
+    space: Space | None
+    reserve_bytes: int
+    vms: list[VmStanding]
+    sessions: list[Work]
+    leases: list[Work]
+    unreadable: list[str]
+    drops: list[Drop] = field(default_factory=list)
+    needs: list[str] = field(default_factory=list)
+
+    @property
+    def check(self) -> Exit:
+        """The exit code for monitoring (ux 4.2): 1 something is not protected, 5 something needs a person, 0 all right."""
+        if not all(vm.protected for vm in self.vms):
+            return Exit.FAILED
+        return Exit.LESS_THAN_ASKED if self.needs or any(vm.needs for vm in self.vms) else Exit.DONE
+
+
+def state(repository: Repository, catalog: Catalog, policies: Policies, vms: list[Vm], *, max_age_ns: int = MAX_AGE) -> State:
+    """How things stand with the repository and these VMs. Raises StorageError, FormatError."""
+    now = repository.surroundings.clock()
+    drops = pending(catalog, now)
+    reserve = sum(found.size for found in repository.store.list("reserve/"))
+    found = State(
+        now_ns=now,
+        space=repository.store.space(),
+        reserve_bytes=reserve,
+        vms=[_vm_standing(catalog, policies.of(vm), vm, drops, now, max_age_ns) for vm in vms],
+        sessions=_work(repository, "sessions/", now),
+        leases=_work(repository, "leases/", now),
+        unreadable=catalog.unreadable,
+        drops=drops,
+    )
+    found.needs.extend(_needs(repository, found))
+    return found
+
+
+def _vm_standing(catalog: Catalog, policy: Standing, vm: Vm, drops: list[Drop], now_ns: int, max_age_ns: int) -> VmStanding:
+    points = catalog.points_of(vm)
+    ids = {point.point for point in points}
+    mine = {point.point for point in catalog.dropped_points if point.vm == vm.vm}
+    back = {point: drop.effective_ns for drop in drops for point in drop.points if point in mine}
+    newest = points[-1] if points else None
+    since = now_ns - newest.time_ns if newest else 0
+    needs = []
+    if newest is None:
+        needs.append("it has no moment yet: everywhen backup")
+    elif since > max_age_ns:
+        needs.append(f"its newest moment is {age(since)} old, more than {span(max_age_ns)}")
+    elif -since > CLOCK_TOLERANCE:
+        needs.append(f"its newest moment lies {span(-since)} ahead: is the clock right?")
+    if newest and newest.reached == "none":
+        needs.append(f"its newest moment is not consistent: {newest.why or 'it changed while it was read'}")
+    if len(back) * 3 > len(points) + len(back):
+        needs.append(f"{len(back)} of its {len(points) + len(back)} moments were dropped: everywhen prune --undo {vm.name}")
+    return VmStanding(
+        vm=vm,
+        newest=newest,
+        oldest=points[0] if points else None,
+        points=len(points),
+        policy=policy,
+        held=[hold for hold in catalog.active_holds(now_ns) if hold.point in ids],
+        dropped=len(back),
+        back_until_ns=min(back.values(), default=None),
+        protected=newest is not None and since <= max_age_ns,
+        needs=needs,
+    )
+
+
+def _work(repository: Repository, prefix: str, now_ns: int) -> list[Work]:
+    here = repository.surroundings.holder
+    found = list_presences(repository.documents, prefix)
+    # One that cannot be read counts as just refreshed, far ahead of any clock: it is silent for no time.
+    return [Work(one, max(0, now_ns - one.refreshed_ns), not one.expired(here, now_ns)) for one in found]
+
+
+def _needs(repository: Repository, found: State) -> list[str]:
+    needs = []
+    if found.space and found.space.free < found.space.total * _LOW:
+        share = 100 * found.space.free / found.space.total
+        needs.append(f"only {share:.1f} % of the medium is free: everywhen policy preview --free 50GB")
+    dead = [work for work in found.sessions if not work.alive]
+    if dead:
+        longest = max(work.silent_ns for work in dead)
+        needs.append(f"{len(dead)} unfinished, silent for {age(longest)}: run the backup again, or everywhen gc clears it")
+    if found.unreadable:
+        needs.append(f"{len(found.unreadable)} moments cannot be read: everywhen verify")
+    damaged = damaged_copies(repository.documents)
+    if damaged:
+        needs.append(f"damage was found in {len(damaged)} packs: everywhen verify")
+    if repository.unlocked.outdated:
+        needs.append("key slots are outdated: everywhen key list")
+    return needs
