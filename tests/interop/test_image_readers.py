@@ -375,3 +375,30 @@ def test_json_of_qemu_agrees_on_the_size(tmp_path: Path) -> None:
     told = json.loads(subprocess.run(["qemu-img", "info", "--output=json", str(image)], capture_output=True, check=True).stdout)
     with open_image(str(image)) as disk:
         assert disk.size == told["virtual-size"]
+
+
+def test_block_device(pattern: Path, tmp_path: Path) -> None:
+    """The device's size is not that of its node; its content is that of the file behind it."""
+    backing = tmp_path / "backing"
+    shutil.copy(pattern, backing)
+    attached = subprocess.run(
+        ["losetup", "--find", "--show", "--read-only", str(backing)], capture_output=True, text=True, check=False
+    )
+    if attached.returncode:
+        pytest.skip("loop devices cannot be made here")
+    try:
+        with open_image(attached.stdout.strip()) as disk:
+            assert disk.size == SIZE
+            assert content_of(disk) == pattern.read_bytes()
+            assert [extent.length for extent in disk.extents()] == [SIZE]
+    finally:
+        subprocess.run(["losetup", "--detach", attached.stdout.strip()], check=True)
+
+
+def test_an_extent_without_its_descriptor_says_so(tmp_path: Path) -> None:
+    image = tmp_path / "disk.vmdk"
+    qemu_img("create", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse", image, "10M")
+    with open_image(str(image)) as disk:
+        assert disk.summary.remarks == ()
+    with open_image(str(tmp_path / "disk-s001.vmdk")) as disk:
+        assert "without its descriptor" in disk.summary.remarks[0]
