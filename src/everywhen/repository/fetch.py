@@ -48,7 +48,7 @@ class ChunkFetcher:
         """Content of one chunk. Raises Damaged."""
         content = self._cached(name)
         if content is None:
-            content = self.read_many(np.frombuffer(name, np.uint8).reshape(1, 32))[0]
+            content = self._read_full(name) or self.read_many(np.frombuffer(name, np.uint8).reshape(1, 32))[0]
             self._remember(name, content)
         return content
 
@@ -69,6 +69,15 @@ class ChunkFetcher:
         if self._index.lookup_one(name, full_only=True) is not None:
             return [(name, self.read(name))]
         return [(base, self.read(ChunkName(base))) for base in self._records([name])[name].bases]
+
+    def _read_full(self, name: ChunkName) -> bytes | None:
+        """The short way for one chunk that is stored full, which most are; None when it is not, or anything is wrong."""
+        copy = self._index.lookup_one(name, full_only=True)
+        if copy is None:
+            return None
+        records: dict[bytes, Record] = {}
+        self._read_group(copy.pack, copy.offset, copy.length, [(name, 0)], records)
+        return self._decode(records[name], {}) if name in records else None
 
     def _load_bases(self, records: dict[bytes, Record], contents: dict[bytes, bytes]) -> None:
         """Put the contents of all bases of `records` into `contents`."""

@@ -197,7 +197,7 @@ class ChunkIndex:
         """Best entries with process numbers of packs; without `rest`, of any chunk that has the key."""
         found = np.zeros(len(keys), dtype=np.bool_)
         best = np.zeros(len(keys), dtype=ENTRY)
-        view = self._cache.view() if len(keys) else ()
+        view = self._cache.view()
         codes = self.damaged_codes() if self._damaged else None
         todo = np.arange(len(keys))
         for placed in view:

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.formats.ids import ChunkName, PackId, PointId, Randomness
@@ -23,12 +24,14 @@ from everywhen.repository.cipher import Ciphers
 from everywhen.repository.fetch import ChunkFetcher
 from everywhen.repository.index import ChunkIndex
 from everywhen.repository.packs import PackBuilder, store_pack
-from everywhen.repository.similarity import Similarity
+from everywhen.repository.similarity import Likeness, Similarity
 from everywhen.storage.base import ObjectStore
 
 _PACKS_WAITING = 2
-_POOR_DELTA = BLOCK_SIZE // 8
-"""A delta larger than this is measured against the full form before it is taken."""
+_GOOD_DELTA = BLOCK_SIZE // 8
+"""A delta up to this size is taken without asking what the full form would cost: two changed pages of sixteen."""
+
+Row = npt.NDArray[np.uint8]
 
 _ZERO = bytes(BLOCK_SIZE)
 
@@ -96,17 +99,18 @@ class ChunkSink:
         changed = (names != batch.before).any(axis=1)
         fresh = np.flatnonzero(changed & names.any(axis=1))
         known = self._w.index.decodable(names[fresh])
+        new = [row for row in fresh[~known].tolist() if self._claim(ChunkName(names[row].tobytes()))]
         stored = 0
-        for row in fresh[~known].tolist():
-            name = ChunkName(names[row].tobytes())
-            if self._claim(name):
-                before = batch.before[row]
-                chunk = self._encode(codec, name, contents[row], ChunkName(before.tobytes()) if before.any() else None)
-                prints = [] if chunk.bases else self._w.similarity.fingerprints(contents[row])
-                stored += slot[0].add(chunk, prints)
-                if slot[0].full:
-                    self._hand_over(slot[0])
-                    slot[0] = self._builder(KIND_DATA)
+        unlike: list[int] = []
+        for row in new:
+            delta = self._successor(codec, names[row], contents[row], batch.before[row])
+            if delta is not None:
+                stored += self._put(slot, delta, [])
+            else:
+                unlike.append(row)
+        for row, likeness in zip(unlike, self._w.similarity.search([contents[row] for row in unlike]), strict=True):
+            chunk = self._encode(codec, ChunkName(names[row].tobytes()), contents[row], likeness)
+            stored += self._put(slot, chunk, [] if chunk.bases else likeness.fingerprints)
         lengths = np.array([len(content) for content in batch.contents])
         return Taken(names, int(lengths[changed].sum()), stored)
 
@@ -139,10 +143,7 @@ class ChunkSink:
                 self._nodes = self._builder(KIND_META)
             return
         _, slot = self._thread()
-        slot[0].add(chunk, fingerprints)
-        if slot[0].full:
-            self._hand_over(slot[0])
-            slot[0] = self._builder(KIND_DATA)
+        self._put(slot, chunk, fingerprints)
 
     def finish(self) -> None:
         """Store what is left and wait until all is durable. Raises StorageError."""
@@ -160,22 +161,29 @@ class ChunkSink:
         """Stop the storing threads; what they have begun is ended first."""
         self._storing.shutdown(wait=True)
 
-    def _encode(self, codec: ChunkCodec, name: ChunkName, content: bytes, before: ChunkName | None) -> Encoded:
-        best: Encoded | None = None
-        if before is not None:
-            best = codec.encode_delta(name, content, self._w.fetcher.full_forms(before))
-            if len(best.payload) <= _POOR_DELTA:
-                return best
-        similar = self._w.similarity.bases(content)
-        if similar:
-            delta = codec.encode_delta(name, content, similar)
-            if best is None or len(delta.payload) < len(best.payload):
-                best = delta
-            if len(best.payload) <= _POOR_DELTA:
-                return best
+    def _successor(self, codec: ChunkCodec, name: Row, content: bytes, before: Row) -> Encoded | None:
+        """The block as a delta against what stood there before, if that is a good one."""
+        if not before.any():
+            return None
+        bases = self._w.fetcher.full_forms(ChunkName(before.tobytes()))
+        delta = codec.encode_delta(ChunkName(name.tobytes()), content, bases)
+        return delta if len(delta.payload) <= _GOOD_DELTA else None
+
+    def _encode(self, codec: ChunkCodec, name: ChunkName, content: bytes, likeness: Likeness) -> Encoded:
+        similar = self._w.similarity.bases(likeness)
+        delta = codec.encode_delta(name, content, similar) if similar else None
+        if delta is not None and len(delta.payload) <= _GOOD_DELTA:
+            return delta
         full = codec.encode_full(name, content)
         # A full chunk opens with one read and can be a base itself: a delta has to save at least 30 % to be preferred.
-        return full if best is None or len(best.payload) > 0.7 * len(full.payload) else best
+        return full if delta is None or len(delta.payload) > 0.7 * len(full.payload) else delta
+
+    def _put(self, slot: list[PackBuilder], chunk: Encoded, fingerprints: list[int]) -> int:
+        size = slot[0].add(chunk, fingerprints)
+        if slot[0].full:
+            self._hand_over(slot[0])
+            slot[0] = self._builder(KIND_DATA)
+        return size
 
     def _thread(self) -> tuple[ChunkCodec, list[PackBuilder]]:
         if not hasattr(self._threads, "slot"):

@@ -114,12 +114,13 @@ class Repository:
     def refresh(self) -> None:
         """Bring the index up to date: new packs in, deleted packs out, condemned packs and damaged copies left out."""
         with self._refreshing:
+            # Known before listed: a pack that another thread adds in between must not look deleted.
+            known = self.index.known_packs()
             listed = {}
             for found in self.store.list("packs/"):
                 pack = pack_of_object(found.name)
                 if pack is not None:
                     listed[pack] = found.size
-            known = self.index.known_packs()
             gone = known - listed.keys()
             self.index.remove_packs(gone)
             self.fingerprints.remove_packs(gone)

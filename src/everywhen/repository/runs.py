@@ -170,8 +170,8 @@ class Run:
         inside = np.nonzero(low < limit)[0]
         if len(inside) < len(wanted):
             wanted, low, limit = wanted.take(inside), low.take(inside), limit.take(inside)
-            if not len(inside):
-                return
+        if not len(inside):
+            return
         if self._mapped:
             self._mapped.keys.ensure(low * _KEY, limit * _KEY - 1)
         keys, high = self.keys, limit

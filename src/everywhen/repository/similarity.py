@@ -28,19 +28,21 @@ _WEIGHTS = np.random.Generator(np.random.PCG64(0x45564552595748)).integers(0, 1 
 ) + np.uint64(1)
 """Fixed odd multipliers of a multilinear hash (Lemire and Kaser 2012, "Strongly universal string hashing is fast")."""
 
-SAMPLED = np.uint64(4)
-"""One page in so many is in the table."""
+SAMPLED = 2
+"""One page in so many is in the table (20 bytes each). Of a second, 3 % different NTFS installation with 96 MB of its own
+(8 MB of it random) 7.4 MB were new with every page in the table, 8.0 with every second, 11.4 with every fourth, 25 with
+every eighth."""
 
 _TRIED = 4
-_REMEMBERED = 6
-"""Candidates kept per thread from block to block: comparing one with a block costs 20 µs."""
+_REMEMBERED = 8
+"""Candidates kept per thread from block to block."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
     name: bytes
     content: bytes
-    pages: npt.NDArray[np.uint64]
+    pages: frozenset[int]
 
 
 def page_fingerprints(content: bytes) -> npt.NDArray[np.uint64]:
@@ -52,6 +54,19 @@ def page_fingerprints(content: bytes) -> npt.NDArray[np.uint64]:
     sums = sums * np.uint64(0xFF51AFD7ED558CCD)
     mixed: npt.NDArray[np.uint64] = sums ^ (sums >> np.uint64(33))
     return mixed
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """The fingerprints of a block's pages, (pages,) uint64, and names of full chunks that share sampled ones."""
+
+    pages: npt.NDArray[np.uint64]
+    candidates: list[bytes]
+
+    @property
+    def fingerprints(self) -> list[int]:
+        """What goes into the table when the block is stored full."""
+        return list(dict.fromkeys(value for value in self.pages.tolist() if value and not value % SAMPLED))
 
 
 class Similarity:
@@ -68,51 +83,52 @@ class Similarity:
         self._fetcher = fetcher
         self._threads = threading.local()
 
-    def fingerprints(self, content: bytes) -> list[int]:
-        """What of a full chunk goes into the table."""
-        prints = page_fingerprints(content)
-        return [int(value) for value in np.unique(prints[_sampled(prints)])]
-
-    def bases(self, content: bytes) -> list[tuple[bytes, bytes]]:
-        """One or two full chunks, (name, content), that share pages with `content`; none where none do."""
-        prints = page_fingerprints(content)
-        wanted = np.unique(prints[prints != 0])
-        if not len(wanted):
+    def search(self, contents: list[bytes]) -> list[Likeness]:
+        """What is like each of these blocks. Many at once: a search in the table costs 100 µs, for one block or for 64."""
+        if not contents:
             return []
+        prints = np.stack([page_fingerprints(content) for content in contents])
+        owners, places = np.nonzero((prints != 0) & (prints % np.uint64(SAMPLED) == 0))
+        found = self._table.candidates(prints[owners, places])
+        names: list[list[bytes]] = [[] for _ in contents]
+        if len(found.chunk):
+            pairs = np.stack((owners[found.which].astype(np.uint64), found.chunk), axis=1)
+            pairs, counts = np.unique(pairs, axis=0, return_counts=True)
+            keys = np.unique(pairs[:, 1])
+            full = self._index.names_of_full(keys)
+            # Best first: those that share most pages with their block.
+            for owner, chunk in pairs[np.lexsort((-counts, pairs[:, 0]))].tolist():
+                name = full[int(np.searchsorted(keys, np.uint64(chunk)))]
+                if len(names[owner]) < _TRIED and name.any():
+                    names[owner].append(name.tobytes())
+        return [Likeness(*parts) for parts in zip(prints, names, strict=True)]
+
+    def bases(self, likeness: Likeness) -> list[tuple[bytes, bytes]]:
+        """One or two full chunks, (name, content), that share pages with the block; none where none do."""
+        wanted = set(likeness.pages.tolist()) - {0}
         recent: OrderedDict[bytes, _Candidate] = self._recent()
-        for name in self._candidates(wanted[_sampled(wanted)]):
+        for name in likeness.candidates:
             if name not in recent:
                 self._load(name, recent)
-        shared = [(candidate, np.isin(wanted, candidate.pages)) for candidate in recent.values()]
-        if not shared:
+        if not recent or not wanted:
             return []
-        first, covered = max(shared, key=lambda pair: int(pair[1].sum()))
-        if not covered.any():
+        first = max(recent.values(), key=lambda candidate: len(wanted & candidate.pages))
+        left = wanted - first.pages
+        if len(left) == len(wanted):
             return []
         recent.move_to_end(first.name)
-        second, more = max(shared, key=lambda pair: int((pair[1] & ~covered).sum()))
-        if not (more & ~covered).any():
+        second = max(recent.values(), key=lambda candidate: len(left & candidate.pages))
+        if not left & second.pages:
             return [(first.name, first.content)]
         recent.move_to_end(second.name)
         return [(first.name, first.content), (second.name, second.content)]
-
-    def _candidates(self, sampled: npt.NDArray[np.uint64]) -> list[bytes]:
-        """Names of the chunks that share most sampled pages, at most `_TRIED`."""
-        if not len(sampled):
-            return []
-        keys, counts = np.unique(self._table.candidates(sampled).chunk, return_counts=True)
-        keys = keys[np.argsort(-counts, kind="stable")][:_TRIED]
-        if not len(keys):
-            return []
-        names = self._index.names_of_full(keys)
-        return [name.tobytes() for name in names if name.any()]
 
     def _load(self, name: bytes, recent: OrderedDict[bytes, _Candidate]) -> None:
         try:
             content = self._fetcher.read(ChunkName(name))
         except Damaged:
             return  # a hint that cannot be read is no base
-        recent[name] = _Candidate(name, content, page_fingerprints(content))
+        recent[name] = _Candidate(name, content, frozenset(page_fingerprints(content).tolist()) - {0})
         while len(recent) > _REMEMBERED:
             recent.popitem(last=False)
 
@@ -121,8 +137,3 @@ class Similarity:
             self._threads.recent = OrderedDict()
         recent: OrderedDict[bytes, _Candidate] = self._threads.recent
         return recent
-
-
-def _sampled(prints: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    chosen: npt.NDArray[np.bool_] = (prints != 0) & (prints % SAMPLED == 0)
-    return chosen

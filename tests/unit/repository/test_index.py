@@ -314,3 +314,20 @@ def test_entries_stay_within_64_bytes(tmp_path: Path) -> None:
     index.close()
     size = sum(entry.stat().st_size for entry in os.scandir(tmp_path / "index"))
     assert size / 200_000 < 64.5
+
+
+def test_nothing_asked_for_is_nothing_found(tmp_path: Path) -> None:
+    index = opened(tmp_path)
+    index.add_pack(pack_id(1), pack_of([(name(1), ())]))
+    assert index.lookup(names_of(name(1))[:0]).found.tolist() == []
+    assert index.decodable(names_of(name(1))[:0]).tolist() == []
+
+
+def test_a_delta_counts_as_known_only_with_a_usable_full_base(tmp_path: Path) -> None:
+    index = opened(tmp_path)
+    index.add_pack(pack_id(1), pack_of([(name(1), ()), (name(9), (name(1),))]))
+    index.add_pack(pack_id(2), pack_of([(name(2), (name(1),)), (name(3), (name(1), name(4))), (name(5), (name(9),))]))
+    asked = names_of(name(1), name(2), name(3), name(5), name(6))
+    assert index.decodable(asked).tolist() == [True, True, False, False, False]
+    index.exclude([pack_id(1)])
+    assert index.decodable(asked).tolist() == [False] * 5
