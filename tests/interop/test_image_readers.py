@@ -357,10 +357,10 @@ def test_truncated_images_are_refused(form: str, pattern: Path, tmp_path: Path) 
 
 
 def test_large_sparse_image_is_listed_quickly(tmp_path: Path) -> None:
-    """1 TB with 4 GB mapped in 64 KiB pieces: seconds at most, and nothing but tables read."""
+    """1 TB with 1,000 clusters all over it: it takes a tenth of a second, as nothing but tables is read."""
     image = tmp_path / "image.qcow2"
     qemu_img("create", "-f", "qcow2", image, "1T")
-    qemu_io(image, *[f"write -P 1 {n * 997}M 64k" for n in range(1000)])
+    qemu_io(image, *[f"write -P 1 {n * 997}M 64k" for n in range(1000)], options=("-t", "unsafe"))
     begin = time.perf_counter()
     with open_image(str(image)) as disk:
         extents = list(disk.extents())

@@ -98,20 +98,23 @@ def window_of_units(start: int, end: int, units: Units, host: HostFile, unpack: 
     first = np.flatnonzero(begins)
     starts = start + first.astype(np.int64) * units.unit
     window = Window(start, end, starts, kinds[first], places[first], sizes[first], host, unpack)
-    check_inside(window)
+    check_places(window)
     return window
 
 
-def check_inside(window: Window) -> None:
-    """Raises ImageDamaged when a run lies outside its file."""
+def check_places(window: Window) -> None:
+    """Raises ImageDamaged when a run lies outside its file, or two runs lie over each other: no format shares places."""
     plain = window.kinds == PLAIN
-    lengths = np.diff(window.starts, append=window.end)
-    ends = window.places[plain] + lengths[plain]
-    if (window.places[plain] < 0).any() or (ends > window.host.size).any():
-        wanted = int(ends.max())
+    order = np.argsort(window.places[plain], kind="stable")
+    places = window.places[plain][order]
+    ends = places + np.diff(window.starts, append=window.end)[plain][order]
+    if (places < 0).any() or (ends > window.host.size).any():
         raise ImageDamaged(
-            f"{window.host.path} is truncated or damaged: it has {window.host.size} bytes, its tables name byte {wanted}"
+            f"{window.host.path} is truncated or damaged: it has {window.host.size} bytes, "
+            f"and its tables name byte {int(ends.max())}"
         )
+    if (places[1:] < ends[:-1]).any():
+        raise ImageDamaged(f"{window.host.path} is damaged: its tables name the same bytes for two parts of the disk")
 
 
 def one_run(start: int, end: int, kind: int, place: int, host: HostFile) -> Window:

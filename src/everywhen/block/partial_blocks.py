@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everywhen.block.host_file import HostFile
-from everywhen.block.mapping import PARENT, PLAIN, Integers, Kinds, Window, check_inside
+from everywhen.block.mapping import PARENT, PLAIN, Integers, Kinds, Window, check_places
 
 _MOST_BITS: Final = 1 << 20
 
@@ -50,5 +50,5 @@ def window_of_blocks(start: int, end: int, block_size: int, blocks: Blocks, host
     order = np.argsort(starts, kind="stable")
     order = order[starts[order] < end]  # the last block may be longer than the disk
     window = Window(start, end, starts[order], kinds[order], places[order], np.zeros(len(order), dtype=np.int64), host)
-    check_inside(window)
+    check_places(window)
     return window

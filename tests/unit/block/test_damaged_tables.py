@@ -108,6 +108,7 @@ def qcow2(l1: tuple[int, ...], entries: dict[int, int], clusters: int = 8) -> by
         ((1024,), {0: 1536 | 2}, "L2 table"),
         ((1024,), {0: 1536 | 1 << 57}, "L2 table"),
         ((1024,), {5: 512 * 8}, "truncated or damaged"),
+        ((1024,), {0: 1536, 63: 1536}, "same bytes"),
         ((1024,), {0: 1 << 62 | 1536}, "compressed cluster"),
     ],
 )
