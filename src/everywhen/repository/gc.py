@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from everywhen.formats.errors import FormatError
 from everywhen.formats.ids import PackId, PointId, pack_object, pack_of_object, random_word
@@ -24,7 +25,7 @@ from everywhen.repository.marks import Marks, PackUse
 from everywhen.repository.packs import PACK_SIZE
 from everywhen.repository.presence import SECOND, Attendance, Presence, list_presences
 from everywhen.repository.repository import Repository
-from everywhen.repository.rescue import rescue
+from everywhen.repository.rescue import rescue, second_copies
 from everywhen.repository.roots import Roots, find_roots
 from everywhen.repository.space import make_reserve, release_reserve
 from everywhen.repository.twins import TWINS, delete_twice
@@ -42,6 +43,15 @@ _MANY_SMALL = 16
 _POLL_SECONDS = 1.0
 _MARKING_MEMORY = 256 << 20
 _POPULAR = 64
+
+
+@runtime_checkable
+class Sweeping(Protocol):
+    """A store in which interrupted puts leave something behind."""
+
+    def sweep_temporaries(self, *, now_ns: int, older_than_ns: int) -> int:
+        """Remove what is older; how many there were."""
+
 
 Note = Callable[[str, int, int | None], None]
 """Told what is being done, and how much of how much of it."""
@@ -69,7 +79,10 @@ def collect(repository: Repository, *, wait: bool, dry_run: bool, note: Note, pa
     """Free what nobody needs. `pause` sleeps (seconds). Raises Busy, Damaged, StorageError, FormatError."""
     repository.unlocked.superblock.require("gc")
     with _only_one(repository):
-        return _Run(repository, note, pause).run(wait=wait, dry_run=dry_run)
+        collected = _Run(repository, note, pause).run(wait=wait, dry_run=dry_run)
+        if isinstance(repository.store, Sweeping) and not dry_run:
+            repository.store.sweep_temporaries(now_ns=repository.surroundings.clock(), older_than_ns=GRACE)
+        return collected
 
 
 def mark(repository: Repository, roots: Roots, twinned: set[PackId], note: Note) -> Marks:
@@ -108,6 +121,7 @@ class _Run:
         if dry_run:
             waiting = {pack for condemnation in adopted for pack in condemnation.packs}
             return self._predict(marks, {use.pack for use in chosen} | waiting, len(roots.doomed))
+        self._result.bytes_copied += second_copies(repository, marks, twinned, self._run)
         if chosen:
             packs = frozenset(use.pack for use in chosen)
             publish(self._documents, Condemnation(self._run, packs, repository.surroundings.clock()))

@@ -73,7 +73,12 @@ class Repository:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, CacheDamaged):
+            # Whoever met the damage fails; the next opening builds the caches anew.
+            self.points.close()
+            self.discard_caches()
+            return
         self.close()
 
     def close(self) -> None:

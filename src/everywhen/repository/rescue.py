@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Copying what is needed out of packs that will be deleted (G8 of docs/locking.md).
+"""Copying chunks within a repository: out of packs that will be deleted (G8 of docs/locking.md), and for safety.
 
 Records are opened, which checks them, and sealed into new packs as they are: nothing is decompressed. Full copies go
 first and are durable before any delta (rule 4.9.3).
@@ -16,6 +16,7 @@ from everywhen.formats.errors import FormatError
 from everywhen.formats.ids import ChunkName, PackId, pack_object
 from everywhen.formats.pack import FRAME_SIZE, PackIndex
 from everywhen.repository.chunk import Encoded
+from everywhen.repository.errors import Damaged
 from everywhen.repository.ingest import ChunkSink
 from everywhen.repository.marks import Marks
 from everywhen.repository.near import near
@@ -59,6 +60,31 @@ def rescue(
         finally:
             sink.close()
     return result
+
+
+def second_copies(repository: Repository, marks: Marks, twinned: set[PackId], session: str) -> int:
+    """Give chunks on which many others depend a copy in a pack that has a twin (design 4.9.6); bytes written, durable.
+
+    From the next run on that copy is the one that is kept; the first becomes waste.
+    """
+    sink = ChunkSink(repository.writing(), session)
+    codec = repository.make_codec()
+    written = 0
+    try:
+        for row in np.unique(marks.popular.names, axis=0):
+            name = ChunkName(row.tobytes())
+            if any(copy.pack in twinned for copy in repository.index.all_copies(name)):
+                continue
+            try:
+                chunk = codec.encode_full(name, repository.fetcher.read(name))
+            except Damaged:
+                continue  # for verify to report
+            sink.put_copy(chunk, twinned=True, fingerprints=[])
+            written += 2 * len(chunk.payload)
+        sink.finish()
+    finally:
+        sink.close()
+    return written
 
 
 def _chunks(repository: Repository, marks: Marks, pack: PackId, *, deltas: bool) -> Iterator[tuple[Encoded, list[int]]]:

@@ -62,41 +62,31 @@ class BackupResult:
 
 def back_up(repository: Repository, catalog: Catalog, order: BackupOrder, report: Report) -> BackupResult:
     """Make the point. Raises Failure and the errors of the layers below."""
-    began = repository.surroundings.clock()
     if not is_name(order.vm):
         raise WrongUsage(f'"{order.vm}" is not a name for a VM: use a-z, 0-9, dot, dash and underscore.', on=order.vm)
+    began = repository.surroundings.clock()
     vm, known = _vm(repository, catalog, order.vm)
     parent = catalog.newest(vm)
     with ExitStack() as opened:
         images = {name: opened.enter_context(_opened(order, name, path)) for name, path in order.images.items()}
-        changes = {name: _changes(order, name, images[name], parent) for name in images}
-        live = {name: reason for name, image in images.items() if (reason := _hold_still(order, image, opened))}
+        changes = {name: _changes(order, name, image, parent) for name, image in images.items()}
+        whys = {reason for image in images.values() if (reason := _hold_still(order, image, opened))}
         before = {name: image.fingerprint() for name, image in images.items()}
-        total = sum(_to_read(images[name], changes[name]) for name in images)
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            report(min(done, total), total)
-
-        report(0, total)
+        advance = _advancing(report, sum(_to_read(images[name], changes[name]) for name in images))
+        misses: dict[str, int] = {}
         with write_point(repository, f"backup {order.vm}", first_copy=parent is None) as writer:
-            misses: dict[str, int] = {}
-            intakes: dict[str, Intake] = {}
+            disks = {}
             for name, image in images.items():
                 base = parent.disks[name].tree if parent and name in parent.disks else None
-                ranges = changes[name]
-                miss = _miss(repository, image, base, ranges)
+                miss = _miss(repository, image, base, changes[name])
                 if miss is not None:
-                    misses[name], ranges = miss, None
-                intakes[name] = writer.take(image, base, ranges, advance)
+                    misses[name], changes[name] = miss, None
+                disks[name] = _disk(image, writer.take(image, base, changes[name], advance))
             files = {Path(path).name: _take_file(writer, path) for path in order.files}
-            moved = {name for name, image in images.items() if image.fingerprint() != before[name]}
-            whys = sorted({*live.values()} | ({_MOVED} if moved else set()))
+            if any(image.fingerprint() != before[name] for name, image in images.items()):
+                whys.add(_MOVED)
             if not known:
                 Ledger(repository.documents).put_vm(vm)
-            now = repository.surroundings.clock()
             point = RecoveryPoint(
                 point=writer.point,
                 vm=vm.vm,
@@ -107,15 +97,27 @@ def back_up(repository: Repository, catalog: Catalog, order: BackupOrder, report
                 parent=parent_link(repository, parent),
                 asked="crash",
                 reached="none" if whys else "crash",
-                why="; ".join(whys),
-                disks={name: _disk(images[name], intake) for name, intake in intakes.items()},
+                why="; ".join(sorted(whys)),
+                disks=disks,
                 files=files,
-                seconds=round((now - began) / 1e9, 3),
+                seconds=round((repository.surroundings.clock() - began) / 1e9, 3),
                 program=__version__,
             )
             writer.commit(point)
     remarks = [f"{order.images[name]}: {remark}" for name, image in images.items() for remark in image.summary.remarks]
     return BackupResult(point, vm, point.seconds, misses, remarks)
+
+
+def _advancing(report: Report, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        report(min(done, total), total)
+
+    report(0, total)
+    return advance
 
 
 def _vm(repository: Repository, catalog: Catalog, name: str) -> tuple[Vm, bool]:
