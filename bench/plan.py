@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""How much is measured: the full run, and a quick one that only shows that the harness works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench.images import FileSystem
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Sizes in bytes, numbers of runs."""
+
+    main_files: int
+    """Files in the main image (P1, P2, P2b, P3, P8, P9)."""
+    main_image: int
+    sparse_image: int
+    """The sparse disk (P2c), which gets the same files."""
+    writes: int
+    """Random writes of 4 KiB before each backup of P2."""
+    cold_rounds: int
+    warm_rounds: int
+    clone_files: int
+    vms: int
+    vm_files: int
+    vm_systems: tuple[FileSystem, ...]
+    """Separately installed VMs (P7b): so many of each file system, with so many bytes of files."""
+    points: int
+    """P8."""
+    writes_a_point: int
+    index_chunks: float
+    """P6, in millions."""
+    line_bytes_per_s: float
+    line_latency_s: float
+    """P9."""
+
+    def room(self) -> int:
+        """Bytes of disk space that are needed at most."""
+        # Five repositories and the tree at their fullest; then the history's image and repository, and one restored image.
+        main = 2 * self.main_files + 5 * int(0.7 * self.main_files) + 2 * self.main_image
+        several = 3 * self.vms * max(self.vm_files, self.clone_files) // 2 + 4 * max(self.vm_files, self.clone_files)
+        index = int(self.index_chunks * 1e6 * 150)
+        return max(main, several, index) + (1 << 30)
+
+
+FULL = Plan(
+    main_files=4_300_000_000,
+    main_image=6 << 30,
+    sparse_image=1 << 40,
+    writes=2000,
+    cold_rounds=3,
+    warm_rounds=3,
+    clone_files=1_000_000_000,
+    vms=15,
+    vm_files=500_000_000,
+    vm_systems=("ext4", "XFS", "NTFS"),
+    points=1000,
+    writes_a_point=20,
+    index_chunks=100,
+    line_bytes_per_s=125e6,
+    line_latency_s=0.030,
+)
+
+QUICK = Plan(
+    main_files=8_000_000,
+    main_image=16 << 20,
+    sparse_image=1 << 30,
+    writes=20,
+    cold_rounds=0,
+    warm_rounds=1,
+    clone_files=4_000_000,
+    vms=2,
+    vm_files=4_000_000,
+    vm_systems=("ext4",),
+    points=3,
+    writes_a_point=4,
+    index_chunks=0.02,
+    line_bytes_per_s=125e6,
+    line_latency_s=0.001,
+)
