@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Whatever is broken is found, with exactly what is lost by it; what is not broken is not accused (rule 4.9.6)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from everywhen.block.device import BLOCK_SIZE
+from everywhen.formats.ids import pack_of_object
+from everywhen.formats.point import RecoveryPoint
+from everywhen.repository import damage
+from everywhen.repository.findings import Finding, Loss, Verdict
+from everywhen.repository.repository import Repository
+from everywhen.repository.twins import twin_of
+from everywhen.repository.verify import Watching, judging
+from everywhen.storage.posix import PosixStore
+from tests import damage_recipes as broken
+from tests.laboratory import SparseDisk, World, block, shrink_packs, touched
+
+VM, OTHER = "a" * 32, "b" * 32
+SIZE = 600 * BLOCK_SIZE - 1000
+WATCHING = Watching(lambda *_: None, lambda *_: None)
+
+
+class Lab:
+    """Three points of one VM (its disk's block 3 changes in the second, block 300 in the third), one of another VM."""
+
+    def __init__(self, folder: Path) -> None:
+        self.world = World(folder)
+        self.store = PosixStore(str(folder / "repository"))
+        self.unlocked = self.world.create(self.store, encrypted=True)
+        disk = SparseDisk(SIZE, {number: block(number) for number in (0, 3, 4, 5, 300, 599)})
+        disk.blocks[599] = block(599, BLOCK_SIZE - 1000)
+        other = SparseDisk(40 * BLOCK_SIZE, {number: block(("other", number)) for number in range(30)})
+        with self.open() as repository:
+            self.points = [self._back_up(repository, disk, None)]
+            disk.blocks[3] = touched(disk.blocks[3], "second")
+            self.points.append(self._back_up(repository, disk, self.points[-1]))
+            disk.blocks[300] = random.Random(1).randbytes(BLOCK_SIZE)  # no delta of what was there
+            self.points.append(self._back_up(repository, disk, self.points[-1]))
+            self.other = self.world.back_up(repository, {"vda": other}, vm=OTHER)
+        self.disk = disk
+
+    def _back_up(self, repository: Repository, disk: SparseDisk, parent: RecoveryPoint | None) -> RecoveryPoint:
+        self.world.clock.advance(3600)
+        return self.world.back_up(repository, {"vda": disk}, {"vm.xml": b"<domain/>" * 50}, parent=parent, vm=VM)
+
+    def open(self) -> Repository:
+        return self.world.open(self.store, self.unlocked)
+
+    def verify(self, *, read_data: bool = False, repository: Repository | None = None) -> Verdict:
+        with repository or self.open() as opened, judging(opened, WATCHING, read_data=read_data) as judgement:
+            return judgement.verdict
+
+    def place(self, point: int, number: int) -> broken.Place:
+        with self.open() as repository:
+            return broken.place_of_block(repository, self.points[point].disks["vda"].tree, number)
+
+    def node(self, point: int, level: int, index: int) -> broken.Place:
+        with self.open() as repository:
+            return broken.place_of_node(repository, self.points[point].disks["vda"].tree, level, index)
+
+    def loss(self, blocks: list[tuple[int, int]], *points: int, disk: str = "vda") -> Loss:
+        ranges = tuple((first * BLOCK_SIZE, min(end * BLOCK_SIZE, SIZE)) for first, end in blocks)
+        at = tuple((self.points[number].point, self.points[number].time_ns) for number in points)
+        return Loss(VM, "disk", disk, ranges, at)
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    shrink_packs(monkeypatch, 8 << 10)
+    yield Lab(tmp_path)
+
+
+def only(verdict: Verdict) -> Finding:
+    assert len(verdict.findings) == 1, verdict.findings
+    return verdict.findings[0]
+
+
+def all_losses(verdict: Verdict) -> list[Loss]:
+    return sorted((loss for finding in verdict.findings for loss in finding.losses), key=repr)
+
+
+@pytest.mark.parametrize("read_data", [False, True])
+def test_nothing_is_found_where_nothing_is_wrong(lab: Lab, *, read_data: bool) -> None:
+    verdict = lab.verify(read_data=read_data)
+    assert not verdict.findings
+    assert not verdict.damaged
+    assert not verdict.notes
+    assert (verdict.points, verdict.leased, verdict.noted) == (4, True, True)
+    packs = [found for prefix in ("packs/", "twins/packs/") for found in lab.store.list(prefix)]
+    assert verdict.packs == len([found for found in packs if found.name.startswith("packs/")])
+    assert not read_data or 0 < verdict.bytes_read < sum(found.size for found in packs)
+    assert not [found for found in lab.store.list("leases/")]
+
+
+def test_a_bad_record_names_its_disk_points_and_bytes(lab: Lab) -> None:
+    place = lab.place(0, 300)  # in the first two points only
+    broken.break_record(lab.store, place)
+    assert not lab.verify().findings, "only reading the data can show it"
+    finding = only(lab.verify(read_data=True))
+    assert (finding.object, finding.offset, finding.chunks) == (place.pack, place.offset, [place.name])
+    assert "tag wrong" in finding.why
+    assert finding.losses == [lab.loss([(300, 301)], 0, 1)]
+    assert finding.stands
+
+
+def test_the_last_block_ends_where_the_disk_ends(lab: Lab) -> None:
+    broken.break_record(lab.store, lab.place(0, 599))
+    assert only(lab.verify(read_data=True)).losses == [lab.loss([(599, 600)], 0, 1, 2)]
+
+
+def test_what_was_noted_counts_in_the_next_quick_verify(lab: Lab) -> None:
+    place = lab.place(0, 300)
+    broken.break_record(lab.store, place)
+    lab.verify(read_data=True)
+    finding = only(lab.verify())
+    assert (finding.object, finding.offset, finding.known) == (place.pack, place.offset, True)
+    assert finding.losses == [lab.loss([(300, 301)], 0, 1)]
+
+
+def test_the_next_backup_of_the_same_content_heals(lab: Lab) -> None:
+    broken.break_record(lab.store, lab.place(0, 300))
+    lab.verify(read_data=True)
+    with lab.open() as repository:
+        disk = lab.disk.copy()
+        disk.blocks[10] = block(300)  # the lost content, elsewhere
+        lab.world.back_up(repository, {"vda": disk}, parent=lab.points[-1], vm=VM)
+    verdict = lab.verify(read_data=True)
+    assert only(verdict).known
+    assert only(verdict).losses == []
+    assert "packs/" in only(verdict).spare
+    assert not verdict.damaged
+    with lab.open() as repository:
+        lab.world.audit(repository, {point.point for point in lab.points})
+
+
+def test_a_delta_is_lost_with_its_base(lab: Lab) -> None:
+    base, delta = lab.place(0, 3), lab.place(1, 3)
+    broken.break_record(lab.store, base)
+    finding = only(lab.verify(read_data=True))
+    assert delta.length < base.length
+    assert (finding.object, finding.offset) == (base.pack, base.offset)
+    assert sorted(finding.losses, key=repr) == sorted([lab.loss([(3, 4)], 0, 1, 2)], key=repr)
+
+
+def test_a_bad_frame_is_found(lab: Lab) -> None:
+    broken.break_frame(lab.store, lab.place(0, 4))
+    assert only(lab.verify(read_data=True)).losses == [lab.loss([(4, 5)], 0, 1, 2)]
+
+
+def test_a_missing_pack_costs_what_was_in_it(lab: Lab) -> None:
+    place = lab.place(2, 300)
+    broken.remove(lab.store, place.pack)
+    finding = only(lab.verify())
+    assert (finding.invariant, finding.object, finding.why) == ("I-2", "packs/", "1 chunk that moments need is in no pack")
+    assert finding.losses == [lab.loss([(300, 301)], 2)]
+
+
+@pytest.mark.parametrize("recipe", [broken.break_header, broken.break_footer, broken.break_index])
+def test_a_data_pack_with_one_bad_end_loses_nothing(lab: Lab, recipe: broken.Recipe) -> None:
+    pack = lab.place(0, 4).pack
+    recipe(lab.store, pack)
+    finding = only(lab.verify())
+    assert (finding.object, finding.offset, finding.losses) == (pack, None, [])
+    assert finding.stands
+    assert not only(lab.verify(read_data=True)).losses
+
+
+def test_a_pack_without_both_ends_is_lost(lab: Lab) -> None:
+    place = lab.place(2, 300)
+    broken.break_header_and_footer(lab.store, place.pack)
+    verdict = lab.verify()
+    assert {finding.object for finding in verdict.findings} == {place.pack, "packs/"}
+    assert all_losses(verdict) == [lab.loss([(300, 301)], 2)]
+
+
+def test_a_machine_that_knew_the_pack_says_what_was_in_it(lab: Lab) -> None:
+    with lab.open() as repository:
+        repository.refresh()
+        place = lab.place(2, 300)
+        broken.break_header_and_footer(lab.store, place.pack)
+        finding = only(lab.verify(repository=repository))
+    assert (finding.object, finding.losses) == (place.pack, [lab.loss([(300, 301)], 2)])
+    with lab.open() as repository:
+        pack = pack_of_object(place.pack)
+        assert pack is not None
+        assert damage.damaged_copies(repository.documents)[pack] == [place.offset]
+
+
+def test_a_pack_cut_short_loses_what_was_behind(lab: Lab) -> None:
+    places = {number: lab.place(0, number) for number in (0, 3, 4, 5)}
+    pack = places[0].pack
+    inside = sorted((number for number in places if places[number].pack == pack), key=lambda n: places[n].offset)
+    assert len(inside) >= 3, "the recipe needs a pack with several chunks"
+    broken.cut_behind(lab.store, places[inside[0]])
+    verdict = lab.verify()
+    ranges = [part for loss in all_losses(verdict) for part in loss.ranges]
+    lost = {number for start, end in ranges for number in range(start // BLOCK_SIZE, end // BLOCK_SIZE)}
+    assert inside[0] not in lost
+    assert set(inside[1:]) <= lost
+
+
+class TestTwins:
+    @pytest.mark.parametrize("twin", [False, True])
+    @pytest.mark.parametrize("harm", [broken.remove, lambda store, name: broken.flip(store, name, 60), broken.empty])
+    def test_one_bad_copy_of_a_point_loses_nothing(self, lab: Lab, harm: broken.Recipe, *, twin: bool) -> None:
+        first = f"points/{lab.points[1].point}"
+        name, spare = (twin_of(first), first) if twin else (first, twin_of(first))
+        harm(lab.store, name)
+        finding = only(lab.verify())
+        assert (finding.object, finding.spare, finding.losses) == (name, spare, [])
+
+    def test_two_bad_copies_of_a_point_are_a_lost_moment(self, lab: Lab) -> None:
+        for name in broken.both(f"points/{lab.points[1].point}"):
+            broken.flip(lab.store, name, 60)
+        finding = only(lab.verify())
+        assert finding.object == f"points/{lab.points[1].point}"
+        assert finding.losses == [Loss(VM, "moment", "", (), ((lab.points[1].point, 0),))]
+
+    def test_a_cache_that_knows_the_point_does_not_hide_it(self, lab: Lab) -> None:
+        with lab.open() as repository:
+            repository.points.list()
+            for name in broken.both(f"points/{lab.points[1].point}"):
+                broken.flip(lab.store, name, 60)
+            assert only(lab.verify(repository=repository)).losses
+
+    def test_a_point_that_vanished_is_missed_in_the_chain(self, lab: Lab) -> None:
+        for name in broken.both(f"points/{lab.points[1].point}"):
+            broken.remove(lab.store, name)
+        finding = only(lab.verify())
+        assert (finding.invariant, finding.object) == ("I-4", f"points/{lab.points[1].point}")
+
+    def test_a_point_that_was_dropped_is_not_missed(self, lab: Lab) -> None:
+        with lab.open() as repository:
+            lab.world.drop(repository, lab.points[1])
+            lab.world.clock.advance(1000)
+            lab.world.collect(repository)
+        assert not lab.verify(read_data=True).findings
+
+    @pytest.mark.parametrize("name", ["everywhen", "keys"])
+    def test_superblock_and_key_slots(self, lab: Lab, name: str) -> None:
+        whole = next(found.name for found in lab.store.list("keys/")) if name == "keys" else name
+        broken.remove(lab.store, whole)
+        finding = only(lab.verify())
+        assert (finding.object, finding.spare) == (whole, twin_of(whole))
+
+    def test_a_drop_that_cannot_be_read(self, lab: Lab) -> None:
+        with lab.open() as repository:
+            drop = lab.world.drop(repository, lab.points[0], delay_s=1e6)
+        for name in broken.both(f"drops/{drop.drop}"):
+            broken.flip(lab.store, name, 60)
+        assert only(lab.verify()).object == f"drops/{drop.drop}"
+
+    def test_a_meta_pack_with_one_bad_copy_loses_nothing(self, lab: Lab) -> None:
+        node = lab.node(2, 0, 1)
+        broken.break_record(lab.store, node)
+        finding = only(lab.verify(read_data=True))
+        assert (finding.object, finding.offset, finding.spare) == (node.pack, node.offset, twin_of(node.pack))
+        assert not finding.losses
+
+    @pytest.mark.parametrize("twin", [False, True])
+    def test_a_meta_pack_without_one_copy_loses_nothing(self, lab: Lab, *, twin: bool) -> None:
+        pack = lab.node(2, 0, 1).pack
+        gone, spare = (twin_of(pack), pack) if twin else (pack, twin_of(pack))
+        broken.remove(lab.store, gone)
+        finding = only(lab.verify(read_data=True))
+        assert (finding.object, finding.why, finding.spare, finding.losses) == (gone, "missing", spare, [])
+
+    @pytest.mark.parametrize("read_data", [False, True])
+    def test_a_node_with_two_bad_copies_takes_its_range(self, lab: Lab, *, read_data: bool) -> None:
+        node = lab.node(2, 0, 1)  # blocks 256 to 511, changed in the third point
+        for name in broken.both(node.pack):
+            broken.flip(lab.store, name, node.offset + 60)
+        losses = all_losses(lab.verify(read_data=read_data))
+        assert losses == [lab.loss([(256, 512)], 2)]
+
+    def test_a_root_with_two_bad_copies_takes_the_disk(self, lab: Lab) -> None:
+        node = lab.node(1, 1, 0)
+        for name in broken.both(node.pack):
+            broken.flip(lab.store, name, node.offset + 60)
+        assert all_losses(lab.verify()) == [lab.loss([(0, 600)], 1)]
+
+
+def test_what_no_moment_needs_is_damaged_without_loss(lab: Lab) -> None:
+    place = lab.place(0, 300)
+    broken.break_record(lab.store, place)
+    with lab.open() as repository:
+        lab.world.drop(repository, lab.points[0], lab.points[1])
+    finding = only(lab.verify(read_data=True))
+    assert (finding.offset, finding.losses, finding.spare) == (place.offset, [], "")
+    assert finding.stands
+    assert not lab.verify(read_data=True).damaged, "noted: it goes with the next gc"
+
+
+def test_a_note_about_a_record_that_is_whole_is_taken_back(lab: Lab) -> None:
+    place = lab.place(0, 300)
+    content = lab.store.get(place.pack)
+    broken.break_record(lab.store, place)
+    lab.verify(read_data=True)
+    lab.store.put(place.pack, [content])
+    assert lab.verify(read_data=False).damaged
+    assert not lab.verify(read_data=True).findings
+    assert not lab.verify().findings
+
+
+def test_a_damage_note_that_cannot_be_read_is_found(lab: Lab) -> None:
+    broken.break_record(lab.store, lab.place(0, 300))
+    lab.verify(read_data=True)
+    note = next(found.name for found in lab.store.list("damage/"))
+    broken.flip(lab.store, note, 60)
+    finding = next(finding for finding in lab.verify(read_data=True).findings if finding.object == note)
+    assert finding.stands
+
+
+def test_a_parent_that_was_replaced_is_found(lab: Lab) -> None:
+    with lab.open() as repository:
+        forged = lab.points[0].to_json() | {"mark": "never set"}
+        repository.documents.put(f"points/{lab.points[0].point}", forged)
+    finding = only(lab.verify())
+    assert (finding.invariant, finding.object) == ("I-4", f"points/{lab.points[1].point}")
