@@ -13,9 +13,6 @@ from functools import cache
 from itertools import groupby
 from pathlib import Path
 
-SOURCES = ("/usr", "/opt", "/var/lib")
-"""Where files are taken from, in this order, until there are enough."""
-
 
 @dataclass(frozen=True, slots=True)
 class RealFile:
@@ -35,11 +32,14 @@ class NotEnoughFiles(Exception):
     """This machine has too few files for the size that was asked for."""
 
 
-def real_files(wanted: int, seed: str) -> list[RealFile]:
-    """Regular files of about `wanted` bytes in all (97 % at least): whole folders, drawn by `seed`. Raises NotEnoughFiles."""
+def real_files(sources: tuple[str, ...], wanted: int, seed: str) -> list[RealFile]:
+    """Regular files of about `wanted` bytes in all (97 % at least): whole folders, drawn by `seed`.
+
+    The folders in `sources` are gone through in this order, until there is enough. Raises NotEnoughFiles.
+    """
     chosen: list[RealFile] = []
     total = 0
-    for source in SOURCES:
+    for source in sources:
         folders = [list(files) for _, files in groupby(_regular_files(source), key=lambda file: file.folder)]
         random.Random(seed).shuffle(folders)
         for files in folders:
@@ -49,7 +49,7 @@ def real_files(wanted: int, seed: str) -> list[RealFile]:
                 total += size
         if total >= 0.97 * wanted:
             return chosen
-    raise NotEnoughFiles(f"{', '.join(SOURCES)} have {total / 1e9:.1f} GB of files; {wanted / 1e9:.1f} GB are needed")
+    raise NotEnoughFiles(f"{', '.join(sources)} have {total / 1e9:.1f} GB of files; {wanted / 1e9:.1f} GB are needed")
 
 
 def another_installation(files: list[RealFile], pool: list[RealFile], seed: str, share: float) -> list[RealFile]:

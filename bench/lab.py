@@ -100,7 +100,7 @@ class Lab:
     def tree(self) -> Iterator[Path]:
         """A folder with the files of the main image, while the body runs."""
         tree = self.work / "tree"
-        self.log(f"{copy_files(real_files(self.plan.main_files, 'main'), tree) / 1e9:.2f} GB of real files")
+        self.log(f"{copy_files(real_files(self.plan.sources, self.plan.main_files, 'main'), tree) / 1e9:.2f} GB of real files")
         try:
             yield tree
         finally:

@@ -27,7 +27,7 @@ def measure_clones(lab: Lab) -> None:
     original.parent.mkdir(exist_ok=True)
     tree = lab.work / "tree"
     size = lab.plan.clone_files
-    files = real_files(size, "clones")
+    files = real_files(lab.plan.sources, size, "clones")
     copy_files(files, tree)
     from_tree(original, tree, size_for(files, "ext4"), "clones")
     shutil.rmtree(tree)
@@ -51,9 +51,9 @@ def measure_clones(lab: Lab) -> None:
 def measure_installed(lab: Lab) -> None:
     """P7b: the same files plus 3 % others, on a new file system, in another order; for each file system."""
     size = lab.plan.vm_files
-    base = real_files(size, "installed")
+    base = real_files(lab.plan.sources, size, "installed")
     taken = {file.source for file in base}
-    pool = [file for file in real_files(size, "others") if file.source not in taken]
+    pool = [file for file in real_files(lab.plan.sources, size, "others") if file.source not in taken]
     for system in ("ext4", "XFS", "NTFS"):
         key = f"P7b saved {system}"
         if system not in lab.plan.vm_systems:

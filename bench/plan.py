@@ -12,6 +12,8 @@ from bench.images import FileSystem
 class Plan:
     """Sizes in bytes, numbers of runs."""
 
+    sources: tuple[str, ...]
+    """Where real files are taken from."""
     main_files: int
     """Files in the main image (P1, P2, P2b, P3, P8, P9)."""
     main_image: int
@@ -45,6 +47,7 @@ class Plan:
 
 
 FULL = Plan(
+    sources=("/usr", "/opt", "/var/lib"),
     main_files=4_300_000_000,
     main_image=6 << 30,
     sparse_image=1 << 40,
@@ -63,6 +66,7 @@ FULL = Plan(
 )
 
 QUICK = Plan(
+    sources=("/usr/share", "/usr"),
     main_files=8_000_000,
     main_image=16 << 20,
     sparse_image=1 << 30,
