@@ -23,6 +23,7 @@ from everywhen.interfaces.cli import (
     restore,
     stats,
     status,
+    verify,
 )
 from everywhen.interfaces.cli.app import app
 from everywhen.interfaces.cli.failures import guarded, two_step_interrupt
@@ -35,6 +36,7 @@ COMMAND_MODULES = (
     restore,
     gc,
     status,
+    verify,
     stats,
     policy,
     prune,
