@@ -8,12 +8,44 @@ import sys
 
 import typer
 
-from everywhen.interfaces.cli import backup, gc, hold, initialize, points, policy, prune, restore, stats, status, verify
+from everywhen.interfaces.cli import (
+    backup,
+    completion,
+    gc,
+    habits,
+    help_topics,
+    hold,
+    initialize,
+    key,
+    points,
+    policy,
+    prune,
+    restore,
+    stats,
+    status,
+    verify,
+)
 from everywhen.interfaces.cli.app import app
 from everywhen.interfaces.cli.failures import guarded, two_step_interrupt
 from everywhen.interfaces.cli.output import Output
 
-COMMAND_MODULES = (initialize, backup, points, restore, gc, status, stats, policy, prune, hold, verify)
+COMMAND_MODULES = (
+    initialize,
+    backup,
+    points,
+    restore,
+    gc,
+    status,
+    verify,
+    stats,
+    policy,
+    prune,
+    hold,
+    key,
+    completion,
+    help_topics,
+    habits,
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
