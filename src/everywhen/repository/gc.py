@@ -90,7 +90,7 @@ def mark(repository: Repository, roots: Roots, twinned: set[PackId], note: Note)
     seen: set[bytes] = set()
     scratch = str(repository.cache / "scratch")
     with Marker(repository.index, scratch, _MARKING_MEMORY, threshold=_POPULAR, preferred=twinned) as marker:
-        for done, point in enumerate(roots.live):
+        for done, point in enumerate(roots.live, 1):
             note("finding what is needed", done, len(roots.live))
             for tree in point.trees():
                 for names in names_needed(repository.fetcher.read_many, tree, seen):
