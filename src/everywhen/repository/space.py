@@ -13,6 +13,9 @@ from everywhen.repository.errors import LowOnSpace
 from everywhen.storage.base import ObjectStore, OutOfSpace
 
 RESERVE = "reserve/room"
+_WANTED = "reserve/wanted"
+"""An empty object: this repository has a reserve, even while gc is using it."""
+
 SMALLEST_RESERVE = 256 << 20
 _RESERVED_SHARE = 0.02
 _FIRST_COPY_SHARE = 0.05
@@ -34,13 +37,21 @@ def reserve_size(store: ObjectStore) -> int:
     return max(SMALLEST_RESERVE, int(space.total * _RESERVED_SHARE))
 
 
+def want_reserve(store: ObjectStore) -> bool:
+    """Have a reserve from now on, and make it; False when there is no room for it."""
+    if reserve_size(store):
+        store.put(_WANTED, [])
+    return make_reserve(store)
+
+
 def make_reserve(store: ObjectStore) -> bool:
-    """Set the reserve aside unless it is there; False when there is no room for it."""
+    """Set the reserve aside if one is wanted and it is not there; False when there is no room for it."""
+    there = {found.name for found in store.list("reserve/")}
     size = reserve_size(store)
     space = store.space()
-    if not size or space is None or any(True for _ in store.list("reserve/")):
+    if _WANTED not in there or RESERVE in there or space is None or not isinstance(store, Preallocating):
         return True
-    if space.free < size or not isinstance(store, Preallocating):
+    if space.free < size:
         return False
     try:
         store.preallocate(RESERVE, size)

@@ -10,7 +10,7 @@ import typer
 from everywhen.formats.ids import random_word
 from everywhen.interfaces.cli.app import RUN, AsJson, PassphraseFile, Quiet, app, context_of
 from everywhen.repository.keys import Mint, create
-from everywhen.repository.space import make_reserve
+from everywhen.repository.space import want_reserve
 from everywhen.services.failures import WrongUsage
 from everywhen.services.translation import failing
 from everywhen.storage.probe import probe_traits
@@ -36,7 +36,7 @@ def init(
         word = random_word(surroundings.randomness, 16)
         traits = probe_traits(store, f"probe/{word}")
         created = create(store, Mint(surroundings.randomness, surroundings.clock()), passphrase=passphrase)
-        reserved = no_reserve or make_reserve(store)
+        reserved = no_reserve or want_reserve(store)
     output = context.output
     superblock = created.unlocked.superblock
     exclusive = traits.put_if_absent and traits.consistent_list
