@@ -13,12 +13,15 @@ from everywhen.storage.base import ObjectNotFound
 _MISSING = "missing"
 
 
-def pack_findings(survey: Survey) -> list[Finding]:
+def pack_findings(survey: Survey, condemned: set[PackId]) -> list[Finding]:
     """One finding for each damaged copy, and for each hole in a pack that had to be scanned."""
     found = []
     for pack, flaw in sorted(survey.flawed.items()):
-        found += [_finding(survey, flaw, twin=twin) for twin in flaw.wrong]
-        found += [Finding("I-3", pack_object(pack), why, offset) for offset, why in flaw.holes.items()]
+        here = [_finding(survey, flaw, twin=twin) for twin in flaw.wrong]
+        here += [Finding("I-3", pack_object(pack), why, offset) for offset, why in flaw.holes.items()]
+        for finding in here:
+            finding.known = pack in condemned
+        found += here
     return found
 
 

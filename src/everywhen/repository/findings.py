@@ -61,7 +61,7 @@ class Finding:
     """Where a good copy is; '': none is known."""
     remedy: Remedy = Remedy.NONE
     known: bool = False
-    """It was found and noted before, and what it held is stored elsewhere by now: it goes with the next gc."""
+    """It was noted before, or its pack is condemned: nobody relies on it. Where nothing is lost, it goes with the next gc."""
     losses: list[Loss] = field(default_factory=list)
     repaired: str = ""
     """How it was repaired; '': it was not."""

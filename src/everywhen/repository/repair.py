@@ -100,7 +100,7 @@ def _mend(repository: Repository, judgement: Judgement, done: Repaired) -> dict[
     by_pack: dict[PackId, list[Finding]] = {}
     for finding in judgement.verdict.findings:
         pack = pack_of_object(finding.object.removeprefix(TWINS))
-        if pack is not None and not finding.known:
+        if pack is not None and finding.stands:
             by_pack.setdefault(pack, []).append(finding)
     hopeless = {}
     for pack, found in by_pack.items():

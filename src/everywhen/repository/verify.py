@@ -30,6 +30,7 @@ from everywhen.repository.blockmap import names_needed
 from everywhen.repository.causes import Causes, read_record, unreadable_copies
 from everywhen.repository.check_content import read_everything
 from everywhen.repository.check_packs import confirmed, pack_findings
+from everywhen.repository.condemned import condemned_packs
 from everywhen.repository.errors import Damaged
 from everywhen.repository.findings import BadRecord, Finding, Remedy, Verdict
 from everywhen.repository.marking import Marker
@@ -109,6 +110,7 @@ class _Run:
         self._suspicions = check_objects.Suspicions(repository.store)
         self._standing = check_points.Standing()
         self._known: dict[tuple[PackId, int], str] = {}
+        self._condemned: set[PackId] = set()
         self.judgement = Judgement(Verdict(), survey)
         self._verdict = self.judgement.verdict
         self._bad = self.judgement.bad
@@ -135,7 +137,8 @@ class _Run:
         """Packs as wholes, and their records with `read_data`; without it, what earlier runs noted of them counts."""
         self._watching.step("packs", 0, None)
         self._survey.look()
-        self._verdict.findings += pack_findings(self._survey)
+        self._condemned = _condemned(self._repository)
+        self._verdict.findings += pack_findings(self._survey, self._condemned)
         self._verdict.packs = len(self._survey.packs)
         self._verdict.chunks = sum(seen.rows for seen in self._survey.packs.values())
         self._known = _noted_before(self._repository)
@@ -198,7 +201,8 @@ class _Run:
         self._bad[place] = record.why
         self._survey.index.exclude_copies(record.pack, [record.offset])
         chunks = [record.name] if record.name else []
-        finding = Finding("I-3", pack_object(record.pack), record.why, record.offset, chunks, known=place in self._known)
+        known = place in self._known or record.pack in self._condemned
+        finding = Finding("I-3", pack_object(record.pack), record.why, record.offset, chunks, known=known)
         self._verdict.findings.append(finding)
 
     def _good_twin(self, bad: BadRecord) -> str:
@@ -277,3 +281,11 @@ def _noted_before(repository: Repository) -> dict[tuple[PackId, int], str]:
         except (ObjectNotFound, FormatError, ValueError):
             continue
     return found
+
+
+def _condemned(repository: Repository) -> set[PackId]:
+    """Packs that nobody relies on any more; none when that cannot be read, which is a finding of its own."""
+    try:
+        return condemned_packs(repository.documents)
+    except FormatError:
+        return set()

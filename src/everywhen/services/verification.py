@@ -132,10 +132,12 @@ def _finding_lines(verdict: Verdict, finding: Finding, zone: tzinfo) -> list[str
         text.append(f"  and {len(finding.losses) - _SHOWN} more: --json lists them all")
     if finding.repaired:
         text.append(f"  {finding.repaired}")
-    elif finding.losses:
-        pass
-    elif finding.spare:
+    if finding.repaired or finding.losses:
+        return text
+    if finding.spare:
         text.append(f"  nothing is lost: there is a good copy, {finding.spare}")
+    elif finding.known:
+        text.append("  nothing is lost: nobody relies on it, the next gc deletes it")
     elif finding.offset is not None:
         text.append("  nothing is lost: no moment needs it")
     return text

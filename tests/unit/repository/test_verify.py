@@ -3,77 +3,24 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests import damage_recipes as broken
+from tests.laboratory import block, shrink_packs
+from tests.unit.repository.verify_lab import VM, BrokenLab
 
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.formats.ids import pack_of_object
-from everywhen.formats.point import RecoveryPoint
 from everywhen.repository import damage
 from everywhen.repository.findings import Finding, Loss, Verdict
-from everywhen.repository.repository import Repository
 from everywhen.repository.twins import twin_of
-from everywhen.repository.verify import Watching, judging
-from everywhen.storage.posix import PosixStore
-from tests import damage_recipes as broken
-from tests.laboratory import SparseDisk, World, block, shrink_packs, touched
-
-VM, OTHER = "a" * 32, "b" * 32
-SIZE = 600 * BLOCK_SIZE - 1000
-WATCHING = Watching(lambda *_: None, lambda *_: None)
-
-
-class Lab:
-    """Three points of one VM (its disk's block 3 changes in the second, block 300 in the third), one of another VM."""
-
-    def __init__(self, folder: Path) -> None:
-        self.world = World(folder)
-        self.store = PosixStore(str(folder / "repository"))
-        self.unlocked = self.world.create(self.store, encrypted=True)
-        disk = SparseDisk(SIZE, {number: block(number) for number in (0, 3, 4, 5, 300, 599)})
-        disk.blocks[599] = block(599, BLOCK_SIZE - 1000)
-        other = SparseDisk(40 * BLOCK_SIZE, {number: block(("other", number)) for number in range(30)})
-        with self.open() as repository:
-            self.points = [self._back_up(repository, disk, None)]
-            disk.blocks[3] = touched(disk.blocks[3], "second")
-            self.points.append(self._back_up(repository, disk, self.points[-1]))
-            disk.blocks[300] = random.Random(1).randbytes(BLOCK_SIZE)  # no delta of what was there
-            self.points.append(self._back_up(repository, disk, self.points[-1]))
-            self.other = self.world.back_up(repository, {"vda": other}, vm=OTHER)
-        self.disk = disk
-
-    def _back_up(self, repository: Repository, disk: SparseDisk, parent: RecoveryPoint | None) -> RecoveryPoint:
-        self.world.clock.advance(3600)
-        return self.world.back_up(repository, {"vda": disk}, {"vm.xml": b"<domain/>" * 50}, parent=parent, vm=VM)
-
-    def open(self) -> Repository:
-        return self.world.open(self.store, self.unlocked)
-
-    def verify(self, *, read_data: bool = False, repository: Repository | None = None) -> Verdict:
-        with repository or self.open() as opened, judging(opened, WATCHING, read_data=read_data) as judgement:
-            return judgement.verdict
-
-    def place(self, point: int, number: int) -> broken.Place:
-        with self.open() as repository:
-            return broken.place_of_block(repository, self.points[point].disks["vda"].tree, number)
-
-    def node(self, point: int, level: int, index: int) -> broken.Place:
-        with self.open() as repository:
-            return broken.place_of_node(repository, self.points[point].disks["vda"].tree, level, index)
-
-    def loss(self, blocks: list[tuple[int, int]], *points: int, disk: str = "vda") -> Loss:
-        ranges = tuple((first * BLOCK_SIZE, min(end * BLOCK_SIZE, SIZE)) for first, end in blocks)
-        at = tuple((self.points[number].point, self.points[number].time_ns) for number in points)
-        return Loss(VM, "disk", disk, ranges, at)
 
 
 @pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BrokenLab:
     shrink_packs(monkeypatch, 8 << 10)
-    yield Lab(tmp_path)
+    return BrokenLab(tmp_path)
 
 
 def only(verdict: Verdict) -> Finding:
@@ -86,7 +33,7 @@ def all_losses(verdict: Verdict) -> list[Loss]:
 
 
 @pytest.mark.parametrize("read_data", [False, True])
-def test_nothing_is_found_where_nothing_is_wrong(lab: Lab, *, read_data: bool) -> None:
+def test_nothing_is_found_where_nothing_is_wrong(lab: BrokenLab, *, read_data: bool) -> None:
     verdict = lab.verify(read_data=read_data)
     assert not verdict.findings
     assert not verdict.damaged
@@ -95,10 +42,10 @@ def test_nothing_is_found_where_nothing_is_wrong(lab: Lab, *, read_data: bool) -
     packs = [found for prefix in ("packs/", "twins/packs/") for found in lab.store.list(prefix)]
     assert verdict.packs == len([found for found in packs if found.name.startswith("packs/")])
     assert not read_data or 0 < verdict.bytes_read < sum(found.size for found in packs)
-    assert not [found for found in lab.store.list("leases/")]
+    assert not list(lab.store.list("leases/"))
 
 
-def test_a_bad_record_names_its_disk_points_and_bytes(lab: Lab) -> None:
+def test_a_bad_record_names_its_disk_points_and_bytes(lab: BrokenLab) -> None:
     place = lab.place(0, 300)  # in the first two points only
     broken.break_record(lab.store, place)
     assert not lab.verify().findings, "only reading the data can show it"
@@ -109,12 +56,12 @@ def test_a_bad_record_names_its_disk_points_and_bytes(lab: Lab) -> None:
     assert finding.stands
 
 
-def test_the_last_block_ends_where_the_disk_ends(lab: Lab) -> None:
+def test_the_last_block_ends_where_the_disk_ends(lab: BrokenLab) -> None:
     broken.break_record(lab.store, lab.place(0, 599))
     assert only(lab.verify(read_data=True)).losses == [lab.loss([(599, 600)], 0, 1, 2)]
 
 
-def test_what_was_noted_counts_in_the_next_quick_verify(lab: Lab) -> None:
+def test_what_was_noted_counts_in_the_next_quick_verify(lab: BrokenLab) -> None:
     place = lab.place(0, 300)
     broken.break_record(lab.store, place)
     lab.verify(read_data=True)
@@ -123,7 +70,7 @@ def test_what_was_noted_counts_in_the_next_quick_verify(lab: Lab) -> None:
     assert finding.losses == [lab.loss([(300, 301)], 0, 1)]
 
 
-def test_the_next_backup_of_the_same_content_heals(lab: Lab) -> None:
+def test_the_next_backup_of_the_same_content_heals(lab: BrokenLab) -> None:
     broken.break_record(lab.store, lab.place(0, 300))
     lab.verify(read_data=True)
     with lab.open() as repository:
@@ -139,7 +86,7 @@ def test_the_next_backup_of_the_same_content_heals(lab: Lab) -> None:
         lab.world.audit(repository, {point.point for point in lab.points})
 
 
-def test_a_delta_is_lost_with_its_base(lab: Lab) -> None:
+def test_a_delta_is_lost_with_its_base(lab: BrokenLab) -> None:
     base, delta = lab.place(0, 3), lab.place(1, 3)
     broken.break_record(lab.store, base)
     finding = only(lab.verify(read_data=True))
@@ -148,12 +95,12 @@ def test_a_delta_is_lost_with_its_base(lab: Lab) -> None:
     assert sorted(finding.losses, key=repr) == sorted([lab.loss([(3, 4)], 0, 1, 2)], key=repr)
 
 
-def test_a_bad_frame_is_found(lab: Lab) -> None:
+def test_a_bad_frame_is_found(lab: BrokenLab) -> None:
     broken.break_frame(lab.store, lab.place(0, 4))
     assert only(lab.verify(read_data=True)).losses == [lab.loss([(4, 5)], 0, 1, 2)]
 
 
-def test_a_missing_pack_costs_what_was_in_it(lab: Lab) -> None:
+def test_a_missing_pack_costs_what_was_in_it(lab: BrokenLab) -> None:
     place = lab.place(2, 300)
     broken.remove(lab.store, place.pack)
     finding = only(lab.verify())
@@ -162,7 +109,7 @@ def test_a_missing_pack_costs_what_was_in_it(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("recipe", [broken.break_header, broken.break_footer, broken.break_index])
-def test_a_data_pack_with_one_bad_end_loses_nothing(lab: Lab, recipe: broken.Recipe) -> None:
+def test_a_data_pack_with_one_bad_end_loses_nothing(lab: BrokenLab, recipe: broken.Recipe) -> None:
     pack = lab.place(0, 4).pack
     recipe(lab.store, pack)
     finding = only(lab.verify())
@@ -171,7 +118,7 @@ def test_a_data_pack_with_one_bad_end_loses_nothing(lab: Lab, recipe: broken.Rec
     assert not only(lab.verify(read_data=True)).losses
 
 
-def test_a_pack_without_both_ends_is_lost(lab: Lab) -> None:
+def test_a_pack_without_both_ends_is_lost(lab: BrokenLab) -> None:
     place = lab.place(2, 300)
     broken.break_header_and_footer(lab.store, place.pack)
     verdict = lab.verify()
@@ -179,7 +126,7 @@ def test_a_pack_without_both_ends_is_lost(lab: Lab) -> None:
     assert all_losses(verdict) == [lab.loss([(300, 301)], 2)]
 
 
-def test_a_machine_that_knew_the_pack_says_what_was_in_it(lab: Lab) -> None:
+def test_a_machine_that_knew_the_pack_says_what_was_in_it(lab: BrokenLab) -> None:
     with lab.open() as repository:
         repository.refresh()
         place = lab.place(2, 300)
@@ -192,7 +139,7 @@ def test_a_machine_that_knew_the_pack_says_what_was_in_it(lab: Lab) -> None:
         assert damage.damaged_copies(repository.documents)[pack] == [place.offset]
 
 
-def test_a_pack_cut_short_loses_what_was_behind(lab: Lab) -> None:
+def test_a_pack_cut_short_loses_what_was_behind(lab: BrokenLab) -> None:
     places = {number: lab.place(0, number) for number in (0, 3, 4, 5)}
     pack = places[0].pack
     inside = sorted((number for number in places if places[number].pack == pack), key=lambda n: places[n].offset)
@@ -208,34 +155,34 @@ def test_a_pack_cut_short_loses_what_was_behind(lab: Lab) -> None:
 class TestTwins:
     @pytest.mark.parametrize("twin", [False, True])
     @pytest.mark.parametrize("harm", [broken.remove, lambda store, name: broken.flip(store, name, 60), broken.empty])
-    def test_one_bad_copy_of_a_point_loses_nothing(self, lab: Lab, harm: broken.Recipe, *, twin: bool) -> None:
+    def test_one_bad_copy_of_a_point_loses_nothing(self, lab: BrokenLab, harm: broken.Recipe, *, twin: bool) -> None:
         first = f"points/{lab.points[1].point}"
         name, spare = (twin_of(first), first) if twin else (first, twin_of(first))
         harm(lab.store, name)
         finding = only(lab.verify())
         assert (finding.object, finding.spare, finding.losses) == (name, spare, [])
 
-    def test_two_bad_copies_of_a_point_are_a_lost_moment(self, lab: Lab) -> None:
+    def test_two_bad_copies_of_a_point_are_a_lost_moment(self, lab: BrokenLab) -> None:
         for name in broken.both(f"points/{lab.points[1].point}"):
             broken.flip(lab.store, name, 60)
         finding = only(lab.verify())
         assert finding.object == f"points/{lab.points[1].point}"
         assert finding.losses == [Loss(VM, "moment", "", (), ((lab.points[1].point, 0),))]
 
-    def test_a_cache_that_knows_the_point_does_not_hide_it(self, lab: Lab) -> None:
+    def test_a_cache_that_knows_the_point_does_not_hide_it(self, lab: BrokenLab) -> None:
         with lab.open() as repository:
             repository.points.list()
             for name in broken.both(f"points/{lab.points[1].point}"):
                 broken.flip(lab.store, name, 60)
             assert only(lab.verify(repository=repository)).losses
 
-    def test_a_point_that_vanished_is_missed_in_the_chain(self, lab: Lab) -> None:
+    def test_a_point_that_vanished_is_missed_in_the_chain(self, lab: BrokenLab) -> None:
         for name in broken.both(f"points/{lab.points[1].point}"):
             broken.remove(lab.store, name)
         finding = only(lab.verify())
         assert (finding.invariant, finding.object) == ("I-4", f"points/{lab.points[1].point}")
 
-    def test_a_point_that_was_dropped_is_not_missed(self, lab: Lab) -> None:
+    def test_a_point_that_was_dropped_is_not_missed(self, lab: BrokenLab) -> None:
         with lab.open() as repository:
             lab.world.drop(repository, lab.points[1])
             lab.world.clock.advance(1000)
@@ -243,20 +190,20 @@ class TestTwins:
         assert not lab.verify(read_data=True).findings
 
     @pytest.mark.parametrize("name", ["everywhen", "keys"])
-    def test_superblock_and_key_slots(self, lab: Lab, name: str) -> None:
+    def test_superblock_and_key_slots(self, lab: BrokenLab, name: str) -> None:
         whole = next(found.name for found in lab.store.list("keys/")) if name == "keys" else name
         broken.remove(lab.store, whole)
         finding = only(lab.verify())
         assert (finding.object, finding.spare) == (whole, twin_of(whole))
 
-    def test_a_drop_that_cannot_be_read(self, lab: Lab) -> None:
+    def test_a_drop_that_cannot_be_read(self, lab: BrokenLab) -> None:
         with lab.open() as repository:
             drop = lab.world.drop(repository, lab.points[0], delay_s=1e6)
         for name in broken.both(f"drops/{drop.drop}"):
             broken.flip(lab.store, name, 60)
         assert only(lab.verify()).object == f"drops/{drop.drop}"
 
-    def test_a_meta_pack_with_one_bad_copy_loses_nothing(self, lab: Lab) -> None:
+    def test_a_meta_pack_with_one_bad_copy_loses_nothing(self, lab: BrokenLab) -> None:
         node = lab.node(2, 0, 1)
         broken.break_record(lab.store, node)
         finding = only(lab.verify(read_data=True))
@@ -264,7 +211,7 @@ class TestTwins:
         assert not finding.losses
 
     @pytest.mark.parametrize("twin", [False, True])
-    def test_a_meta_pack_without_one_copy_loses_nothing(self, lab: Lab, *, twin: bool) -> None:
+    def test_a_meta_pack_without_one_copy_loses_nothing(self, lab: BrokenLab, *, twin: bool) -> None:
         pack = lab.node(2, 0, 1).pack
         gone, spare = (twin_of(pack), pack) if twin else (pack, twin_of(pack))
         broken.remove(lab.store, gone)
@@ -272,21 +219,21 @@ class TestTwins:
         assert (finding.object, finding.why, finding.spare, finding.losses) == (gone, "missing", spare, [])
 
     @pytest.mark.parametrize("read_data", [False, True])
-    def test_a_node_with_two_bad_copies_takes_its_range(self, lab: Lab, *, read_data: bool) -> None:
+    def test_a_node_with_two_bad_copies_takes_its_range(self, lab: BrokenLab, *, read_data: bool) -> None:
         node = lab.node(2, 0, 1)  # blocks 256 to 511, changed in the third point
         for name in broken.both(node.pack):
             broken.flip(lab.store, name, node.offset + 60)
         losses = all_losses(lab.verify(read_data=read_data))
         assert losses == [lab.loss([(256, 512)], 2)]
 
-    def test_a_root_with_two_bad_copies_takes_the_disk(self, lab: Lab) -> None:
+    def test_a_root_with_two_bad_copies_takes_the_disk(self, lab: BrokenLab) -> None:
         node = lab.node(1, 1, 0)
         for name in broken.both(node.pack):
             broken.flip(lab.store, name, node.offset + 60)
         assert all_losses(lab.verify()) == [lab.loss([(0, 600)], 1)]
 
 
-def test_what_no_moment_needs_is_damaged_without_loss(lab: Lab) -> None:
+def test_what_no_moment_needs_is_damaged_without_loss(lab: BrokenLab) -> None:
     place = lab.place(0, 300)
     broken.break_record(lab.store, place)
     with lab.open() as repository:
@@ -297,7 +244,7 @@ def test_what_no_moment_needs_is_damaged_without_loss(lab: Lab) -> None:
     assert not lab.verify(read_data=True).damaged, "noted: it goes with the next gc"
 
 
-def test_a_note_about_a_record_that_is_whole_is_taken_back(lab: Lab) -> None:
+def test_a_note_about_a_record_that_is_whole_is_taken_back(lab: BrokenLab) -> None:
     place = lab.place(0, 300)
     content = lab.store.get(place.pack)
     broken.break_record(lab.store, place)
@@ -308,7 +255,7 @@ def test_a_note_about_a_record_that_is_whole_is_taken_back(lab: Lab) -> None:
     assert not lab.verify().findings
 
 
-def test_a_damage_note_that_cannot_be_read_is_found(lab: Lab) -> None:
+def test_a_damage_note_that_cannot_be_read_is_found(lab: BrokenLab) -> None:
     broken.break_record(lab.store, lab.place(0, 300))
     lab.verify(read_data=True)
     note = next(found.name for found in lab.store.list("damage/"))
@@ -317,7 +264,7 @@ def test_a_damage_note_that_cannot_be_read_is_found(lab: Lab) -> None:
     assert finding.stands
 
 
-def test_a_parent_that_was_replaced_is_found(lab: Lab) -> None:
+def test_a_parent_that_was_replaced_is_found(lab: BrokenLab) -> None:
     with lab.open() as repository:
         forged = lab.points[0].to_json() | {"mark": "never set"}
         repository.documents.put(f"points/{lab.points[0].point}", forged)
