@@ -42,7 +42,9 @@ def from_tree(image: Path, tree: Path, size: int, seed: str) -> None:
     image.unlink(missing_ok=True)
     _truncate(image, size)
     fixed = str(uuid.uuid5(uuid.NAMESPACE_OID, seed))
-    _call(["mke2fs", "-q", "-F", "-t", "ext4", "-U", fixed, "-E", f"hash_seed={fixed}", "-d", str(tree), str(image)])
+    _call(
+        ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-U", fixed, "-E", f"hash_seed={fixed}", "-d", str(tree), str(image)]
+    )
 
 
 def installed(image: Path, file_system: FileSystem, files: list[RealFile], seed: str) -> int:
@@ -51,7 +53,7 @@ def installed(image: Path, file_system: FileSystem, files: list[RealFile], seed:
     _truncate(image, size_for(files, file_system))
     fixed = str(uuid.uuid5(uuid.NAMESPACE_OID, seed))
     make = {
-        "ext4": ["mke2fs", "-q", "-F", "-t", "ext4", "-U", fixed, "-E", f"hash_seed={fixed}"],
+        "ext4": ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-U", fixed, "-E", f"hash_seed={fixed}"],
         "XFS": ["mkfs.xfs", "-q", "-m", f"uuid={fixed}"],
         "NTFS": ["mkntfs", "-q", "-F", "-f"],
     }[file_system]
