@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Sealing: encrypt and authenticate, or (encryption `none`) append a checksum. Both add 16 bytes.
+"""Sealing: encrypt and authenticate, or (encryption `none`) append a checksum. Both add 16 bytes (I-3, I-8).
 
 Each pack and each document has a key of its own, derived by HKDF-SHA256 (RFC 5869) from the keyset's generation and a
 fresh 256-bit salt, so that counters can serve as nonces (design 4.9.4) and AES-GCM's limits per key are far away.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Documents: small sealed JSON objects (layout: `formats/document.py`). What they mean is their owners' matter."""
+"""Documents: small sealed JSON objects (I-8; layout: `formats/document.py`). What they mean is their owners' matter."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json, canonical_json, parse_json
 from everywhen.formats.ids import Randomness
 from everywhen.repository.cipher import Ciphers
-from everywhen.repository.twins import delete_twice, get_either, put_twice
-from everywhen.storage.base import ObjectStore
+from everywhen.repository.once import put_once
+from everywhen.repository.twins import TWINS, delete_twice, get_either, twin_of
+from everywhen.storage.base import ObjectInfo, ObjectStore
 
 _TWINNED = ("vms/", "points/", "drops/", "holds/", "settings/")
+_FOUND_BY_TWIN = ("vms/", "points/", "holds/", "settings/")
+"""What is still there when its first copy was lost. Not a drop: the twin that a process held up for hours puts at last
+must not bring back what was undone meanwhile."""
 
 
 class Documents:
@@ -35,10 +39,12 @@ class Documents:
         body = zstandard.ZstdCompressor(level=3).compress(plain)
         sealed = cipher.seal(DOCUMENT_NONCE, body, document_aad(self._repository, name))
         envelope = Envelope(self._ciphers.kind, self._ciphers.generation, salt, sealed).encode()
-        if name.startswith(_TWINNED):
-            put_twice(self.store, name, [envelope], if_absent=if_absent)
+        if if_absent:
+            put_once(self.store, name, [envelope])
         else:
-            self.store.put(name, [envelope], if_absent=if_absent)
+            self.store.put(name, [envelope])
+        if name.startswith(_TWINNED):
+            self.store.put(twin_of(name), [envelope])
         return plain
 
     def get(self, name: str) -> Json:
@@ -72,5 +78,12 @@ class Documents:
 
     def names(self, prefix: str) -> Iterator[str]:
         """Names of the documents below `prefix` (ends with '/'), without the prefix."""
-        for found in self.store.list(prefix):
-            yield found.name.removeprefix(prefix)
+        yield from self.listed(prefix)
+
+    def listed(self, prefix: str) -> dict[str, ObjectInfo | None]:
+        """`names`, with what the listing says of each first copy; None for one that was lost and has a twin."""
+        found: dict[str, ObjectInfo | None] = {one.name.removeprefix(prefix): one for one in self.store.list(prefix)}
+        if prefix in _FOUND_BY_TWIN:
+            for twin in self.store.list(TWINS + prefix):
+                found.setdefault(twin.name.removeprefix(TWINS + prefix), None)
+        return found

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What people and policies decided about points: drops and holds; and which VMs there are. All are documents.
+"""What people and policies decided about points: drops and holds; and which VMs there are. All are documents, kept
+where the data is, since nothing else tells them (I-10).
 
 `drops/<id>`: `points` dropped together, `dropped_ns`, `effective_ns` (gc may delete them from then on; until then
 undoing the drop brings them back), `why`, `by`. A drop stays after its points are deleted: it explains to `verify` why

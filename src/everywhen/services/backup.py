@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""One recovery point out of disk images: first, by hash scan, or from known changes; all the same code."""
+"""One recovery point out of disk images: first, by hash scan, or from known changes; all the same code.
+
+Nothing is claimed that was not captured (I-5): an image that was in use or changed while it was read makes a point of
+consistency `none`, with the reason.
+"""
 
 from __future__ import annotations
 
