@@ -2,6 +2,9 @@
 """Measures the targets of the design side by side with the tools people use, and writes docs/benchmarks.md.
 
 python -m bench [--only P1,P3] [--quick] [--work DIR] [--keep] [--output FILE] [--everywhen PROGRAM]
+
+Every command that is measured is printed with what it cost; with --keep its data stay, so that the same command can be run
+under a profiler.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from collections import defaultdict
 from bench.lab import MAIN_VM, OURS, Lab
 from bench.measured import CacheState, Series, settle
 from bench.proof import prove
-from bench.results import HEADER, Section, ratio, timing_rows
+from bench.results import HEADER, Section, in_order, ratio, timing_rows
 
 
 def measure(lab: Lab) -> None:
@@ -40,7 +40,7 @@ def measure(lab: Lab) -> None:
             prove(copy, content, lab.qemu.name)
             lab.qemu.clear()
             measured[(lab.qemu.name, state)].runs.append(run)
-    _report(lab, measured)
+    _report(lab, in_order(measured, OURS))
 
 
 def _report(lab: Lab, measured: dict[tuple[str, CacheState], Series]) -> None:

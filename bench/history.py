@@ -13,7 +13,7 @@ from bench.lab import OURS, Lab
 from bench.library import opened
 from bench.measured import CacheState, Series, settle
 from bench.proof import content_of, prove
-from bench.results import HEADER, Section, timing_rows
+from bench.results import HEADER, Section, in_order, timing_rows
 from bench.tools import PASSPHRASE, Everywhen
 
 from everywhen.services.backup import BackupOrder, back_up
@@ -52,7 +52,7 @@ def measure(lab: Lab) -> None:
             repository.clear_restored()
             measured[(label, state)].runs.append(run)
     tool.clear()
-    _report(lab, measured, making)
+    _report(lab, in_order(measured, OURS), making)
 
 
 def _make_points(lab: Lab, tool: Everywhen, image: Path, since: str) -> str:

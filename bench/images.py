@@ -22,6 +22,9 @@ from bench.files import RealFile, copy_files
 
 FileSystem = Literal["ext4", "XFS", "NTFS"]
 
+# mke2fs takes blocks of 1 KiB below 512 MB, which disks of VMs do not have: files would lie on other boundaries.
+_MAKE_EXT4 = ("mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096")
+
 SLACK = {"ext4": 1.3, "XFS": 1.35, "NTFS": 1.3}
 """Size of the image by bytes of files: room for metadata and the ends of blocks."""
 
@@ -42,9 +45,7 @@ def from_tree(image: Path, tree: Path, size: int, seed: str) -> None:
     image.unlink(missing_ok=True)
     _truncate(image, size)
     fixed = str(uuid.uuid5(uuid.NAMESPACE_OID, seed))
-    _call(
-        ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-U", fixed, "-E", f"hash_seed={fixed}", "-d", str(tree), str(image)]
-    )
+    _call([*_MAKE_EXT4, "-U", fixed, "-E", f"hash_seed={fixed}", "-d", str(tree), str(image)])
 
 
 def installed(image: Path, file_system: FileSystem, files: list[RealFile], seed: str) -> int:
@@ -53,7 +54,7 @@ def installed(image: Path, file_system: FileSystem, files: list[RealFile], seed:
     _truncate(image, size_for(files, file_system))
     fixed = str(uuid.uuid5(uuid.NAMESPACE_OID, seed))
     make = {
-        "ext4": ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-U", fixed, "-E", f"hash_seed={fixed}"],
+        "ext4": [*_MAKE_EXT4, "-U", fixed, "-E", f"hash_seed={fixed}"],
         "XFS": ["mkfs.xfs", "-q", "-m", f"uuid={fixed}"],
         "NTFS": ["mkntfs", "-q", "-F", "-f"],
     }[file_system]

@@ -11,7 +11,7 @@ from bench.images import from_tree
 from bench.lab import MAIN_VM, OURS, Lab
 from bench.measured import CacheState, Series, settle
 from bench.proof import content_of
-from bench.results import HEADER, Section, ratio, timing_rows
+from bench.results import HEADER, Section, in_order, ratio, timing_rows
 from bench.tools import BorgFixed, Everywhen, Known, Tool
 
 SCAN = "everywhen, hash scan"
@@ -108,6 +108,7 @@ def _worst_stored(lab: Lab, measured: _Measured, name: str) -> float:
 
 
 def _section(lab: Lab, title: str, text: str, measured: _Measured) -> Section:
+    measured = in_order(measured, OURS)
     changed = lab.plan.writes * PAGE
     rows = [
         (*row, f"{series.stored_bytes / 1e6:.2f}", f"{series.stored_bytes / changed:.2f}")

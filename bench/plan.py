@@ -39,10 +39,12 @@ class Plan:
 
     def room(self) -> int:
         """Bytes of disk space that are needed at most."""
-        # Five repositories and the tree at their fullest; then the history's image and repository, and one restored image.
-        main = 2 * self.main_files + 5 * int(0.7 * self.main_files) + 2 * self.main_image
+        # P8 is the fullest: the main image, a copy that gets the history, a restored one (each its files and 15 %), and four
+        # repositories (a repository of real files takes 0.5 to 0.65 of them); P2 has five of those and two images.
+        main = int((3 * 1.15 + 4.5 * 0.65) * self.main_files)
         several = 3 * self.vms * max(self.vm_files, self.clone_files) // 2 + 4 * max(self.vm_files, self.clone_files)
-        index = int(self.index_chunks * 1e6 * 150)
+        # Two copies of the index while it is merged (65 bytes a chunk each), and the sorted names of marking.
+        index = int(self.index_chunks * 1e6 * 200)
         return max(main, several, index) + (1 << 30)
 
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from bench.lab import OURS, Lab
 from bench.measured import CacheState, Series, settle
 from bench.proof import prove
-from bench.results import HEADER, Section, timing_rows
+from bench.results import HEADER, Section, in_order, timing_rows
 
 NEWEST = "everywhen, newest point"
 
@@ -46,4 +46,4 @@ def measure(lab: Lab) -> None:
         f"The image of P1, from the first of {len(lab.backups[OURS])} backups; ours also from the newest. The slower of "
         "our two counts against the targets. `qemu-img convert` copies the image itself."
     )
-    lab.results.sections.append(Section("P3: restore", text, HEADER, timing_rows(measured, OURS)))
+    lab.results.sections.append(Section("P3: restore", text, HEADER, timing_rows(in_order(measured, OURS), OURS)))

@@ -127,6 +127,13 @@ def timing_rows(measured: dict[tuple[str, CacheState], Series], subject: str) ->
     return rows
 
 
+def in_order(measured: dict[tuple[str, CacheState], Series], subject: str) -> dict[tuple[str, CacheState], Series]:
+    """Cold before warm, the subject's own first, else as they came first: rounds turn the order of tools."""
+    names = list(dict.fromkeys(name for name, _ in measured))
+    names.sort(key=lambda name: not name.startswith(subject))
+    return {key: measured[key] for key in sorted(measured, key=lambda key: (key[1] == "warm", names.index(key[0])))}
+
+
 def ratio(
     measured: dict[tuple[str, CacheState], Series], subject: str, other: str, states: Sequence[CacheState]
 ) -> tuple[float | None, CacheState]:
