@@ -37,7 +37,7 @@ _FLAGS = {"third": "--yes-more-than-a-third", "last": "--yes-the-last-moment", "
 @app.command("prune", rich_help_panel=KEEP)
 def prune(
     targets: Annotated[
-        list[str] | None, typer.Argument(metavar="[VM]...", help="All when none is named; with --undo also POINTs.")
+        list[str] | None, typer.Argument(metavar="VM", help="All when none is named; with --undo also POINTs.")
     ] = None,
     dry_run: DryRun = False,
     undo_: Annotated[bool, typer.Option("--undo", help="Take dropped moments back: those named, or all.")] = False,

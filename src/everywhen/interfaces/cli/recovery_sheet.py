@@ -23,7 +23,7 @@ from everywhen.storage.base import ObjectStore
 
 _BLANK = "-".join(["______"] * 8)
 _COMMANDS = (
-    ("Install it (Debian), or from the source: make setup", "apt install ./everywhen_*.deb"),
+    ("Install it (on Debian; elsewhere: make setup in its source)", "apt install ./everywhen_*.deb"),
     (
         "Look whether all is there (type the recovery key into a file first)",
         "everywhen status --repo {url} --recovery-key-file key.txt",

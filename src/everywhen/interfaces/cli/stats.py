@@ -27,9 +27,7 @@ from everywhen.services.statistics import Statistics, VmFigures, statistics
 
 @app.command("stats", rich_help_panel=LOOK)
 def stats(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="[VM]...", help="In depth: what it shares, what it frees.")
-    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="VM", help="In depth: what it shares, what it frees.")] = None,
     repo: Repo = None,
     passphrase_file: PassphraseFile = None,
     recovery_key_file: RecoveryKeyFile = None,

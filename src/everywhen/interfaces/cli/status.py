@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 from everywhen.formats.point import RecoveryPoint
 from everywhen.interfaces.cli.app import LOOK, AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, app, context_of
+from everywhen.interfaces.cli.completion import write_names
 from everywhen.interfaces.cli.context import Context
 from everywhen.services.ages import SECOND, age, parse_span
 from everywhen.services.catalog import read_catalog
@@ -20,7 +22,7 @@ from everywhen.services.times import local_time, rfc3339, zone_label
 
 @app.command("status", rich_help_panel=LOOK)
 def status(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[VM]...", help="All when none is named.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="VM", help="All when none is named.")] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Answer by exit code: 0 all right, 1 a VM is not protected, 5 something needs you.")
     ] = False,
@@ -43,6 +45,8 @@ def status(
         vms = [catalog.vm(name) for name in names or []] or catalog.vms
         found = state(repository, catalog, policies, vms, max_age_ns=limit)
         identity, url = repository.id.hex(), repository.store.url
+        with suppress(OSError):  # what completing knows is a matter of comfort
+            write_names(context.env, context.repository_name(), catalog)
     context.output.document({"repository": identity, "url": url, **_document(found), "check": int(found.check)})
     _show(context, found, f"Repository {url} ({identity[:4]}…)")
     return found.check if check else None
