@@ -29,13 +29,14 @@ POLICY = "settings/policy"
 DELAY = "settings/delay"
 BUILT_IN = Policy(parse_terms(DEFAULT), zone_named("UTC"))
 
+_DEFAULT = ""
 _CALENDAR = "by calendar"
 _ZONE = "zone "
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A policy in force; `origin`: `own` (set for this VM), `default` (set for the repository), `built in`."""
+    """A policy; `origin`: `own` (set for this VM), `default` (set for the repository), `built in`, `tried` (not in force)."""
 
     policy: Policy
     origin: str
@@ -43,14 +44,36 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Policies:
-    """The policies of a repository, read once. `own` by VM id; a VM that is not in it follows the default."""
+    """The policies of a repository, read once: by VM id, and the default under ''.
 
-    default: Standing
-    own: Mapping[str, Standing]
+    `unclear`: those that cannot be understood here. Nobody is told that they are something else; setting them anew works.
+    """
+
+    standing: Mapping[str, Standing]
+    unclear: Mapping[str, Failed]
+
+    @property
+    def default(self) -> Standing:
+        """The policy of VMs without one of their own. Raises Failed."""
+        return self._find(_DEFAULT)
 
     def of(self, vm: Vm) -> Standing:
-        """The policy in force for a VM."""
-        return self.own.get(vm.vm, self.default)
+        """The policy in force for a VM. Raises Failed."""
+        return self._find(vm.vm if self.has_own(vm) else _DEFAULT)
+
+    def has_own(self, vm: Vm) -> bool:
+        """Whether one was set for this VM."""
+        return vm.vm in self.standing or vm.vm in self.unclear
+
+    def trying(self, policies: Mapping[str, Policy]) -> Policies:
+        """The same with other policies for some VMs (by id), to see what they would do."""
+        tried = {vm: Standing(policy, "tried") for vm, policy in policies.items()}
+        return Policies({**self.standing, **tried}, {vm: error for vm, error in self.unclear.items() if vm not in tried})
+
+    def _find(self, key: str) -> Standing:
+        if key in self.unclear:
+            raise self.unclear[key]
+        return self.standing[key]
 
 
 def write_policy(policy: Policy) -> str:
@@ -82,11 +105,19 @@ def read_policy(stored: str, *, whose: str) -> Policy:
 
 
 def read_policies(documents: Documents, vms: list[Vm]) -> Policies:
-    """The default and all VMs' own. Raises Failed, FormatError, StorageError."""
-    stored = text(_document(documents, POLICY), "policy", "")
-    default = Standing(read_policy(stored, whose="the repository"), "default") if stored else Standing(BUILT_IN, "built in")
-    own = {vm.vm: Standing(read_policy(vm.policy, whose=vm.name), "own") for vm in vms if vm.policy}
-    return Policies(default, own)
+    """The default and all VMs' own. Raises FormatError, StorageError."""
+    standing: dict[str, Standing] = {_DEFAULT: Standing(BUILT_IN, "built in")}
+    unclear: dict[str, Failed] = {}
+    stored = {_DEFAULT: ("the repository", text(_document(documents, POLICY), "policy", ""), "default")}
+    stored |= {vm.vm: (vm.name, vm.policy, "own") for vm in vms}
+    for key, (whose, written, origin) in stored.items():
+        if not written:
+            continue
+        try:
+            standing[key] = Standing(read_policy(written, whose=whose), origin)
+        except Failed as error:
+            unclear[key] = error
+    return Policies(standing, unclear)
 
 
 def set_policy(repository: Repository, vm: Vm, policy: Policy | None) -> None:

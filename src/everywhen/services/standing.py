@@ -17,7 +17,7 @@ from everywhen.repository.repository import Repository
 from everywhen.services.ages import HOUR, age, span
 from everywhen.services.brakes import CLOCK_TOLERANCE
 from everywhen.services.catalog import Catalog
-from everywhen.services.failures import Exit
+from everywhen.services.failures import Exit, Failed
 from everywhen.services.policies import Policies, Standing
 from everywhen.services.pruning import pending
 from everywhen.storage.base import Space
@@ -28,13 +28,16 @@ _LOW = 0.05
 
 @dataclass(frozen=True, slots=True)
 class VmStanding:
-    """One VM. `dropped`: its moments that can be taken back, until `back_until_ns` for the first of them."""
+    """One VM. `dropped`: its moments that can be taken back, until `back_until_ns` for the first of them.
+
+    `policy`: None where it cannot be understood here.
+    """
 
     vm: Vm
     newest: RecoveryPoint | None
     oldest: RecoveryPoint | None
     points: int
-    policy: Standing
+    policy: Standing | None
     held: list[Hold]
     dropped: int
     back_until_ns: int | None
@@ -82,7 +85,7 @@ def state(repository: Repository, catalog: Catalog, policies: Policies, vms: lis
         now_ns=now,
         space=repository.store.space(),
         reserve_bytes=reserve,
-        vms=[_vm_standing(catalog, policies.of(vm), vm, drops, now, max_age_ns) for vm in vms],
+        vms=[_vm_standing(catalog, policies, vm, drops, now, max_age_ns) for vm in vms],
         sessions=_work(repository, "sessions/", now),
         leases=_work(repository, "leases/", now),
         unreadable=catalog.unreadable,
@@ -92,7 +95,7 @@ def state(repository: Repository, catalog: Catalog, policies: Policies, vms: lis
     return found
 
 
-def _vm_standing(catalog: Catalog, policy: Standing, vm: Vm, drops: list[Drop], now_ns: int, max_age_ns: int) -> VmStanding:
+def _vm_standing(catalog: Catalog, policies: Policies, vm: Vm, drops: list[Drop], now_ns: int, max_age_ns: int) -> VmStanding:
     points = catalog.points_of(vm)
     ids = {point.point for point in points}
     mine = {point.point for point in catalog.dropped_points if point.vm == vm.vm}
@@ -100,6 +103,11 @@ def _vm_standing(catalog: Catalog, policy: Standing, vm: Vm, drops: list[Drop], 
     newest = points[-1] if points else None
     since = now_ns - newest.time_ns if newest else 0
     needs = []
+    policy = None
+    try:
+        policy = policies.of(vm)
+    except Failed as error:
+        needs.append(f"{error.what} everywhen policy set")
     if newest is None:
         needs.append("it has no moment yet: everywhen backup")
     elif since > max_age_ns:

@@ -13,7 +13,9 @@ from keep_samples import World  # type: ignore[import-not-found]
 from everywhen.repository.ledger import Ledger
 from everywhen.services.failures import Failed
 from everywhen.services.policies import BUILT_IN, read_policy, set_default, set_policy, write_policy
+from everywhen.services.pruning import plan_prune
 from everywhen.services.retention import DEFAULT, Policy, parse_terms
+from everywhen.services.standing import state
 from everywhen.services.times import zone_named
 
 
@@ -60,6 +62,21 @@ def test_own_then_default_then_built_in(world: World) -> None:
     set_default(world.repository, None)
     policies = world.policies()
     assert [policies.of(vm).policy for vm in (web1, web2)] == [BUILT_IN, BUILT_IN]
+
+
+def test_a_policy_that_cannot_be_understood_stops_prune_of_that_vm_only_and_can_be_replaced(world: World) -> None:
+    web1, web2 = world.catalog().vms
+    Ledger(world.repository.documents).put_vm(replace(web1, policy="hourly 3fortnights; zone UTC"))
+    catalog, policies = world.catalog(), world.policies()
+    assert policies.of(web2).policy == BUILT_IN
+    with pytest.raises(Failed, match="policy of web1 cannot be understood"):
+        plan_prune(world.repository, catalog, policies, catalog.vms)
+    found = state(world.repository, catalog, policies, catalog.vms)
+    assert [vm.policy is None for vm in found.vms] == [True, False]
+    assert "cannot be understood" in found.vms[0].needs[0]
+    assert policies.trying({web1.vm: BUILT_IN}).of(web1).origin == "tried"
+    set_policy(world.repository, web1, BUILT_IN)
+    assert world.policies().of(web1).policy == BUILT_IN
 
 
 def test_setting_a_policy_keeps_what_changed_meanwhile(world: World) -> None:

@@ -28,7 +28,7 @@ from everywhen.repository.repository import Repository
 from everywhen.services.ages import parse_span, span
 from everywhen.services.brakes import delay_in_force
 from everywhen.services.catalog import Catalog, read_catalog
-from everywhen.services.failures import NotFound, WrongUsage
+from everywhen.services.failures import Failed, NotFound, WrongUsage
 from everywhen.services.making_room import proposals
 from everywhen.services.policies import (
     BUILT_IN,
@@ -139,7 +139,7 @@ def set_(
     with context.repository() as repository:
         catalog, policies = _read(repository)
         vm = catalog.vm(target) if target else None
-        before = policies.of(vm) if vm else policies.default
+        before = _before(policies, vm)
         if line == _DEFAULT:
             after = policies.default.policy if vm else BUILT_IN
             wanted = None
@@ -151,7 +151,7 @@ def set_(
             set_default(repository, wanted)
         catalog, policies = _read(repository)
         standing = policies.of(vm_again(catalog, vm)) if vm else policies.default
-        touched = [vm_again(catalog, vm)] if vm else [one for one in catalog.vms if one.vm not in policies.own]
+        touched = [vm_again(catalog, vm)] if vm else [one for one in catalog.vms if not policies.has_own(one)]
         plans = plan_prune(repository, catalog, policies, touched)
     going = sum(len(plan.dropped) for plan in plans)
     context.output.document({**_document(standing), "before": str(before.policy), "next_prune_drops": going})
@@ -175,6 +175,8 @@ def preview(
 ) -> None:
     """What a policy would drop, and what that frees. Changes nothing."""
     context = context_of(locals())
+    if free is not None and line is not None:
+        raise WrongUsage("--free proposes changes to the policies in force: leave the other policy out.")
     with context.repository() as repository:
         catalog, policies = _read(repository)
         if line is None and target is not None and " " in target.strip() and not _is_vm(catalog, target):
@@ -182,8 +184,7 @@ def preview(
         vms = [catalog.vm(target)] if target else catalog.vms
         tried = policies
         if line is not None:
-            own = {vm.vm: Standing(_changed(context, policies.of(vm), line, None, None), "tried") for vm in vms}
-            tried = Policies(policies.default, {**policies.own, **own})
+            tried = policies.trying({vm.vm: _changed(context, policies.of(vm), line, None, None) for vm in vms})
         plans = plan_prune(repository, catalog, tried, vms)
         repository.refresh()
         with context.progress("estimate") as job:
@@ -212,6 +213,14 @@ def vm_again(catalog: Catalog, vm: Vm) -> Vm:
 def _read(repository: Repository) -> tuple[Catalog, Policies]:
     catalog = read_catalog(repository)
     return catalog, read_policies(repository.documents, catalog.vms)
+
+
+def _before(policies: Policies, vm: Vm | None) -> Standing:
+    """What is in force; for what cannot be understood here, the built-in policy: it is about to be replaced."""
+    try:
+        return policies.of(vm) if vm else policies.default
+    except Failed:
+        return Standing(BUILT_IN, "built in")
 
 
 def _is_vm(catalog: Catalog, name: str) -> bool:

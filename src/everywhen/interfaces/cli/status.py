@@ -90,7 +90,7 @@ def _row(context: Context, vm: VmStanding, now_ns: int) -> tuple[str, ...]:
     newest = local_time(vm.newest.time_ns, context.zone) if vm.newest else "-"
     since = age(now_ns - vm.newest.time_ns) if vm.newest else "-"
     oldest = local_time(vm.oldest.time_ns, context.zone)[:10] if vm.oldest else "-"
-    policy = str(vm.policy.policy) if vm.policy.origin == "own" else "default"
+    policy = "?" if vm.policy is None else str(vm.policy.policy) if vm.policy.origin == "own" else "default"
     figures = (f"{vm.points:,}", str(len(vm.held) or "-"), str(vm.dropped or "-"))
     return (vm.vm.name, word, newest, since, oldest, *figures, policy, "; ".join(vm.needs) or "-")
 
@@ -128,8 +128,8 @@ def _vm_document(vm: VmStanding, now_ns: int) -> dict[str, object]:
         "age_seconds": round((now_ns - vm.newest.time_ns) / SECOND, 3) if vm.newest else None,
         "oldest": _moment(vm.oldest),
         "points": vm.points,
-        "policy": str(vm.policy.policy),
-        "policy_from": vm.policy.origin,
+        "policy": str(vm.policy.policy) if vm.policy else None,
+        "policy_from": vm.policy.origin if vm.policy else None,
         "held": [{"point": hold.point, "reason": hold.reason} for hold in vm.held],
         "dropped": vm.dropped,
         "back_until": rfc3339(vm.back_until_ns) if vm.back_until_ns is not None else None,
