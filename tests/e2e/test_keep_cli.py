@@ -76,6 +76,16 @@ class Shell:
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Shell:
+    """One whose repository is not encrypted: a passphrase costs a fifth of a second each time."""
+    made = Shell(tmp_path)
+    del made.env["EVERYWHEN_PASSPHRASE_FILE"]
+    made("init", str(tmp_path / "repository"), "--no-reserve", "--encryption", "none")
+    return made
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Shell:
+    """One with a passphrase."""
     made = Shell(tmp_path)
     made("init", str(tmp_path / "repository"), "--no-reserve")
     return made
@@ -114,6 +124,49 @@ def test_policy_prune_undo_and_hold(shell: Shell) -> None:
     assert [point["id"] for point in shell.json("points", "web1")] == points[::-1]
     shell("policy", "set", "web1", "default")
     assert "Nothing to drop." in shell("prune")
+
+
+class Terminal(io.StringIO):
+    """Standard input as somebody types it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("typed", "code", "left"), [("n\n", 130, 3), ("y\n", 0, 1)])
+def test_with_a_terminal_prune_asks(shell: Shell, monkeypatch: pytest.MonkeyPatch, typed: str, code: int, left: int) -> None:
+    for number in range(3):
+        shell.backup("web1", bytes([number]))
+    shell("policy", "set", "web1", "last 1")
+    monkeypatch.setattr(sys, "stdin", Terminal(typed))
+    asked = shell.run("prune", code=code)
+    assert "2 of 3 moments of web1 would go, more than a third" in asked.stderr
+    assert len(shell.json("points", "web1")) == left
+
+
+def test_what_people_decided_is_in_the_repository_alone(locked: Shell) -> None:
+    """I-10: on another machine, with nothing but the repository and its passphrase, all of it is there."""
+    points = [locked.backup("web1", bytes([number])) for number in range(4)]
+    locked("policy", "set", "web1", "last 3", "--zone", "Asia/Tokyo", "--by-calendar")
+    locked("policy", "set", "--default", "daily 9d")
+    locked("policy", "set", "--delete-delay", "9d")
+    locked("hold", f"web1@{points[3]}", "--reason", "audit 2026")
+    locked("prune")
+    before = [locked.json(*words) for words in (["policy", "list"], ["hold"], ["points"])]
+    dropped = locked.json("status")["vms"][0]["dropped"]
+    shutil.rmtree(locked.folder / "cache")
+    shutil.move(locked.folder / "repository", locked.folder / "elsewhere")
+    locked.env |= {"EVERYWHEN_REPO": str(locked.folder / "elsewhere"), "TZ": "America/New_York"}
+    assert [locked.json(*words) for words in (["policy", "list"], ["hold"], ["points"])] == before
+    assert before[0]["vms"]["web1"] | {"sentence": ""} == {
+        "policy": "last 3",
+        "zone": "Asia/Tokyo",
+        "by_calendar": True,
+        "from": "own",
+        "sentence": "",
+    }
+    assert locked.json("status")["vms"][0]["dropped"] == dropped == 1
+    assert locked.json("prune", "--undo")["taken_back"] == [points[0]]
 
 
 def test_preview_shows_the_table_and_proposals(shell: Shell) -> None:
@@ -186,49 +239,51 @@ def test_status_and_check(shell: Shell) -> None:
     shell("status", "wbe1", code=6)
 
 
-def test_status_takes_less_than_two_seconds(shell: Shell) -> None:
-    shell.backup("web1", b"a")
+def test_status_takes_less_than_two_seconds(locked: Shell) -> None:
+    locked.backup("web1", b"a")
     command = [sys.executable, "-c", "from everywhen.interfaces.cli.main import main; main(['status'])"]
     before = os.times()
-    ended = subprocess.run(command, env=shell.env, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    ended = subprocess.run(command, env=locked.env, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
     after = os.times()
     assert "1 of 1 VMs protected." in ended.stdout
     # Processor time: on a machine that others use, the clock on the wall says nothing.
     assert after.children_user + after.children_system - before.children_user - before.children_system < 2
 
 
-def test_keys(shell: Shell) -> None:
-    folder = shell.folder
+def test_keys(locked: Shell) -> None:
+    folder = locked.folder
     for name in ("second", "third"):
         (folder / name).write_text(f"{name} passphrase\n")
-    shell.backup("web1", b"a")
+    locked.backup("web1", b"a")
     secret = (folder / "passphrase").read_text().strip()
-    slots = shell.json("key", "list")["slots"]
+    slots = locked.json("key", "list")["slots"]
     assert sorted(slot["kind"] for slot in slots) == ["passphrase", "recovery"]
 
-    shell("key", "add", "--label", "ann", code=2)
-    added = shell.json("key", "add", "--label", "ann", "--new-passphrase-file", "second")["slot"]
-    shell("status", "--passphrase-file", "second")
-    shell("key", "change", "--passphrase-file", "second", "--new-passphrase-file", "third")
-    shell("status", "--passphrase-file", "second", code=7)
-    shell("key", "remove", added, code=6)
-    third = next(slot["slot"] for slot in shell.json("key", "list")["slots"] if slot["label"] == "ann")
-    shell("key", "remove", third[:6], "--dry-run")
-    shell("key", "remove", third[:6])
-    shell("status", "--passphrase-file", "third", code=7)
+    locked("key", "add", "--label", "ann", code=2)
+    added = locked.json("key", "add", "--label", "ann", "--new-passphrase-file", "second")["slot"]
+    locked("status", "--passphrase-file", "second")
+    locked("key", "change", "--passphrase-file", "second", "--new-passphrase-file", "third")
+    locked("status", "--passphrase-file", "second", code=7)
+    locked("key", "remove", added, code=6)
+    third = next(slot["slot"] for slot in locked.json("key", "list")["slots"] if slot["label"] == "ann")
+    locked("key", "remove", third[:6], "--dry-run")
+    locked("key", "remove", third[:6])
+    locked("status", "--passphrase-file", "third", code=7)
 
-    recovery = shell.json("key", "recovery")["recovery_key"]
+    recovery = locked.json("key", "recovery")["recovery_key"]
     (folder / "paper").write_text(recovery.lower().replace("-", " ") + "\n")
-    shell("status", "--recovery-key-file", "paper")
-    shell("key", "change", "--recovery-key-file", "paper", "--new-passphrase-file", "second")
-    shell("status", code=7)
-    rotated = shell.json("key", "rotate", "--passphrase-file", "second", "--new-passphrase-file", "third", "--also", "x=second")
+    locked("status", "--recovery-key-file", "paper")
+    locked("key", "change", "--recovery-key-file", "paper", "--new-passphrase-file", "second")
+    locked("status", code=7)
+    rotated = locked.json(
+        "key", "rotate", "--passphrase-file", "second", "--new-passphrase-file", "third", "--also", "x=second"
+    )
     assert rotated["generation"] == 2
     for file in ("second", "third"):
-        shell("status", "--passphrase-file", file)
-    shell("status", "--recovery-key-file", "paper", code=7)
+        locked("status", "--passphrase-file", file)
+    locked("status", "--recovery-key-file", "paper", code=7)
     # What was stored before the rotation is still readable.
-    shell("restore", "web1", "--to", "out.raw", "--passphrase-file", "third")
+    locked("restore", "web1", "--to", "out.raw", "--passphrase-file", "third")
     assert (folder / "out.raw").read_bytes()[:1] == b"a"
     # No secret is in what commands print, or in a cache.
     for path in (folder / "cache").rglob("*"):
@@ -236,29 +291,26 @@ def test_keys(shell: Shell) -> None:
             assert secret.encode() not in path.read_bytes()
 
 
-def test_the_sheet(shell: Shell) -> None:
-    key = shell.json("key", "recovery")["recovery_key"]
-    (shell.folder / "paper").write_text(key)
-    shell("key", "sheet", "--recovery-key-file", "paper", "--out", "sheet.txt")
-    sheet = shell.folder / "sheet.txt"
+def test_the_sheet(locked: Shell) -> None:
+    key = locked.json("key", "recovery")["recovery_key"]
+    (locked.folder / "paper").write_text(key)
+    locked("key", "sheet", "--recovery-key-file", "paper", "--out", "sheet.txt")
+    sheet = locked.folder / "sheet.txt"
     assert key in sheet.read_text()
     assert stat.S_IMODE(sheet.stat().st_mode) == 0o600
-    shell("key", "sheet", "--recovery-key-file", "paper", "--out", "sheet.txt", code=1)
-    assert "______-______" in shell("key", "sheet")
+    locked("key", "sheet", "--recovery-key-file", "paper", "--out", "sheet.txt", code=1)
+    assert "______-______" in locked("key", "sheet")
     # A passphrase must not end up on paper as if it were the recovery key; nor may a key that opens nothing.
-    shell("key", "sheet", "--recovery-key-file", "passphrase", code=2)
-    (shell.folder / "paper").write_text(key[:-1] + ("0" if key[-1] != "0" else "1"))
-    shell("key", "sheet", "--recovery-key-file", "paper", code=7)
-    new = shell.json("key", "sheet", "--new-recovery-key")
-    (shell.folder / "paper").write_text(new["recovery_key"])
+    locked("key", "sheet", "--recovery-key-file", "passphrase", code=2)
+    (locked.folder / "paper").write_text(key[:-1] + ("0" if key[-1] != "0" else "1"))
+    locked("key", "sheet", "--recovery-key-file", "paper", code=7)
+    new = locked.json("key", "sheet", "--new-recovery-key")
+    (locked.folder / "paper").write_text(new["recovery_key"])
     assert new["recovery_key"] in new["sheet"]
-    shell("status", "--recovery-key-file", "paper")
+    locked("status", "--recovery-key-file", "paper")
 
 
-def test_an_unencrypted_repository_has_no_keys(tmp_path: Path) -> None:
-    shell = Shell(tmp_path)
-    del shell.env["EVERYWHEN_PASSPHRASE_FILE"]
-    shell("init", str(tmp_path / "repository"), "--no-reserve", "--encryption", "none")
+def test_an_unencrypted_repository_has_no_keys(shell: Shell) -> None:
     assert shell.json("key", "list")["slots"] == []
     shell("key", "add", "--new-passphrase-file", "passphrase", code=2)
     assert "not encrypted" in shell("key", "sheet")
@@ -326,8 +378,8 @@ def test_completion(name: str, shell: Shell) -> None:
     assert offered("everywhen restore web1/v") == ["web1/vda", "web1/vda@latest"]
 
 
-def test_completion_never_asks_and_fills_its_cache_by_itself(shell: Shell) -> None:
-    shell.backup("web1", b"a")
+def test_completion_never_asks_and_fills_its_cache_by_itself(locked: Shell) -> None:
+    locked.backup("web1", b"a")
     command = [sys.executable, "-m", "everywhen.interfaces.cli.completing", "words", "points", "w"]
 
     def tab(env: dict[str, str]) -> tuple[str, float]:
@@ -336,14 +388,14 @@ def test_completion_never_asks_and_fills_its_cache_by_itself(shell: Shell) -> No
         assert ended.stderr == ""
         return ended.stdout, time.monotonic() - began
 
-    locked = {**shell.env, "EVERYWHEN_CACHE": str(shell.folder / "other")}
-    del locked["EVERYWHEN_PASSPHRASE_FILE"]
-    assert tab(locked)[0] == ""
-    tab(shell.env)
-    names = shell.folder / "cache" / "completion"
+    shut = {**locked.env, "EVERYWHEN_CACHE": str(locked.folder / "other")}
+    del shut["EVERYWHEN_PASSPHRASE_FILE"]
+    assert tab(shut)[0] == ""
+    tab(locked.env)
+    names = locked.folder / "cache" / "completion"
     for _ in range(600):
         if list(names.glob("names-*.json")):
             break
         time.sleep(0.05)  # another process writes the file; there is nothing to wait on but the file itself
-    assert tab(shell.env)[0] == "web1\n"
+    assert tab(locked.env)[0] == "web1\n"
     assert stat.S_IMODE(names.stat().st_mode) == 0o700
