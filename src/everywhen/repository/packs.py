@@ -33,7 +33,8 @@ from everywhen.formats.pack import (
 )
 from everywhen.repository.chunk import Encoded
 from everywhen.repository.cipher import Cipher, Ciphers
-from everywhen.repository.twins import put_twice, twin_of
+from everywhen.repository.once import put_once
+from everywhen.repository.twins import twin_of
 from everywhen.storage.base import ObjectReader, ObjectStore
 
 PACK_SIZE = 32 << 20
@@ -107,10 +108,9 @@ class PackBuilder:
 def store_pack(store: ObjectStore, builder: PackBuilder) -> PackIndex:
     """Put the pack (and its twin, for kind meta); durable on return."""
     index, parts = builder.finish()
+    put_once(store, pack_object(builder.pack), parts)
     if builder.header.kind == KIND_META:
-        put_twice(store, pack_object(builder.pack), parts, if_absent=True)
-    else:
-        store.put(pack_object(builder.pack), parts, if_absent=True)
+        store.put(twin_of(pack_object(builder.pack)), parts)
     return index
 
 

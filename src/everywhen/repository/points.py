@@ -23,7 +23,10 @@ _PARALLEL_READS = 8
 
 
 class PointCache:
-    """The canonical JSON of points seen before, by id, in an SQLite file that may be deleted at any time (I-7)."""
+    """The canonical JSON of points seen before, in an SQLite file that may be deleted at any time (I-7).
+
+    By id and stamp, which is what a listing says of the object: a tombstone may have taken the place of a point.
+    """
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
@@ -36,8 +39,10 @@ class PointCache:
             try:
                 # It is a cache: speed before durability; what is torn is thrown away.
                 database.execute("PRAGMA synchronous = OFF")
-                database.execute("CREATE TABLE IF NOT EXISTS point (id TEXT PRIMARY KEY, plain BLOB NOT NULL) WITHOUT ROWID")
-                database.execute("SELECT count(*) FROM point").fetchone()
+                database.execute(
+                    "CREATE TABLE IF NOT EXISTS seen (id TEXT PRIMARY KEY, stamp TEXT, plain BLOB NOT NULL) WITHOUT ROWID"
+                )
+                database.execute("SELECT count(*) FROM seen").fetchone()
                 return database
             except sqlite3.DatabaseError:
                 database.close()
@@ -46,22 +51,22 @@ class PointCache:
                 path.unlink(missing_ok=True)
         raise AssertionError("unreachable")
 
-    def get(self, point: str) -> bytes | None:
+    def get(self, point: str, stamp: str) -> bytes | None:
         """The cached JSON, or None."""
         with self._lock:
-            row = self._database.execute("SELECT plain FROM point WHERE id = ?", (point,)).fetchone()
+            row = self._database.execute("SELECT plain FROM seen WHERE id = ? AND stamp = ?", (point, stamp)).fetchone()
         return row[0] if row else None
 
-    def put(self, point: str, plain: bytes) -> None:
+    def put(self, point: str, stamp: str, plain: bytes) -> None:
         """Remember a point's JSON."""
         with self._lock:
-            self._database.execute("INSERT OR REPLACE INTO point VALUES (?, ?)", (point, plain))
+            self._database.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", (point, stamp, plain))
 
     def keep_only(self, points: set[str]) -> None:
         """Forget points that are no longer in the repository."""
         with self._lock:
-            gone = [row for row in self._database.execute("SELECT id FROM point") if row[0] not in points]
-            self._database.executemany("DELETE FROM point WHERE id = ?", gone)
+            gone = [row for row in self._database.execute("SELECT id FROM seen") if row[0] not in points]
+            self._database.executemany("DELETE FROM seen WHERE id = ?", gone)
 
     def close(self) -> None:
         """Close the file."""
@@ -85,8 +90,6 @@ class RecoveryPoints:
         try:
             self._documents.put(PREFIX + point.point, point.to_json(), if_absent=True)
         except AlreadyExists as error:
-            if self._is_ours(point):
-                return  # the answer to an earlier try was lost on the way
             raise Fenced(
                 f"{point.point}: this backup was silent for too long and was declared dead; nothing was committed. "
                 "What it stored is kept for a day: run it again, nothing of it is stored twice."
@@ -100,12 +103,19 @@ class RecoveryPoints:
             return isinstance(self._read(tombstone.point), Tombstone)
         return True
 
+    def is_decided(self, point: PointId) -> bool:
+        """Whether something stands under the point's name: the point or a tombstone."""
+        try:
+            return self._documents.store.size(PREFIX + point) >= 0
+        except ObjectNotFound:
+            return False
+
     def delete(self, point: PointId) -> None:
         """Remove a dropped point (gc only)."""
         self._documents.delete(PREFIX + point)
 
     def get(self, point: PointId) -> RecoveryPoint:
-        """Raises NoSuchPoint, Damaged."""
+        """As the repository has it now, not the cache. Raises NoSuchPoint, Damaged."""
         found = self._read(point)
         if isinstance(found, Tombstone):
             raise NoSuchPoint(f"{point} was never finished ({found.why})")
@@ -113,13 +123,14 @@ class RecoveryPoints:
 
     def list(self) -> tuple[list[RecoveryPoint], list[Tombstone], list[str]]:
         """All points (oldest first), all tombstones, and what could not be read, as sentences."""
-        names = [PointId(name) for name in self._documents.names(PREFIX) if is_point_id(name)]
-        self._cache.keep_only(set(names))
+        listed = {PointId(name): found for name, found in self._documents.listed(PREFIX).items() if is_point_id(name)}
+        self._cache.keep_only(set(listed))
+        stamps = [f"{found.size} {found.modified_ns}" if found else None for found in listed.values()]
         points: list[RecoveryPoint] = []
         tombstones: list[Tombstone] = []
         unreadable: list[str] = []
         with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-            for found in pool.map(self._read_or_error, names):
+            for found in pool.map(self._read_or_error, listed, stamps):
                 if isinstance(found, RecoveryPoint):
                     points.append(found)
                 elif isinstance(found, Tombstone):
@@ -131,35 +142,33 @@ class RecoveryPoints:
 
     def digest(self, point: RecoveryPoint) -> bytes:
         """The keyed hash by which a point's successor names it."""
-        plain = self._plain(point.point)
+        plain = self._documents.get_plain(PREFIX + point.point)
         return blake3(plain, key=self._naming_key).digest()
 
-    def _read_or_error(self, point: PointId) -> RecoveryPoint | Tombstone | Damaged | None:
+    def _read_or_error(self, point: PointId, stamp: str | None) -> RecoveryPoint | Tombstone | Damaged | None:
         try:
-            return self._read(point)
+            return self._read(point, stamp)
         except NoSuchPoint:
             return None  # deleted since it was listed
         except Damaged as error:
             return error
 
-    def _read(self, point: PointId) -> RecoveryPoint | Tombstone:
+    def _read(self, point: PointId, stamp: str | None = None) -> RecoveryPoint | Tombstone:
         try:
-            return decode_point(parse_json(point, self._plain(point)))
+            found = decode_point(parse_json(point, self._plain(point, stamp)))
         except ObjectNotFound as error:
             raise NoSuchPoint(f"there is no recovery point {point}") from error
         except FormatError as error:
             raise Damaged(f"recovery point {point} cannot be read: {error}") from error
+        if found.point != point:
+            raise Damaged(f"recovery point {point} cannot be read: {found.point} stands in its place")
+        return found
 
-    def _plain(self, point: PointId) -> bytes:
-        plain = self._cache.get(point)
+    def _plain(self, point: PointId, stamp: str | None) -> bytes:
+        """`stamp` None: not from the cache."""
+        plain = self._cache.get(point, stamp) if stamp else None
         if plain is None:
             plain = self._documents.get_plain(PREFIX + point)
-            if b'"kind":"point"' in plain:
-                self._cache.put(point, plain)
+            if stamp:
+                self._cache.put(point, stamp, plain)
         return plain
-
-    def _is_ours(self, point: RecoveryPoint) -> bool:
-        try:
-            return self._read(point.point) == point
-        except (NoSuchPoint, Damaged):
-            return False

@@ -89,7 +89,7 @@ class Presence:
 
     def expired(self, here: Holder, now_ns: int) -> bool:
         """Whether nobody seems to be there any more."""
-        limit = SESSION_EXPIRY if self.name.startswith("sessions/") else LEASE_EXPIRY
+        limit = LEASE_EXPIRY if self.name.startswith("leases/") else SESSION_EXPIRY
         return self.holder.is_dead(here) or now_ns - self.refreshed_ns > limit
 
 
