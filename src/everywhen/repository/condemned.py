@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Condemned packs: `condemned/<run>` documents, `{"kind": "condemned", "run": …, "packs": [hex, …], "published_ns": …}`.
+"""What gc is going to delete: `condemned/<run>` documents with `packs` (hex), `points` (ids), `run`, `published_ns`.
 
-Condemnation is irrevocable: nobody uses a condemned pack as the place of a chunk again (docs/locking.md).
+Condemnation is irrevocable: nobody uses a condemned pack as the place of a chunk again, and nobody begins to read or to
+build upon a condemned point (docs/locking.md).
 """
 
 from __future__ import annotations
@@ -23,18 +24,24 @@ class Condemnation:
 
     run: str
     packs: frozenset[PackId]
+    points: frozenset[str]
     published_ns: int
 
 
 def publish(documents: Documents, condemnation: Condemnation) -> None:
-    """Condemn the packs; from now on, for ever."""
-    packs = sorted(pack.hex() for pack in condemnation.packs)
-    value = {"kind": "condemned", "run": condemnation.run, "packs": packs, "published_ns": condemnation.published_ns}
+    """Condemn packs and points; from now on, for ever."""
+    value = {
+        "kind": "condemned",
+        "run": condemnation.run,
+        "packs": sorted(pack.hex() for pack in condemnation.packs),
+        "points": sorted(condemnation.points),
+        "published_ns": condemnation.published_ns,
+    }
     documents.put(PREFIX + condemnation.run, value, if_absent=True)
 
 
 def withdraw(documents: Documents, run: str) -> None:
-    """Remove the document of a run whose packs are all deleted."""
+    """Remove the document of a run when all that it named is deleted."""
     documents.delete(PREFIX + run)
 
 
@@ -50,7 +57,8 @@ def list_condemned(documents: Documents) -> list[Condemnation]:
             packs = frozenset(PackId(bytes.fromhex(pack)) for pack in texts(value, "packs"))
         except ValueError as error:
             raise Corrupt(f"{PREFIX}{run}: a pack's id is not hex") from error
-        found.append(Condemnation(text(value, "run"), packs, whole(value, "published_ns")))
+        points = frozenset(texts(value, "points"))
+        found.append(Condemnation(text(value, "run"), packs, points, whole(value, "published_ns")))
     return found
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Freeing the space of dropped moments while backups and restores run: steps G1 to G10 of docs/locking.md.
 
-Safe to interrupt at any instruction: what is condemned stays condemned, and the next run goes on with it.
+Safe to interrupt at any instruction (I-9): what is condemned stays condemned, and the next run goes on with it. No live
+point is made worse (I-4): its chunks are copied before their pack goes.
 Moving chunks (`_rescue`) serves three ends with one mechanism: compacting packs that are partly dead, merging packs
 that are very small, and saving what a writer came to need of a pack that was already condemned.
 """
@@ -25,10 +26,11 @@ from everywhen.repository.marks import Marks, PackUse
 from everywhen.repository.packs import PACK_SIZE
 from everywhen.repository.presence import SECOND, Attendance, Presence, list_presences
 from everywhen.repository.repository import Repository
-from everywhen.repository.rescue import rescue, second_copies
+from everywhen.repository.rescue import Vanished, rescue, second_copies
 from everywhen.repository.roots import Roots, find_roots
 from everywhen.repository.space import make_reserve, release_reserve
-from everywhen.repository.twins import TWINS, delete_twice
+from everywhen.repository.stale import set_aside_stale
+from everywhen.repository.twins import TWINS, delete_twice, twin_of
 from everywhen.storage.base import AlreadyExists, ObjectNotFound, OutOfSpace
 
 LOCK = "lock/gc"
@@ -36,13 +38,16 @@ GRACE = 24 * 3600 * SECOND
 """How long what a fenced writer stored is kept, so that its next try need not store it again."""
 
 _DEAD_SHARE = 3
-"""A pack is rewritten when more than one part in so many of it is dead: at most half as much is copied as is freed."""
+"""A pack is rewritten when more than one part in so many of it is dead: at most twice as much is copied as is freed."""
 
 _SMALL_PACK = PACK_SIZE // 8
 _MANY_SMALL = 16
 _POLL_SECONDS = 1.0
 _MARKING_MEMORY = 256 << 20
 _POPULAR = 64
+_AT_ONCE = 128 << 20
+"""Bytes copied before the packs they came from are deleted: half of the smallest reserve."""
+_OVERTAKEN = 5
 
 
 @runtime_checkable
@@ -79,7 +84,12 @@ def collect(repository: Repository, *, wait: bool, dry_run: bool, note: Note, pa
     """Free what nobody needs. `pause` sleeps (seconds). Raises Busy, Damaged, StorageError, FormatError."""
     repository.unlocked.superblock.require("gc")
     with _only_one(repository):
-        collected = _Run(repository, note, pause).run(wait=wait, dry_run=dry_run)
+        try:
+            collected = _Run(repository, note, pause).run(wait=wait, dry_run=dry_run)
+        except OutOfSpace:
+            # What is condemned stays condemned: a second run goes on, with the reserve and with what is quite dead first.
+            release_reserve(repository.store)
+            collected = _Run(repository, note, pause, full=True).run(wait=wait, dry_run=dry_run)
         if isinstance(repository.store, Sweeping) and not dry_run:
             repository.store.sweep_temporaries(now_ns=repository.surroundings.clock(), older_than_ns=GRACE)
         return collected
@@ -87,6 +97,13 @@ def collect(repository: Repository, *, wait: bool, dry_run: bool, note: Note, pa
 
 def mark(repository: Repository, roots: Roots, twinned: set[PackId], note: Note) -> Marks:
     """Which copies of which chunks the live points need. Raises Damaged, FormatError."""
+    while True:
+        marks = _mark_once(repository, roots, twinned, note)
+        if not set_aside_stale(repository, marks):
+            return marks
+
+
+def _mark_once(repository: Repository, roots: Roots, twinned: set[PackId], note: Note) -> Marks:
     seen: set[bytes] = set()
     scratch = str(repository.cache / "scratch")
     with Marker(repository.index, scratch, _MARKING_MEMORY, threshold=_POPULAR, preferred=twinned) as marker:
@@ -99,7 +116,9 @@ def mark(repository: Repository, roots: Roots, twinned: set[PackId], note: Note)
 
 
 class _Run:
-    def __init__(self, repository: Repository, note: Note, pause: Callable[[float], None]) -> None:
+    def __init__(self, repository: Repository, note: Note, pause: Callable[[float], None], *, full: bool = False) -> None:
+        """`full`: there is hardly room to write."""
+        self._full = full
         self._repository = repository
         self._documents = repository.documents
         self._note = note
@@ -116,21 +135,32 @@ class _Run:
         if not dry_run:
             self._end_sessions(sessions, roots)
         marks = mark(repository, roots, twinned, self._note)
-        chosen = self._choose(marks, {session.name.removeprefix("sessions/") for session in sessions}, roots)
+        chosen = self._choose(
+            marks, {session.name.removeprefix("sessions/") for session in sessions} - _committed(roots), roots
+        )
         adopted = list_condemned(self._documents)
         if dry_run:
             waiting = {pack for condemnation in adopted for pack in condemnation.packs}
             return self._predict(marks, {use.pack for use in chosen} | waiting, len(roots.doomed))
-        self._result.bytes_copied += second_copies(repository, marks, twinned, self._run)
-        if chosen:
+        if not self._full:
+            self._result.bytes_copied += second_copies(repository, marks, twinned, self._run)
+        if chosen or roots.doomed:
             packs = frozenset(use.pack for use in chosen)
-            publish(self._documents, Condemnation(self._run, packs, repository.surroundings.clock()))
-        elif not adopted and not roots.doomed:
+            points = frozenset(point.point for point in roots.doomed)
+            publish(self._documents, Condemnation(self._run, packs, points, repository.surroundings.clock()))
+        elif not adopted:
             return self._result
+        # Only this may be deleted: for what somebody else condemns from now on, we have not waited.
+        condemned = list_condemned(self._documents)
         if not self._wait_for_writers(wait=wait):
             return self._result
-        self._finish(twinned)
-        return self._result
+        for _ in range(_OVERTAKEN):
+            try:
+                self._finish(condemned)
+                return self._result
+            except Vanished:
+                continue
+        raise Busy("Another gc deletes beside this one. What it does not free the next run will; nothing needed is lost.")
 
     def _roots(self) -> Roots:
         roots = find_roots(self._repository)
@@ -147,7 +177,7 @@ class _Run:
 
     def _end_sessions(self, sessions: list[Presence], roots: Roots) -> None:
         """G3: forget sessions whose point is there, fence those whose writer seems dead."""
-        committed = {point.point for point in (*roots.live, *roots.doomed)}
+        committed = _committed(roots)
         for session in sessions:
             point = PointId(session.name.removeprefix("sessions/"))
             if point in roots.tombstones:
@@ -161,9 +191,10 @@ class _Run:
         if not session.expired(self._repository.surroundings.holder, now):
             return False
         point = PointId(session.name.removeprefix("sessions/"))
-        # Whether this wins or the writer's commit did: either way the writer's fate is decided now.
-        self._repository.points.bury(Tombstone(point, now, f"{session.what} on {session.holder.host} went silent"))
-        self._documents.delete(session.name)
+        # Whether this wins or the writer's commit did: either way the writer's fate is decided now. If its commit did,
+        # the session stays and says that its writer may not know it yet (`_delete_points`).
+        if self._repository.points.bury(Tombstone(point, now, f"{session.what} on {session.holder.host} went silent")):
+            self._documents.delete(session.name)
         return True
 
     def _choose(self, marks: Marks, open_sessions: set[str], roots: Roots) -> list[PackUse]:
@@ -205,29 +236,54 @@ class _Run:
             self._pause(_POLL_SECONDS)
 
     def _ended(self, session: Presence) -> bool:
-        return session.name.removeprefix("sessions/") == self._run or self._fence_expired(session)
+        return self._repository.points.is_decided(PointId(session.name.removeprefix("sessions/"))) or self._fence_expired(
+            session
+        )
 
-    def _finish(self, twinned: set[PackId]) -> None:
-        """G7 to G10, for everything that is condemned, whoever condemned it."""
+    def _finish(self, condemned: list[Condemnation]) -> None:
+        """G7 to G10, for everything that was condemned before we waited, whoever condemned it. Raises Vanished."""
         repository = self._repository
-        condemned = list_condemned(self._documents)
         # From here on no writer depends on a condemned pack that the points listed now do not show.
         repository.refresh()
-        roots = self._roots()
-        marks = mark(repository, roots, twinned | self._twinned(), self._note)
+        twinned = self._twinned()
+        roots = self._roots().spare({point for condemnation in condemned for point in condemnation.points})
+        marks = mark(repository, roots, twinned, self._note)
         self._result.missing = marks.missing.count + marks.broken.count
-        packs = {pack for condemnation in condemned for pack in condemnation.packs}
-        kept = rescue(repository, marks, packs, twinned, self._run, self._note)
-        self._result.bytes_copied += kept.bytes_copied
-        self._result.damaged += kept.damaged.values()
         self._delete_points(roots)
+        kept: dict[PackId, str] = {}
+        for batch in self._batches(marks, {pack for condemnation in condemned for pack in condemnation.packs}):
+            needed = [pack for pack in batch if len(marks.live_rows(pack))]
+            rescued = rescue(repository, marks, needed, twinned, self._run, self._note)
+            self._result.bytes_copied += rescued.bytes_copied
+            kept |= rescued.damaged
+            self._delete_packs([pack for pack in batch if pack not in kept], twinned)
+        self._result.damaged = list(kept.values())
         for condemnation in condemned:
-            self._delete_packs(condemnation, condemnation.packs - kept.damaged.keys(), twinned)
-            if not condemnation.packs & kept.damaged.keys():
+            if not condemnation.packs & kept.keys() and not condemnation.points & roots.leased:
                 withdraw(self._documents, condemnation.run)
 
+    def _batches(self, marks: Marks, packs: set[PackId]) -> Iterator[list[PackId]]:
+        """The packs to empty and delete, so many together that little room is needed.
+
+        What is quite dead comes last, since it may hold other copies of what turns out to be damaged; but first when
+        there is no room.
+        """
+        live = {use.pack: use.live_bytes for use in marks.uses() if use.pack in packs and use.live_rows}
+        dead = sorted(packs - live.keys())
+        if self._full:
+            yield dead
+        batch: list[PackId] = []
+        size = 0
+        for pack in sorted(live):
+            if batch and size + live[pack] > _AT_ONCE:
+                yield batch
+                batch, size = [], 0
+            batch.append(pack)
+            size += live[pack]
+        yield batch if self._full else [*batch, *dead]
+
     def _delete_points(self, roots: Roots) -> None:
-        """G9."""
+        """G9. Before anything that they need is deleted."""
         sessions = {session.name.removeprefix("sessions/") for session in list_presences(self._documents, "sessions/")}
         for point in roots.doomed:
             if point.point in sessions:
@@ -238,25 +294,30 @@ class _Run:
                 self._repository.points.delete(point.point)
             self._result.points_deleted += 1
 
-    def _delete_packs(self, condemnation: Condemnation, packs: frozenset[PackId], twinned: set[PackId]) -> None:
+    def _delete_packs(self, packs: list[PackId], twinned: set[PackId]) -> None:
         """G10."""
         store = self._repository.store
-        for done, pack in enumerate(sorted(packs)):
+        for done, pack in enumerate(packs):
             self._note("deleting", done, len(packs))
-            try:
-                size = store.size(pack_object(pack))
-            except ObjectNotFound:
+            name = pack_object(pack)
+            sizes = [self._size(name), self._size(twin_of(name)) if pack in twinned else None]
+            if sizes == [None, None]:
                 continue  # a run that was interrupted deleted it
             if pack in twinned:
-                delete_twice(store, pack_object(pack))
-                size *= 2
+                delete_twice(store, name)
             else:
-                store.delete(pack_object(pack))
+                store.delete(name)
             damage.forget(self._documents, pack)
             self._result.packs_deleted += 1
-            self._result.bytes_freed += size
-        self._repository.index.remove_packs(condemnation.packs)
-        self._repository.fingerprints.remove_packs(condemnation.packs)
+            self._result.bytes_freed += sum(size for size in sizes if size)
+        self._repository.index.remove_packs(packs)
+        self._repository.fingerprints.remove_packs(packs)
+
+    def _size(self, name: str) -> int | None:
+        try:
+            return self._repository.store.size(name)
+        except ObjectNotFound:
+            return None
 
     def _predict(self, marks: Marks, packs: set[PackId], points: int) -> Collected:
         for use in marks.uses():
@@ -266,6 +327,10 @@ class _Run:
                 self._result.bytes_copied += use.live_bytes
         self._result.points_deleted = points
         return self._result
+
+
+def _committed(roots: Roots) -> set[str]:
+    return {point.point for point in (*roots.live, *roots.doomed)}
 
 
 @contextmanager

@@ -16,10 +16,11 @@ from everywhen.formats.ids import random_word
 from everywhen.formats.node import FANOUT, Names
 from everywhen.formats.point import RecoveryPoint, Tree
 from everywhen.repository.blockmap import BlockMap
+from everywhen.repository.errors import NoSuchPoint
 from everywhen.repository.fetch import ChunkFetcher
 from everywhen.repository.intake import WORKERS
 from everywhen.repository.repository import Repository
-from everywhen.storage.base import AccessDenied, ReadOnly
+from everywhen.storage.base import AccessDenied, OutOfSpace, ReadOnly
 
 _BATCH = 64
 _AHEAD = 2 * WORKERS
@@ -37,18 +38,21 @@ class Sink(Protocol):
 def opened_points(repository: Repository, what: str, points: list[RecoveryPoint]) -> Iterator[bool]:
     """A lease on the points while the body runs; they were there after the lease was. Raises NoSuchPoint.
 
-    Gives False when the medium cannot be written: then nothing keeps another computer's gc from deleting them.
+    Gives False when the medium cannot be written or is full: then nothing keeps another computer's gc from deleting them.
     """
     lease = repository.attend(f"leases/{random_word(repository.surroundings.randomness, 16)}", what, [p.point for p in points])
     try:
         lease.begin()
-    except (ReadOnly, AccessDenied):
+    except (ReadOnly, AccessDenied, OutOfSpace):
         repository.refresh()
         yield False
         return
     try:
         repository.refresh()
         for point in points:
+            # A point that is condemned after this is kept: gc looks for leases after it has condemned.
+            if point.point in repository.condemned_points:
+                raise NoSuchPoint(f"{point.point} was dropped, and is being deleted just now")
             repository.points.get(point.point)
         yield True
     finally:

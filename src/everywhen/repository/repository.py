@@ -17,7 +17,7 @@ from everywhen.formats.point import Tree
 from everywhen.repository.blockmap import BlockMap
 from everywhen.repository.chunk import ChunkCodec
 from everywhen.repository.cipher import Ciphers
-from everywhen.repository.condemned import condemned_packs
+from everywhen.repository.condemned import list_condemned
 from everywhen.repository.damage import damaged_copies
 from everywhen.repository.documents import Documents
 from everywhen.repository.fetch import ChunkFetcher
@@ -31,6 +31,7 @@ from everywhen.repository.presence import Attendance, Clock, Holder, Presence
 from everywhen.repository.run_cache import discard
 from everywhen.repository.runs import CacheDamaged
 from everywhen.repository.similarity import Similarity
+from everywhen.repository.twins import TWINS
 from everywhen.storage.base import ObjectNotFound, ObjectStore
 
 DEFAULT_LEVEL = 1
@@ -66,9 +67,13 @@ class Repository:
         self.level = level
         self.fetcher = ChunkFetcher(self.index, self.packs, self.make_codec, self.refresh)
         self.similarity = Similarity(self.fingerprints, self.index, self.fetcher)
+        self.condemned_points: frozenset[str] = frozenset()
+        """Points that gc is about to delete, as of the last `refresh`: not to be opened or built upon any more."""
         self.unreadable_packs: dict[PackId, str] = {}
         """Packs whose index could be read neither from the end nor by a scan, with the reason."""
         self._refreshing = threading.Lock()
+        self._stored: set[PackId] = set()
+        """Packs that this process has stored."""
 
     def __enter__(self) -> Self:
         return self
@@ -101,7 +106,7 @@ class Repository:
             self.fetcher,
             self.similarity,
             self.make_codec,
-            self.learn,
+            self._learn_own,
             self.surroundings.randomness,
         )
 
@@ -119,13 +124,16 @@ class Repository:
     def refresh(self) -> None:
         """Bring the index up to date: new packs in, deleted packs out, condemned packs and damaged copies left out."""
         with self._refreshing:
+            # Condemned before listed: of two listings in the other order, gc could delete a pack after the first and its
+            # condemnation before the second, and the pack would look as good as any.
+            condemned = list_condemned(self.documents)
+            self.condemned_points = frozenset(point for one in condemned for point in one.points)
+            excluded = {pack for one in condemned for pack in one.packs}
+            self.index.exclude(excluded)
+            self.fingerprints.exclude(excluded)
             # Known before listed: a pack that another thread adds in between must not look deleted.
             known = self.index.known_packs()
-            listed = {}
-            for found in self.store.list("packs/"):
-                pack = pack_of_object(found.name)
-                if pack is not None:
-                    listed[pack] = found.size
+            listed = self._list_packs()
             gone = known - listed.keys()
             self.index.remove_packs(gone)
             self.fingerprints.remove_packs(gone)
@@ -136,11 +144,27 @@ class Repository:
                         self.learn(pack, index)
             self.index.flush()
             self.fingerprints.flush()
-            condemned = condemned_packs(self.documents)
-            self.index.exclude(condemned)
-            self.fingerprints.exclude(condemned)
+            # A flush also takes over what other processes of this host have put into the caches. What we did not find
+            # listed they may have listed long ago, before it was deleted: not ours to rely on.
+            strays = self.index.known_packs() - known - listed.keys() - self._stored
+            self.index.exclude(strays)
+            self.fingerprints.exclude(strays)
             for pack, offsets in damaged_copies(self.documents).items():
                 self.index.exclude_copies(pack, offsets)
+
+    def _list_packs(self) -> dict[PackId, int]:
+        """All packs with their sizes in bytes, also those of which only the twin is left."""
+        listed: dict[PackId, int] = {}
+        for prefix in ("", TWINS):
+            for found in self.store.list(prefix + "packs/"):
+                pack = pack_of_object(found.name.removeprefix(prefix))
+                if pack is not None:
+                    listed.setdefault(pack, found.size)
+        return listed
+
+    def _learn_own(self, pack: PackId, index: PackIndex) -> None:
+        self._stored.add(pack)
+        self.learn(pack, index)
 
     def learn(self, pack: PackId, index: PackIndex) -> None:
         """Take a pack's index into the caches."""

@@ -2,7 +2,8 @@
 """Copying chunks within a repository: out of packs that will be deleted (G8 of docs/locking.md), and for safety.
 
 Records are opened, which checks them, and sealed into new packs as they are: nothing is decompressed. Full copies go
-first and are durable before any delta (rule 4.9.3).
+first and are durable before any delta (rule 4.9.3). What cannot be copied as it is is read by any other copy and stored
+full; only what nobody can read keeps the packs that hold it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from everywhen.repository.twins import twin_of
 from everywhen.storage.base import ObjectNotFound
 
 
+class Vanished(Exception):
+    """A pack was deleted under us, by a collector that took over or was taken over: the marks are out of date."""
+
+
 @dataclass(slots=True)
 class Rescued:
     """Bytes copied, and packs that hold something needed that cannot be read (they must not be deleted)."""
@@ -37,29 +42,50 @@ class Rescued:
 def rescue(
     repository: Repository,
     marks: Marks,
-    packs: set[PackId],
+    packs: list[PackId],
     twinned: set[PackId],
     session: str,
     note: Callable[[str, int, int | None], None],
 ) -> Rescued:
-    """Copy the live rows of `packs` to new packs, durable on return. Raises StorageError."""
+    """Copy the live rows of `packs` to new packs, durable on return. Raises Vanished, StorageError."""
     result = Rescued()
-    needed = [pack for pack in sorted(packs) if len(marks.live_rows(pack))]
     for deltas in (False, True):
         sink = ChunkSink(repository.writing(), session)
         try:
-            for done, pack in enumerate(needed):
-                note("copying what is still needed", done, len(needed))
-                try:
-                    for chunk, prints in _chunks(repository, marks, pack, deltas=deltas):
-                        sink.put_copy(chunk, twinned=pack in twinned, fingerprints=prints)
-                        result.bytes_copied += len(chunk.payload)
-                except (FormatError, ObjectNotFound) as error:
-                    result.damaged[pack] = f"{pack_object(pack)}: {error}"
+            for done, pack in enumerate(packs):
+                note("copying what is still needed", done, len(packs))
+                result.bytes_copied += _empty(repository, sink, marks, pack, result, deltas=deltas, twinned=pack in twinned)
             sink.finish()
         finally:
             sink.close()
     return result
+
+
+def _empty(
+    repository: Repository, sink: ChunkSink, marks: Marks, pack: PackId, result: Rescued, *, deltas: bool, twinned: bool
+) -> int:
+    """Hand the live full copies (or deltas) of one pack to the sink; gives their bytes."""
+    copied = 0
+    try:
+        for name, chunk, prints in _chunks(repository, marks, pack, deltas=deltas):
+            try:
+                chunk = chunk or _from_elsewhere(repository, name)
+            except Damaged as error:
+                for copy in repository.index.all_copies(name):
+                    result.damaged[copy.pack] = f"{pack_object(copy.pack)}: {error}"
+                continue
+            sink.put_copy(chunk, twinned=twinned, fingerprints=prints)
+            copied += len(chunk.payload)
+    except FormatError as error:
+        result.damaged[pack] = f"{pack_object(pack)}: {error}"
+    except ObjectNotFound as error:
+        raise Vanished(pack_object(pack)) from error
+    return copied
+
+
+def _from_elsewhere(repository: Repository, name: ChunkName) -> Encoded:
+    """The chunk by any copy of it, full. Raises Damaged."""
+    return repository.make_codec().encode_full(name, repository.fetcher.read(name))
 
 
 def second_copies(repository: Repository, marks: Marks, twinned: set[PackId], session: str) -> int:
@@ -68,7 +94,6 @@ def second_copies(repository: Repository, marks: Marks, twinned: set[PackId], se
     From the next run on that copy is the one that is kept; the first becomes waste.
     """
     sink = ChunkSink(repository.writing(), session)
-    codec = repository.make_codec()
     written = 0
     try:
         for row in np.unique(marks.popular.names, axis=0):
@@ -76,7 +101,7 @@ def second_copies(repository: Repository, marks: Marks, twinned: set[PackId], se
             if any(copy.pack in twinned for copy in repository.index.all_copies(name)):
                 continue
             try:
-                chunk = codec.encode_full(name, repository.fetcher.read(name))
+                chunk = _from_elsewhere(repository, name)
             except Damaged:
                 continue  # for verify to report
             sink.put_copy(chunk, twinned=True, fingerprints=[])
@@ -87,8 +112,13 @@ def second_copies(repository: Repository, marks: Marks, twinned: set[PackId], se
     return written
 
 
-def _chunks(repository: Repository, marks: Marks, pack: PackId, *, deltas: bool) -> Iterator[tuple[Encoded, list[int]]]:
-    """The live full copies (or deltas) of a pack, with their fingerprints. Raises FormatError, ObjectNotFound."""
+def _chunks(
+    repository: Repository, marks: Marks, pack: PackId, *, deltas: bool
+) -> Iterator[tuple[ChunkName, Encoded | None, list[int]]]:
+    """The live full copies (or deltas) of a pack, None where one is damaged, with their fingerprints.
+
+    Raises FormatError, ObjectNotFound.
+    """
     index, opened, name = _open(repository, pack)
     rows = marks.live_rows(pack)
     rows = rows[(index.base_counts[rows] > 0) == deltas]
@@ -99,10 +129,20 @@ def _chunks(repository: Repository, marks: Marks, pack: PackId, *, deltas: bool)
         start = int(offsets[rows[part.start]])
         data = memoryview(repository.store.get_range(name, start, int(ends[rows[part.stop - 1]]) - start))
         for row in rows[part].tolist():
-            record = opened.open_record(data[int(offsets[row]) - start :])
-            chunk = Encoded(ChunkName(record.name), record.form, record.raw_length, record.bases, bytes(record.payload))
+            chunk = _copied(opened, index, data[int(offsets[row]) - start :], row)
             last = int(prints_end[row])
-            yield chunk, [int(value) for value in index.fingerprints[last - int(index.fingerprint_counts[row]) : last]]
+            prints = index.fingerprints[last - int(index.fingerprint_counts[row]) : last]
+            yield ChunkName(index.names[row].tobytes()), chunk, [int(value) for value in prints]
+
+
+def _copied(opened: OpenPack, index: PackIndex, data: memoryview, row: int) -> Encoded | None:
+    try:
+        record = opened.open_record(data)
+    except FormatError:
+        return None
+    if record.name != index.names[row].tobytes():
+        return None
+    return Encoded(ChunkName(record.name), record.form, record.raw_length, record.bases, bytes(record.payload))
 
 
 def _open(repository: Repository, pack: PackId) -> tuple[PackIndex, OpenPack, str]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from everywhen.formats.ids import PointId
 from everywhen.formats.point import RecoveryPoint, Tombstone
@@ -24,6 +24,12 @@ class Roots:
     leased: set[str]
     tombstones: dict[PointId, Tombstone]
     unreadable: list[str]
+
+    def spare(self, condemned: set[str]) -> Roots:
+        """The same, with only `condemned` points doomed: the others live until a run has waited for those who use them."""
+        doomed = [point for point in self.doomed if point.point in condemned]
+        live = self.live + [point for point in self.doomed if point.point not in condemned]
+        return replace(self, live=live, doomed=doomed)
 
 
 def find_roots(repository: Repository) -> Roots:

@@ -22,14 +22,22 @@ class PointWriter:
         self._repository = repository
         self.point = point
         self._sink = ChunkSink(repository.writing(), point)
+        # Read after the session began and after what is condemned was: gc keeps these until the session ends.
+        points, _, _ = repository.points.list()
+        self._kept = {tree for kept in points if kept.point not in repository.condemned_points for tree in kept.trees()}
 
     def take(self, device: BlockDevice, base: Tree | None, changed: Ranges | None, progress: Callable[[int], None]) -> Intake:
         """Store a disk. `base`: the tree it had in the parent; `changed`: blocks to look at, None for all.
 
-        Raises DeviceError, StorageError, Damaged.
+        A base that is no longer `usable` is passed over, and every block looked at. Raises DeviceError, StorageError, Damaged.
         """
+        base = base if self.usable(base) else None
         base_map = self._repository.block_map(base) if base else None
         return take_disk(self._sink, device, base_map, changed, progress)
+
+    def usable(self, base: Tree | None) -> bool:
+        """Whether a point has this tree that gc is not about to delete: blocks are taken over from it unseen."""
+        return base in self._kept
 
     def take_file(self, content: bytes) -> Tree:
         """Store a configuration file."""
