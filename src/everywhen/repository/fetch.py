@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 
@@ -26,6 +27,9 @@ from everywhen.repository.twins import twin_of
 from everywhen.storage.base import ObjectNotFound
 
 _BASE_CACHE = 64 << 20
+_ATTEMPTS = 8
+
+T = TypeVar("T")
 
 
 class ChunkFetcher:
@@ -55,20 +59,37 @@ class ChunkFetcher:
     def read_many(self, names: Names) -> list[bytes]:
         """Contents of chunks given as (n, 32), none all-zero, in that order. Raises Damaged."""
         keys = [row.tobytes() for row in names]
-        records = self._records(list(dict.fromkeys(keys)))
         contents: dict[bytes, bytes] = {}
-        self._load_bases(records, contents)
-        for key, record in records.items():
-            if key not in contents:
-                contents[key] = self._decode(record, contents)
+        try:
+            records = self._records(list(dict.fromkeys(keys)))
+            self._load_bases(records, contents)
+            for key, record in records.items():
+                if key not in contents:
+                    contents[key] = self._decode(record, contents)
+        except Damaged:
+            # A copy that can be opened need not be one that can be decoded: gc may have left a delta without its base.
+            for key in keys:
+                if key not in contents:
+                    contents[key] = self._salvage(key)
         return [contents[key] for key in keys]
 
     def full_forms(self, name: ChunkName) -> list[tuple[bytes, bytes]]:
-        """What a successor of this chunk can be a delta against: (name, content) of itself, or of its own bases."""
-        # The cache of contents does not know how a chunk is stored: only the index does.
-        if self._index.lookup_one(name, full_only=True) is not None:
-            return [(name, self.read(name))]
-        return [(base, self.read(ChunkName(base))) for base in self._records([name])[name].bases]
+        """What a successor of this chunk can be a delta against: (name, content) of itself, or of its own bases.
+
+        Only what has a full copy that will stay (4.9.3); nothing where there is none or it cannot be read: it is a hint.
+        """
+        try:
+            # The cache of contents does not know how a chunk is stored: only the index does.
+            if self._index.lookup_one(name, full_only=True) is not None:
+                return [(name, self.read(name))]
+            if self._index.lookup_one(name) is None:
+                return []
+            bases = self._records([name])[name].bases
+            if any(self._index.lookup_one(base, full_only=True) is None for base in bases):
+                return []
+            return [(base, self.read(ChunkName(base))) for base in bases]
+        except Damaged:
+            return []
 
     def _read_full(self, name: ChunkName) -> bytes | None:
         """The short way for one chunk that is stored full, which most are; None when it is not, or anything is wrong."""
@@ -145,30 +166,44 @@ class ChunkFetcher:
                 records[key] = record
 
     def _recover(self, key: bytes, *, full: bool) -> Record:
-        """The record from any other copy there is; with a fresh index if need be. Raises Damaged."""
+        """The record from any copy there is; with a fresh index if need be. Raises Damaged."""
+        return self._first_good(key, full=full, use=lambda record: record)
+
+    def _salvage(self, key: bytes) -> bytes:
+        """The content by any copy that can be opened and whose bases can be had. Raises Damaged."""
+
+        def decoded(record: Record) -> bytes:
+            bases = {base: self._first_good(base, full=True, use=lambda full: self._decode(full, {})) for base in record.bases}
+            return self._decode(record, bases)
+
+        return self._first_good(key, full=False, use=decoded)
+
+    def _first_good(self, key: bytes, *, full: bool, use: Callable[[Record], T]) -> T:
+        """What `use` makes of the first copy for which it does not raise Damaged. Raises Damaged."""
         reasons: list[str] = []
-        for attempt in range(2):
+        for attempt in range(_ATTEMPTS):
+            vanished = False
             for copy in self._index.all_copies(key):
                 if full and copy.is_delta:
                     continue
-                pack = copy.pack
                 for twin in (False, True):
-                    name = twin_of(pack_object(pack)) if twin else pack_object(pack)
+                    name = twin_of(pack_object(copy.pack)) if twin else pack_object(copy.pack)
                     try:
-                        opened = self._packs.open(pack, twin=twin)
+                        opened = self._packs.open(copy.pack, twin=twin)
                         record = opened.open_record(self._packs.store.get_range(name, copy.offset, copy.length))
+                        if record.name != key:
+                            raise Corrupt("another chunk stands there")
+                        return use(record)
                     except ObjectNotFound:
-                        continue
-                    except FormatError as error:
+                        vanished |= not twin
+                    except (FormatError, Damaged) as error:
                         reasons.append(f"{name} at byte {copy.offset}: {error}")
-                        continue
-                    if record.name == key:
-                        return record
-                    reasons.append(f"{name} at byte {copy.offset}: another chunk stands there")
-            if attempt == 0:
-                self._refresh()
+            # Again as long as packs vanish under us: gc copies what is needed before it deletes.
+            if attempt and not vanished:
+                break
+            self._refresh()
         kind = "full copy of chunk" if full else "copy of chunk"
-        raise Damaged(f"no readable {kind} {key.hex()}" + (f" ({'; '.join(reasons)})" if reasons else ""))
+        raise Damaged(f"no readable {kind} {key.hex()}" + (f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""))
 
     def _open(self, pack: PackId) -> OpenPack:
         opened = self._opened.get(pack)

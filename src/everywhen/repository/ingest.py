@@ -121,8 +121,9 @@ class ChunkSink:
         if self._w.index.decodable(row)[0] or not self._claim(name):
             return name
         chunk = self._node_codec.encode_full(name, content)
-        if before is not None and before != name:
-            delta = self._node_codec.encode_delta(name, content, self._w.fetcher.full_forms(before)[:1])
+        bases = self._w.fetcher.full_forms(before)[:1] if before is not None and before != name else []
+        if bases:
+            delta = self._node_codec.encode_delta(name, content, bases)
             # Nodes hardly compress (they are hashes); half is where a delta stops being worth its second read.
             if len(delta.payload) < len(chunk.payload) // 2:
                 chunk = delta
@@ -166,6 +167,8 @@ class ChunkSink:
         if not before.any():
             return None
         bases = self._w.fetcher.full_forms(ChunkName(before.tobytes()))
+        if not bases:
+            return None
         delta = codec.encode_delta(ChunkName(name.tobytes()), content, bases)
         return delta if len(delta.payload) <= _GOOD_DELTA else None
 
@@ -208,12 +211,14 @@ class ChunkSink:
         self._room.acquire()
         with self._lock:
             failed = next((future for future in self._stored if future.done() and future.exception()), None)
-            if failed is None:
-                self._stored = [future for future in self._stored if not future.done()]
-                self._stored.append(self._storing.submit(self._store, builder))
-                return
-        self._room.release()
-        failed.result()
+            self._stored = [future for future in self._stored if not future.done()]
+        if failed is not None:
+            self._room.release()
+            failed.result()
+        # Outside the lock, which the storing thread takes: whether it runs beside us or instead of us must not matter.
+        future = self._storing.submit(self._store, builder)
+        with self._lock:
+            self._stored.append(future)
 
     def _store(self, builder: PackBuilder) -> None:
         try:
