@@ -100,8 +100,18 @@ def check_vms(repository: Repository, suspicions: Suspicions) -> dict[str, Vm]:
 
 def check_decisions(repository: Repository, suspicions: Suspicions) -> tuple[list[Drop], list[Hold]]:
     """Drops and holds (I-10: what cannot be derived is kept where the data is)."""
-    drops = _each(repository, suspicions, "drops/", Drop.from_json)
+    drops = _each(repository, suspicions, "drops/", Drop.from_json, names=set(repository.documents.names("drops/")))
     return drops, _each(repository, suspicions, "holds/", Hold.from_json)
+
+
+def check_undone_drops(repository: Repository) -> list[Finding]:
+    """Second copies of drops without a first: such a drop does not count, so that what was undone stays undone."""
+    prefix = TWINS + "drops/"
+    twins = {found.name.removeprefix(prefix) for found in repository.store.list(prefix)}
+    # Listed after the twins: a drop that is being put is among them, one that is being undone has lost its twin first.
+    alone = twins - set(repository.documents.names("drops/"))
+    why = "its first copy is missing, so the drop does not count: it was undone, or lost"
+    return [Finding("I-10", prefix + word, why, remedy=Remedy.DELETE) for word in sorted(alone)]
 
 
 def check_settings(repository: Repository, suspicions: Suspicions) -> None:
@@ -136,12 +146,17 @@ def open_document(documents: Documents, name: str, decode: Callable[[Json], T]) 
     return lambda data: decode(parse_json(name, documents.open(name, data)))
 
 
-def _each(repository: Repository, suspicions: Suspicions, prefix: str, decode: Callable[[str, Json], T]) -> list[T]:
+def _each(
+    repository: Repository,
+    suspicions: Suspicions,
+    prefix: str,
+    decode: Callable[[str, Json], T],
+    names: set[str] | None = None,
+) -> list[T]:
     found = []
-    for word in sorted(names_of_pairs(repository.store, prefix)):
-        value = suspicions.look(
-            prefix + word, open_document(repository.documents, prefix + word, partial(decode, word)), "I-10"
-        )
+    for word in sorted(names_of_pairs(repository.store, prefix) if names is None else names):
+        name = prefix + word
+        value = suspicions.look(name, open_document(repository.documents, name, partial(decode, word)), "I-10")
         if value is not None:
             found.append(value)
     return found

@@ -13,7 +13,7 @@ from everywhen.storage.base import ObjectNotFound
 _MISSING = "missing"
 
 
-def pack_findings(survey: Survey, condemned: set[PackId]) -> list[Finding]:
+def pack_findings(survey: Survey, condemned: frozenset[PackId]) -> list[Finding]:
     """One finding for each damaged copy, and for each hole in a pack that had to be scanned."""
     found = []
     for pack, flaw in sorted(survey.flawed.items()):

@@ -67,7 +67,7 @@ def repair(repository: Repository, judgement: Judgement, sources: list[Source], 
             done.objects += 1
         elif finding.remedy is Remedy.DELETE:
             repository.documents.delete(finding.object)
-            finding.repaired = "removed: the next verify --read-data finds again what it said"
+            finding.repaired = "removed: it said nothing that is not known or found again by verify --read-data"
             done.objects += 1
     hopeless = _mend(repository, judgement, done)
     with Survey(repository) as survey:
@@ -143,8 +143,7 @@ def _store_anew(
             step("packs without an index", 0, len(hopeless))
             count = _empty(repository, survey, pack, session.point)
             for finding in found:
-                if finding.offset is None:
-                    finding.repaired = f"{count} chunks were copied to a new pack; the next gc deletes this one"
+                finding.repaired = f"{count} chunks were copied to a new pack; the next gc deletes this one"
         # Each round stores what can be had and looks again: below a node that came back there may be more that is lost.
         while wanted := _lost(judgement, survey):
             survey.look()
@@ -176,7 +175,7 @@ def _empty(repository: Repository, survey: Survey, pack: PackId, session: str) -
         finally:
             sink.close()
     word = "repair-" + random_word(repository.surroundings.randomness, 12)
-    publish(repository.documents, Condemnation(word, frozenset({pack}), repository.surroundings.clock()))
+    publish(repository.documents, Condemnation(word, frozenset({pack}), frozenset(), repository.surroundings.clock()))
     return count
 
 

@@ -30,16 +30,17 @@ from everywhen.repository.blockmap import names_needed
 from everywhen.repository.causes import Causes, read_record, unreadable_copies
 from everywhen.repository.check_content import read_everything
 from everywhen.repository.check_packs import confirmed, pack_findings
-from everywhen.repository.condemned import condemned_packs
+from everywhen.repository.condemned import Condemnation, list_condemned
 from everywhen.repository.errors import Damaged
 from everywhen.repository.findings import BadRecord, Finding, Remedy, Verdict
 from everywhen.repository.marking import Marker
 from everywhen.repository.repository import Repository
 from everywhen.repository.survey import Survey
 from everywhen.repository.twins import twin_of
-from everywhen.storage.base import AccessDenied, ObjectNotFound, ReadOnly
+from everywhen.storage.base import AccessDenied, ObjectNotFound, OutOfSpace, ReadOnly
 
 _MARKING_MEMORY = 128 << 20
+_ATTEMPTS = 8
 _NEVER = 1 << 62
 """No chunk is that popular: verify does not ask which ones are."""
 
@@ -86,7 +87,7 @@ def _leased(repository: Repository, judgement: Judgement) -> Iterator[bool]:
     lease = repository.attend(name, "verify", [point.point for point in judgement.live])
     try:
         lease.begin()
-    except (ReadOnly, AccessDenied):
+    except (ReadOnly, AccessDenied, OutOfSpace):
         yield False
         return
     try:
@@ -97,8 +98,11 @@ def _leased(repository: Repository, judgement: Judgement) -> Iterator[bool]:
 
 
 def _still_there(repository: Repository, points: list[RecoveryPoint]) -> list[RecoveryPoint]:
-    """R2: a point deleted before the lease was there is none of ours. Asked of the store, never of the cache."""
-    names = check_objects.names_of_pairs(repository.store, "points/")
+    """R2: a point deleted or condemned before the lease was there is none of ours. Asked of the store, not of the cache.
+
+    One that is condemned afterwards is kept: gc looks for leases after it has condemned.
+    """
+    names = check_objects.names_of_pairs(repository.store, "points/") - _condemned(repository).points
     return [point for point in points if point.point in names]
 
 
@@ -110,7 +114,7 @@ class _Run:
         self._suspicions = check_objects.Suspicions(repository.store)
         self._standing = check_points.Standing()
         self._known: dict[tuple[PackId, int], str] = {}
-        self._condemned: set[PackId] = set()
+        self._condemned = _condemned(repository)
         self.judgement = Judgement(Verdict(), survey)
         self._verdict = self.judgement.verdict
         self._bad = self.judgement.bad
@@ -124,11 +128,13 @@ class _Run:
         self._verdict.vms = check_objects.check_vms(repository, suspicions)
         self._verdict.findings += check_objects.check_notes(repository)
         self._standing = check_points.check_points(repository, suspicions)
+        self._verdict.findings += check_objects.check_undone_drops(repository)
         drops, holds = check_objects.check_decisions(repository, suspicions)
         self._verdict.findings += check_points.check_chains(self._standing, drops)
         now = repository.surroundings.clock()
         held = {hold.point for hold in holds if hold.active(now)}
         gone = {point for drop in drops if drop.effective_ns <= now for point in drop.points} - held
+        gone |= self._condemned.points
         points = [point for name, point in self._standing.points.items() if name not in gone]
         self.judgement.live = sorted(points, key=lambda point: (point.time_ns, point.number, point.point))
         self._verdict.points = len(self._standing.points) + len(self._standing.unreadable)
@@ -137,8 +143,7 @@ class _Run:
         """Packs as wholes, and their records with `read_data`; without it, what earlier runs noted of them counts."""
         self._watching.step("packs", 0, None)
         self._survey.look()
-        self._condemned = _condemned(self._repository)
-        self._verdict.findings += pack_findings(self._survey, self._condemned)
+        self._verdict.findings += pack_findings(self._survey, self._condemned.packs)
         self._verdict.packs = len(self._survey.packs)
         self._verdict.chunks = sum(seen.rows for seen in self._survey.packs.values())
         self._known = _noted_before(self._repository)
@@ -152,9 +157,13 @@ class _Run:
 
     def check_live(self) -> None:
         """I-2: all that live points need is there. What is not is traced to its cause, and to the ranges it leaves open."""
-        if not self._whole() and (not self._survey.look() or not self._whole()):
-            self.judgement.live = _still_there(self._repository, self.judgement.live)
-            self._trace()
+        for _ in range(_ATTEMPTS):
+            if self._whole():
+                return
+            if not self._survey.look():
+                break  # what is missing is not merely on its way to another pack
+        self.judgement.live = _still_there(self._repository, self.judgement.live)
+        self._trace()
 
     def settle(self) -> None:
         """Suspicions that are still there become findings."""
@@ -177,7 +186,7 @@ class _Run:
         try:
             for pack, offsets in by_pack.items():
                 damage.record(self._repository.documents, damage.PackDamage(pack, offsets, now))
-        except (ReadOnly, AccessDenied):
+        except (ReadOnly, AccessDenied, OutOfSpace):
             self._verdict.noted = False
         except FormatError as error:
             self._verdict.noted = False
@@ -201,7 +210,7 @@ class _Run:
         self._bad[place] = record.why
         self._survey.index.exclude_copies(record.pack, [record.offset])
         chunks = [record.name] if record.name else []
-        known = place in self._known or record.pack in self._condemned
+        known = place in self._known or record.pack in self._condemned.packs
         finding = Finding("I-3", pack_object(record.pack), record.why, record.offset, chunks, known=known)
         self._verdict.findings.append(finding)
 
@@ -283,9 +292,11 @@ def _noted_before(repository: Repository) -> dict[tuple[PackId, int], str]:
     return found
 
 
-def _condemned(repository: Repository) -> set[PackId]:
-    """Packs that nobody relies on any more; none when that cannot be read, which is a finding of its own."""
+def _condemned(repository: Repository) -> Condemnation:
+    """All packs and points that nobody relies on any more; none when that cannot be read, which is a finding of its own."""
     try:
-        return condemned_packs(repository.documents)
+        found = list_condemned(repository.documents)
     except FormatError:
-        return set()
+        found = []
+    packs = frozenset(pack for condemnation in found for pack in condemnation.packs)
+    return Condemnation("", packs, frozenset(point for condemnation in found for point in condemnation.points), 0)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ from everywhen.block.device import BLOCK_SIZE
 from everywhen.formats.ids import pack_of_object
 from everywhen.repository import damage
 from everywhen.repository.findings import Finding, Loss, Verdict
+from everywhen.repository.ingest import ChunkSink
 from everywhen.repository.twins import twin_of
+from everywhen.storage.base import Buffer, ObjectInfo, ObjectStore, ReadOnly
+from everywhen.storage.forwarding import ForwardingStore
 
 
 @pytest.fixture
@@ -98,6 +102,20 @@ def test_a_delta_is_lost_with_its_base(lab: BrokenLab) -> None:
 def test_a_bad_frame_is_found(lab: BrokenLab) -> None:
     broken.break_frame(lab.store, lab.place(0, 4))
     assert only(lab.verify(read_data=True)).losses == [lab.loss([(4, 5)], 0, 1, 2)]
+
+
+def test_content_that_is_not_what_its_name_says(lab: BrokenLab) -> None:
+    place = lab.place(2, 300)
+    with lab.open() as repository:
+        wrong = repository.make_codec().encode_full(place.name, block("something else"))
+        broken.remove(lab.store, place.pack)
+        sink = ChunkSink(repository.writing(), lab.points[2].point)
+        sink.put_copy(wrong, twinned=False, fingerprints=[])
+        sink.finish()
+    assert not lab.verify().findings, "only hashing can show it"
+    finding = only(lab.verify(read_data=True))
+    assert finding.why == "its content is not what its name says"
+    assert finding.losses == [lab.loss([(300, 301)], 2)]
 
 
 def test_a_missing_pack_costs_what_was_in_it(lab: BrokenLab) -> None:
@@ -203,6 +221,16 @@ class TestTwins:
             broken.flip(lab.store, name, 60)
         assert only(lab.verify()).object == f"drops/{drop.drop}"
 
+    def test_a_drop_without_its_first_copy_does_not_count(self, lab: BrokenLab) -> None:
+        with lab.open() as repository:
+            drop = lab.world.drop(repository, lab.points[0])
+        lab.world.clock.advance(1000)
+        broken.remove(lab.store, f"drops/{drop.drop}")
+        assert only(lab.verify()).object == f"twins/drops/{drop.drop}"
+        verdict, _ = lab.repair()
+        assert not verdict.damaged
+        assert not list(lab.store.list("twins/drops/"))
+
     def test_a_meta_pack_with_one_bad_copy_loses_nothing(self, lab: BrokenLab) -> None:
         node = lab.node(2, 0, 1)
         broken.break_record(lab.store, node)
@@ -270,3 +298,93 @@ def test_a_parent_that_was_replaced_is_found(lab: BrokenLab) -> None:
         repository.documents.put(f"points/{lab.points[0].point}", forged)
     finding = only(lab.verify())
     assert (finding.invariant, finding.object) == ("I-4", f"points/{lab.points[1].point}")
+
+
+class CannotWrite(ForwardingStore):
+    """A medium that can only be read."""
+
+    def put(self, name: str, parts: Sequence[Buffer], *, if_absent: bool = False) -> None:
+        del parts, if_absent
+        raise ReadOnly(name, "read-only")
+
+    def delete(self, name: str) -> None:
+        raise ReadOnly(name, "read-only")
+
+
+def test_a_medium_that_cannot_be_written(lab: BrokenLab) -> None:
+    broken.break_record(lab.store, lab.place(0, 300))
+    with lab.world.open(CannotWrite(lab.store), lab.unlocked) as repository:
+        verdict = lab.verify(read_data=True, repository=repository)
+    assert only(verdict).losses == [lab.loss([(300, 301)], 0, 1)]
+    assert (verdict.leased, verdict.noted) == (False, False)
+
+
+class Meanwhile(ForwardingStore):
+    """Does something once, right after an object whose name begins with `prefix` was read or listed."""
+
+    def __init__(self, inner: ObjectStore, prefix: str, event: Callable[[], object]) -> None:
+        super().__init__(inner)
+        self.prefix, self.event, self.happened = prefix, event, False
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        found = list(self.inner.list(prefix))
+        self._happen(prefix)
+        return iter(found)
+
+    def get_range(self, name: str, offset: int, length: int) -> bytes:
+        found = self.inner.get_range(name, offset, length)
+        self._happen(name)
+        return found
+
+    def _happen(self, name: str) -> None:
+        if not self.happened and name.startswith(self.prefix):
+            self.happened = True
+            self.event()
+
+
+@pytest.mark.parametrize("prefix", ["points/", "drops/", "packs/", "twins/packs/", "packs/0"])
+@pytest.mark.parametrize("event", ["backup", "prune and gc"])
+def test_what_others_do_meanwhile_is_no_damage(lab: BrokenLab, prefix: str, event: str) -> None:
+    def happen() -> None:
+        with lab.open() as repository:
+            if event == "backup":
+                disk = lab.disk.copy()
+                disk.blocks[100] = block("meanwhile")
+                lab.world.back_up(repository, {"vda": disk}, parent=lab.points[-1], vm=VM)
+            else:
+                lab.world.drop(repository, lab.points[0], lab.points[1])
+                lab.world.clock.advance(1000)
+                lab.world.collect(repository)
+
+    store = Meanwhile(lab.store, prefix, happen)
+    with lab.world.open(store, lab.unlocked) as repository:
+        assert not lab.verify(read_data=True, repository=repository).findings
+    assert store.happened or prefix == "packs/0"
+    assert not lab.verify(read_data=True).findings
+
+
+@pytest.mark.parametrize("kind", ["points", "packs"])
+def test_a_second_copy_that_is_just_being_written(lab: BrokenLab, kind: str) -> None:
+    name = f"points/{lab.points[0].point}" if kind == "points" else lab.node(2, 0, 1).pack
+    content = lab.store.get(name)
+    broken.remove(lab.store, twin_of(name))
+    # Packs are looked at after points; a pack is read after all were listed.
+    after = "packs/" if kind == "points" else name
+    store = Meanwhile(lab.store, after, lambda: lab.store.put(twin_of(name), [content]))
+    with lab.world.open(store, lab.unlocked) as repository:
+        findings = lab.verify(repository=repository).findings
+    assert store.happened
+    assert not findings
+
+
+def test_a_second_copy_whose_writer_is_at_work(lab: BrokenLab) -> None:
+    node = lab.node(2, 0, 1)
+    broken.remove(lab.store, twin_of(node.pack))
+    with lab.open() as repository:
+        session = repository.attend(f"sessions/{lab.points[2].point}", "backup", [])
+        session.begin()
+        verdict = lab.verify()
+        session.end()
+    assert not verdict.findings
+    assert verdict.notes == [f"{twin_of(node.pack)} is not there yet: its writer is at work"]
+    assert lab.verify().damaged

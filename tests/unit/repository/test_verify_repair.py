@@ -14,7 +14,7 @@ from tests.unit.repository.verify_lab import SIZE, BrokenLab
 
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.formats.ids import ChunkName
-from everywhen.repository.condemned import condemned_packs
+from everywhen.repository.condemned import list_condemned
 from everywhen.repository.repair_sources import DeviceSource, RepositorySource
 from everywhen.repository.repository import Repository
 from everywhen.repository.twins import twin_of
@@ -37,10 +37,18 @@ def copy(lab: BrokenLab, tmp_path: Path) -> Iterator[Repository]:
 
 
 class TestFromTheRepositoryAlone:
-    @pytest.mark.parametrize("twin", [False, True])
-    @pytest.mark.parametrize("harm", [broken.remove, broken.empty, lambda store, name: broken.flip(store, name, 60)])
-    @pytest.mark.parametrize("prefix", ["points/", "keys/", "everywhen"])
-    def test_a_second_copy_is_written_again(self, lab: BrokenLab, prefix: str, harm: broken.Recipe, *, twin: bool) -> None:
+    @pytest.mark.parametrize(
+        ("prefix", "harm", "twin"),
+        [
+            ("points/", broken.remove, False),
+            ("points/", broken.empty, True),
+            ("keys/", broken.remove, True),
+            ("keys/", lambda store, name: broken.flip(store, name, 60), False),
+            ("everywhen", broken.empty, False),
+            ("everywhen", broken.remove, True),
+        ],
+    )
+    def test_a_second_copy_is_written_again(self, lab: BrokenLab, prefix: str, harm: broken.Recipe, twin: bool) -> None:
         before = lab.contents()
         first = next(name for name in before if name.startswith(prefix))
         harm(lab.store, twin_of(first) if twin else first)
@@ -60,11 +68,10 @@ class TestFromTheRepositoryAlone:
             broken.empty,
         ],
     )
-    @pytest.mark.parametrize("twin", [False, True])
-    def test_a_meta_pack_is_as_it_was(self, lab: BrokenLab, recipe: broken.Recipe, *, twin: bool) -> None:
+    def test_a_meta_pack_is_as_it_was(self, lab: BrokenLab, recipe: broken.Recipe) -> None:
         before = lab.contents()
         pack = lab.node(2, 0, 1).pack
-        recipe(lab.store, twin_of(pack) if twin else pack)
+        recipe(lab.store, pack if recipe in (broken.remove, broken.break_index) else twin_of(pack))
         verdict, _ = lab.repair(read_data=True)
         assert not verdict.damaged
         assert lab.contents() == before
@@ -111,7 +118,8 @@ class TestFromTheRepositoryAlone:
         verdict, _ = lab.repair()
         assert not verdict.damaged
         with lab.open() as repository:
-            assert {pack.hex() for pack in condemned_packs(repository.documents)} == {place.pack.rpartition("/")[2]}
+            [condemnation] = list_condemned(repository.documents)
+            assert {pack.hex() for pack in condemnation.packs} == {place.pack.rpartition("/")[2]}
             lab.world.collect(repository)
         assert place.pack not in lab.contents()
         lab.audit()
@@ -163,6 +171,20 @@ class TestFromACopy:
         with lab.open() as repository:
             lab.world.collect(repository)
         lab.audit()
+
+    @pytest.mark.parametrize("harm", ["cut", "both indexes of a meta pack", "both copies of a meta pack"])
+    def test_a_pack_without_an_index_is_emptied_and_filled_up(self, lab: BrokenLab, copy: Repository, harm: str) -> None:
+        if harm == "cut":
+            broken.cut_behind(lab.store, min((lab.place(0, number) for number in (0, 3, 4, 5)), key=lambda p: p.offset))
+        for name in broken.both(lab.node(2, 0, 1).pack) if harm != "cut" else ():
+            (broken.break_index if "indexes" in harm else broken.empty)(lab.store, name)
+        verdict, _ = lab.repair(RepositorySource("copy", copy.fetcher), read_data=True)
+        assert not verdict.damaged
+        lab.read_all()
+        with lab.open() as repository:
+            lab.world.collect(repository)
+        lab.audit()
+        assert not lab.verify(read_data=True).damaged
 
     def test_what_was_repaired_stays_repaired(self, lab: BrokenLab, copy: Repository) -> None:
         break_much(lab)

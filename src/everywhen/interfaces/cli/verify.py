@@ -105,7 +105,9 @@ def _ending(context: Context, verified: Verified, *, read_data: bool) -> None:
         output.line(f"Repaired: {repaired.objects:,} objects{chunks}.")
     if not verdict.findings:
         output.line("No damage found." if read_data else "No damage found. (What chunks hold is read only with --read-data.)")
-    elif verdict.damaged:
+    elif not verdict.damaged:
+        output.line("Nothing is left to repair.")
+    else:
         if verdict.noted:
             output.line(
                 "Damaged copies are noted: nothing new relies on them, and the next backup of the same content heals it."
