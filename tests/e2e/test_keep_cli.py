@@ -291,6 +291,28 @@ def test_keys(locked: Shell) -> None:
             assert secret.encode() not in path.read_bytes()
 
 
+def test_a_lost_passphrase_at_a_terminal(locked: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    recovery = locked.json("key", "recovery")["recovery_key"]
+    (locked.folder / "new").write_text("new passphrase\n")
+    locked("key", "change", "--recovery-key", code=2)
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    typed = [recovery, "new passphrase", "new pasphrase", recovery, "new passphrase", "new passphrase"]
+    asked: list[str] = []
+
+    def getpass(prompt: str, stream: object) -> str:
+        asked.append(prompt)
+        return typed.pop(0)
+
+    monkeypatch.setattr("getpass.getpass", getpass)
+    locked("key", "change", "--recovery-key", code=2)
+    locked("status")
+    locked("key", "change", "--recovery-key")
+    assert typed == []
+    assert [words.split()[0] for words in asked] == ["Recovery", "New", "The"] * 2
+    locked("status", code=7)
+    locked("status", "--passphrase-file", "new")
+
+
 def test_the_sheet(locked: Shell) -> None:
     key = locked.json("key", "recovery")["recovery_key"]
     (locked.folder / "paper").write_text(key)

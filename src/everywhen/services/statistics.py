@@ -105,7 +105,7 @@ def growth(points: Sequence[RecoveryPoint]) -> Growth:
     days = (newest - begin) / DAY
     if days < 1:
         return Growth(None, None, days)
-    disks = [disk for point in points[1:] if point.time_ns > begin for disk in point.disks.values()]
+    disks = [disk for point in points if point.time_ns > begin for disk in point.disks.values()]
     stored, changed = sum(disk.bytes_stored for disk in disks), sum(disk.bytes_changed for disk in disks)
     return Growth(round(stored / days), round(changed / days), days)
 

@@ -52,6 +52,15 @@ def test_a_vm_is_protected_while_its_newest_moment_is_young(world: World) -> Non
     assert look(world, max_age_ns=2 * DAY).check is Exit.DONE
 
 
+def test_one_vm_that_is_not_protected_is_enough(world: World) -> None:
+    world.backup("web1", [b"a"])
+    world.now += MAX_AGE + 1
+    world.backup("web2", [b"b"])
+    found = look(world)
+    assert [vm.protected for vm in found.vms] == [False, True]
+    assert found.check is Exit.FAILED
+
+
 def test_a_vm_without_moments_is_not_protected(world: World) -> None:
     Ledger(world.repository.documents).put_vm(Vm("0" * 32, "new3", "new3", "", "", world.now))
     assert look(world).check is Exit.FAILED
