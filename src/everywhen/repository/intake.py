@@ -29,6 +29,8 @@ _BATCH = 64
 WORKERS = max(2, os.cpu_count() or 2)
 _AHEAD = WORKERS + 2
 
+_ZEROES = bytes(BLOCK_SIZE)
+
 Ranges = list[tuple[int, int]]
 """Sorted, disjoint (first, end) block numbers."""
 
@@ -51,6 +53,15 @@ class _Leaf:
     names: Names
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Blocks of one leaf: their slots in it, (n,), and contents."""
+
+    leaf: _Leaf
+    slots: npt.NDArray[np.intp]
+    contents: list[bytes]
+
+
 def take_disk(
     sink: ChunkSink,
     device: BlockDevice,
@@ -65,25 +76,29 @@ def take_disk(
     builder = BlockMapBuilder(base, device.size, sink.put_node)
     figures = np.zeros(3, np.int64)
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="take") as pool:
-        pending: deque[tuple[_Leaf, npt.NDArray[np.intp], int, Future[Taken]]] = deque()
+        pending: deque[tuple[list[_Part], int, Future[Taken]]] = deque()
         open_leaf: _Leaf | None = None
 
         def settle() -> None:
             nonlocal open_leaf
-            leaf, slots, read, future = pending.popleft()
+            parts, read, future = pending.popleft()
             taken = future.result()
-            if open_leaf is not None and open_leaf is not leaf:
-                builder.put_leaf(open_leaf.index, open_leaf.names)
-            open_leaf = leaf
-            leaf.names[slots] = taken.names
+            at = 0
+            for part in parts:
+                if open_leaf is not None and open_leaf is not part.leaf:
+                    builder.put_leaf(open_leaf.index, open_leaf.names)
+                open_leaf = part.leaf
+                part.leaf.names[part.slots] = taken.names[at : at + len(part.slots)]
+                at += len(part.slots)
             figures[:] += (read, taken.bytes_changed, taken.bytes_stored)
             progress(read)
 
         try:
-            for leaf, slots, contents in _read(device, base, changed):
-                batch = Batch(contents, leaf.names[slots])
-                read = sum(len(content) for content in contents)
-                pending.append((leaf, slots, read, pool.submit(sink.take, batch)))
+            for parts in _batches(_read(device, base, changed)):
+                contents = [content for part in parts for content in part.contents]
+                batch = Batch(contents, np.concatenate([part.leaf.names[part.slots] for part in parts]))
+                read = sum(len(content) for content in contents if content is not _ZEROES)
+                pending.append((parts, read, pool.submit(sink.take, batch)))
                 if len(pending) > _AHEAD:
                     settle()
             while pending:
@@ -96,10 +111,22 @@ def take_disk(
     return Intake(builder.finish(), *figures.tolist())
 
 
-def _read(
-    device: BlockDevice, base: BlockMap | None, changed: Ranges | None
-) -> Iterator[tuple[_Leaf, npt.NDArray[np.intp], list[bytes]]]:
-    """Batches to take: the leaf they belong to, slots in it, contents. Known zeroes become empty contents (all zero)."""
+def _batches(parts: Iterator[_Part]) -> Iterator[list[_Part]]:
+    """Parts together until they have `_BATCH` blocks: scattered changes come as many parts of few blocks."""
+    batch: list[_Part] = []
+    blocks = 0
+    for part in parts:
+        batch.append(part)
+        blocks += len(part.slots)
+        if blocks >= _BATCH:
+            yield batch
+            batch, blocks = [], 0
+    if batch:
+        yield batch
+
+
+def _read(device: BlockDevice, base: BlockMap | None, changed: Ranges | None) -> Iterator[_Part]:
+    """What to take, in order, up to `_BATCH` blocks at a time. Known zeroes are `_ZEROES`, and were not read."""
     data = _data_ranges(device)
     looked_at = _with_edges(changed, base, device.size)
     for index in _leaves(data, looked_at, base, device.size):
@@ -112,11 +139,11 @@ def _read(
         is_data = _mask(data, first, inside)
         zeroed = np.flatnonzero(wanted & ~is_data & names[:inside].any(axis=1))
         if len(zeroed):
-            yield leaf, zeroed, [b""] * len(zeroed)
+            yield _Part(leaf, zeroed, [_ZEROES] * len(zeroed))
         to_read = np.flatnonzero(wanted & is_data)
         for at in range(0, len(to_read), _BATCH):
             slots = to_read[at : at + _BATCH]
-            yield leaf, slots, _contents(device, first, slots)
+            yield _Part(leaf, slots, _contents(device, first, slots))
 
 
 def _contents(device: BlockDevice, first: int, slots: npt.NDArray[np.intp]) -> list[bytes]:

@@ -25,6 +25,7 @@ from everywhen.interfaces.cli import (
     status,
     verify,
 )
+from everywhen.interfaces.cli.allocator import keep_large_buffers
 from everywhen.interfaces.cli.app import app
 from everywhen.interfaces.cli.failures import guarded, two_step_interrupt
 from everywhen.interfaces.cli.output import Output
@@ -50,6 +51,7 @@ COMMAND_MODULES = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and end the process with the exit code of the contract."""
+    keep_large_buffers()
     given = sys.argv[1:] if arguments is None else arguments
     # The parser's own errors happen before a command has read its options: --json must hold for them too.
     output = Output(sys.stdout, sys.stderr, os.environ, as_json="--json" in given, quiet="-q" in given or "--quiet" in given)
