@@ -78,4 +78,6 @@ def failing(url: str) -> Iterator[None]:
         failure = as_failure(error, url=url)
         if failure is None or failure is error:
             raise
+        for note in getattr(error, "__notes__", ()):
+            failure.add_note(note)  # what a target left behind
         raise failure from error

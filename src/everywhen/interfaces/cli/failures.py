@@ -31,8 +31,8 @@ def guarded(output: Output, command: Callable[[], int | None], *, repository: Ca
     """
     try:
         return command() or Exit.DONE
-    except KeyboardInterrupt:
-        return _end(output, Interrupted("Interrupted.", safe=output.kept))
+    except KeyboardInterrupt as interrupt:
+        return _end(output, Interrupted("Interrupted.", safe=output.kept), interrupt)
     except typer.Abort:
         return _end(output, Interrupted("Not confirmed.", safe="Nothing was changed."))
     except typer.Exit as ending:
@@ -40,17 +40,17 @@ def guarded(output: Output, command: Callable[[], int | None], *, repository: Ca
     except typer.TyperException as error:
         return _end(output, _usage(error))
     except Failure as failure:
-        return _end(output, failure)
+        return _end(output, failure, failure)
     except StorageError as error:
-        return _end(output, from_storage(error, url=repository()))
+        return _end(output, from_storage(error, url=repository()), error)
     except BrokenPipeError:
         _discard_stdout()
         return _CLOSED_PIPE
     except OSError as error:
-        return _end(output, from_system(error))
+        return _end(output, from_system(error), error)
     except Exception as fault:
         what = f"A fault in the program: {type(fault).__name__}: {fault}"
-        output.failure(Failed(what, safe=output.kept, do=["Please report it, with what is printed below."]))
+        _end(output, Failed(what, safe=output.kept, do=["Please report it, with what is printed below."]), fault)
         raise
 
 
@@ -74,7 +74,9 @@ def two_step_interrupt(output: Output) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _end(output: Output, failure: Failure) -> int:
+def _end(output: Output, failure: Failure, cause: BaseException | None = None) -> int:
+    """Print the failure; the notes of its cause say what was left behind (`block/target.py`)."""
+    failure.safe = " ".join(text for text in (failure.safe, *getattr(cause, "__notes__", ())) if text)
     output.failure(failure)
     return failure.exit
 
