@@ -7,9 +7,11 @@ consistency `none`, with the reason.
 
 from __future__ import annotations
 
+import os
 import random
+import stat
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,13 +24,14 @@ from everywhen.block.image_errors import ImageInUse
 from everywhen.block.open_image import open_image
 from everywhen.formats.point import Disk, RecoveryPoint, Tree
 from everywhen.repository.intake import Intake, Ranges
-from everywhen.repository.ledger import Ledger, Vm
+from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
-from everywhen.repository.writer import PointWriter, parent_link, write_point
+from everywhen.repository.writer import parent_link, write_point
 from everywhen.services.catalog import Catalog
 from everywhen.services.changed_blocks import find_miss, read_changed_blocks
 from everywhen.services.failures import Busy, WrongUsage
 from everywhen.services.naming import is_name
+from everywhen.storage.base import AlreadyExists
 
 Report = Callable[[int, int | None], None]
 """Told bytes done and bytes in all."""
@@ -71,10 +74,11 @@ def back_up(repository: Repository, catalog: Catalog, order: BackupOrder, report
     began = repository.surroundings.clock()
     vm, known = _vm(repository, catalog, order.vm)
     parent = catalog.newest(vm)
+    contents = _read_files(order.files)
     with ExitStack() as opened:
-        images = {name: opened.enter_context(_opened(order, name, path)) for name, path in order.images.items()}
+        whys: set[str] = set()
+        images = {name: _opened(order, name, path, opened, whys) for name, path in order.images.items()}
         changes = {name: _changes(order, name, image, parent) for name, image in images.items()}
-        whys = {reason for image in images.values() if (reason := _hold_still(order, image, opened))}
         before = {name: image.fingerprint() for name, image in images.items()}
         advance = _advancing(report, sum(_to_read(images[name], changes[name]) for name in images))
         misses: dict[str, int] = {}
@@ -82,15 +86,17 @@ def back_up(repository: Repository, catalog: Catalog, order: BackupOrder, report
             disks = {}
             for name, image in images.items():
                 base = parent.disks[name].tree if parent and name in parent.disks else None
-                miss = _miss(repository, image, base, changes[name])
+                miss = _miss(repository, image, base if writer.usable(base) else None, changes[name])
                 if miss is not None:
                     misses[name], changes[name] = miss, None
                 disks[name] = _disk(image, writer.take(image, base, changes[name], advance))
-            files = {Path(path).name: _take_file(writer, path) for path in order.files}
+            files = {name: writer.take_file(content) for name, content in contents.items()}
             if any(image.fingerprint() != before[name] for name, image in images.items()):
                 whys.add(_MOVED)
             if not known:
-                Ledger(repository.documents).put_vm(vm)
+                # Of two first backups at once the later one must not undo what was set on the VM in between.
+                with suppress(AlreadyExists):
+                    repository.documents.put(f"vms/{vm.vm}", vm.to_json(), if_absent=True)
             point = RecoveryPoint(
                 point=writer.point,
                 vm=vm.vm,
@@ -138,32 +144,32 @@ def _vm(repository: Repository, catalog: Catalog, name: str) -> tuple[Vm, bool]:
     return Vm(identity, name, name, "", "", repository.surroundings.clock()), False
 
 
-def _opened(order: BackupOrder, name: str, path: str) -> _Closing:
+def _opened(order: BackupOrder, name: str, path: str, opened: ExitStack, whys: set[str]) -> Image:
+    """The image, which nobody writes to from now on; or, with `--live`, why that is not so in `whys`.
+
+    It is opened twice: to know which files to lock, and under the locks, since its tables may have changed until then.
+    """
     if not is_name(name):
         raise WrongUsage(f'"{name}" is not a name for a disk: use a-z, 0-9, dot, dash and underscore.', on=name)
-    return _Closing(open_image(path, format=order.formats.get(name), allow_outside=order.allow_outside))
+    with open_image(path, format=order.formats.get(name), allow_outside=order.allow_outside) as image:
+        files = image.files
+    if why := _hold_still(order, files, opened):
+        whys.add(why)
+    image = opened.enter_context(open_image(path, format=order.formats.get(name), allow_outside=order.allow_outside))
+    if image.files != files:
+        raise Busy(f"{path} was given other files while it was being opened.", on=path, safe="Nothing was read or written.")
+    return image
 
 
-class _Closing:
-    def __init__(self, image: Image) -> None:
-        self._image = image
-
-    def __enter__(self) -> Image:
-        return self._image
-
-    def __exit__(self, *_: object) -> None:
-        self._image.close()
-
-
-def _hold_still(order: BackupOrder, image: Image, opened: ExitStack) -> str:
-    """Keep QEMU from writing to the image while it is read; '' when that holds, else why it does not (`--live`)."""
+def _hold_still(order: BackupOrder, files: tuple[str, ...], opened: ExitStack) -> str:
+    """Keep QEMU from writing to these files until `opened` ends; '' when that holds, else why it does not (`--live`)."""
     try:
-        opened.enter_context(qemu_locks.reading(image.files))
+        opened.enter_context(qemu_locks.reading(files))
     except ImageInUse as error:
         if not order.live:
             raise Busy(
                 str(error),
-                on=image.files[0],
+                on=files[0],
                 safe="Nothing was read or changed.",
                 do=["Shut the VM down first.", "Or read it as it is, with consistency `none`: --live"],
             ) from error
@@ -203,11 +209,31 @@ def _to_read(image: Image, changes: Ranges | None) -> int:
     return sum(extent.length for extent in image.extents() if not extent.zero)
 
 
-def _take_file(writer: PointWriter, path: str) -> Tree:
-    content = Path(path).read_bytes()
-    if len(content) > _LARGEST_FILE:
-        raise WrongUsage(f"{path} has {len(content):,} bytes: too large for a configuration file.", on=path)
-    return writer.take_file(content)
+def _read_files(paths: list[str]) -> dict[str, bytes]:
+    """Configuration files by base name, read before anything else: an hour later would be late to learn of a wrong path.
+
+    Raises WrongUsage, OSError.
+    """
+    contents: dict[str, bytes] = {}
+    for path in paths:
+        name = Path(path).name
+        if name in contents:
+            raise WrongUsage(
+                f'Two configuration files are called "{name}".',
+                on=path,
+                safe="Nothing was read or written.",
+                do=["Configuration files are kept by their name without the folder: give one of them another name."],
+            )
+        # Without O_NONBLOCK a FIFO in the place of a file would be waited for.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise WrongUsage(f"{path} is not a regular file.", on=path, safe="Nothing was read or written.")
+            if status.st_size > _LARGEST_FILE:
+                raise WrongUsage(f"{path} has {status.st_size:,} bytes: too large for a configuration file.", on=path)
+            contents[name] = file.read(_LARGEST_FILE)
+    return contents
 
 
 def _disk(image: Image, intake: Intake) -> Disk:
