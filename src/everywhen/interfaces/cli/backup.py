@@ -77,6 +77,8 @@ def backup(
     unknown = sorted((order.changed_blocks.keys() | order.formats.keys()) - order.images.keys())
     if unknown:
         raise WrongUsage(f"Disk {unknown[0]} is not among the images.", on=unknown[0])
+    if since is not None and not changed_blocks:
+        raise WrongUsage("--since says where a list of changes begins: it needs --changed-blocks.", on=since)
     with context.repository(compression) as repository:
         context.output.kept = "What was stored so far is kept for a day: the same command goes on from there."
         with context.progress(f"backup {vm}") as job:
