@@ -7,6 +7,7 @@ import os
 import stat
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,7 @@ from everywhen.block import qemu_locks
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.block.target import Target
 from everywhen.block.target_device import WholeDevice
-from everywhen.block.target_file import NewFile
+from everywhen.block.target_file import PARTIAL_SUFFIX, NewFile
 from everywhen.block.target_in_place import InPlace
 from everywhen.block.target_stream import Stream
 from everywhen.formats.layouts.choose import FORMATS
@@ -25,7 +26,8 @@ from everywhen.repository.disk import PointDisk
 from everywhen.repository.ledger import Vm
 from everywhen.repository.reading import copy_disk, copy_disk_in_order, opened_points, used_blocks
 from everywhen.repository.repository import Repository
-from everywhen.services.failures import Failed, NotFound, WrongUsage
+from everywhen.services.failures import Damage, Failed, NotFound, WrongUsage
+from everywhen.services.naming import is_name
 
 Report = Callable[[int, int | None], None]
 Mode = Literal["new", "overwrite", "in-place"]
@@ -68,6 +70,13 @@ class RestoreResult:
     remarks: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    disk: str
+    tree: Tree
+    target: Target
+
+
 def restore(repository: Repository, order: RestoreOrder, report: Report) -> RestoreResult:
     """Raises Failure and the errors of the layers below. What is being written when it fails is removed or named."""
     began = repository.surroundings.clock()
@@ -78,27 +87,26 @@ def restore(repository: Repository, order: RestoreOrder, report: Report) -> Rest
     into_folder = len(order.disks) > 1 or os.path.isdir(order.to)
     if order.to == "-" and into_folder:
         raise WrongUsage("Standard output takes one disk: name it, as in web1/vda@latest.", on=order.to)
-    restored: list[RestoredDisk] = []
     remarks: list[str] = []
-    with opened_points(repository, f"restore {order.vm.name}", [order.point]) as leased:
+    with opened_points(repository, f"restore {order.vm.name}", [order.point]) as leased, ExitStack() as opened:
         if not leased:
             remarks.append("the repository cannot be written, so nothing there says that this moment is being read")
-        total = sum(used_bytes(repository, order.point.disks[name].tree) for name in order.disks)
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            report(done, total)
-
-        report(0, total)
         if into_folder:
             os.makedirs(order.to, exist_ok=True)
-        for name in order.disks:
-            path = os.path.join(order.to, f"{order.vm.name}-{name}.{_suffix(order.format)}") if into_folder else order.to
-            restored.append(_restore_disk(repository, order, name, path, advance))
-        files = _restore_files(repository, order) if into_folder and order.files else []
-    return RestoreResult(restored, files, (repository.surroundings.clock() - began) / 1e9, remarks)
+        paths = {name: _path(order, name) if into_folder else order.to for name in order.disks}
+        files = _file_paths(order, set(paths.values())) if into_folder and order.files else {}
+        # All targets before the first byte: that the second disk's file exists should not be learned after an hour.
+        jobs = [
+            _Job(name, order.point.disks[name].tree, opened.enter_context(_target(repository, order, name, path, remarks)))
+            for name, path in paths.items()
+        ]
+        advance = _advancing(report, sum(used_bytes(repository, job.tree) for job in jobs))
+        restored = [_restore_disk(repository, job, advance) for job in jobs]
+        for name, path in files.items():
+            tree = order.point.files[name]
+            _put_file(path, PointDisk(repository.fetcher, tree).read(0, tree.size), replace=order.mode != "new")
+    seconds = (repository.surroundings.clock() - began) / 1e9
+    return RestoreResult(restored, list(files.values()), seconds, remarks)
 
 
 def used_bytes(repository: Repository, tree: Tree) -> int:
@@ -106,10 +114,26 @@ def used_bytes(repository: Repository, tree: Tree) -> int:
     return len(used_blocks(repository.fetcher, tree)) * BLOCK_SIZE
 
 
-def _restore_disk(
-    repository: Repository, order: RestoreOrder, name: str, path: str, advance: Callable[[int], None]
-) -> RestoredDisk:
-    tree = order.point.disks[name].tree
+def _advancing(report: Report, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        report(min(done, total), total)
+
+    report(0, total)
+    return advance
+
+
+def _path(order: RestoreOrder, name: str) -> str:
+    """A disk's file in the folder that was asked for. Raises Damage for a name that would lead out of it."""
+    if not is_name(name) or not is_name(order.vm.name):
+        raise Damage(f'{order.point.point} has a disk called "{name}": this program makes no such names.', on=order.vm.name)
+    return os.path.join(order.to, f"{order.vm.name}-{name}.{_suffix(order.format)}")
+
+
+def _restore_disk(repository: Repository, job: _Job, advance: Callable[[int], None]) -> RestoredDisk:
     data = 0
 
     def count(length: int) -> None:
@@ -117,16 +141,16 @@ def _restore_disk(
         data += length
         advance(length)
 
-    with _target(repository, order, name, path) as target:
-        copy = copy_disk_in_order if isinstance(target, Stream) else copy_disk
-        copy(repository.fetcher, tree, target, count)
-        target.finish()
+    target = job.target
+    copy = copy_disk_in_order if isinstance(target, Stream) else copy_disk
+    copy(repository.fetcher, job.tree, target, count)
+    target.finish()
     written = target.bytes_written if isinstance(target, InPlace) else data
     resumed = isinstance(target, InPlace) and target.unfinished is not None
-    return RestoredDisk(name, target.path, tree.size, data, written, resumed)
+    return RestoredDisk(job.disk, target.path, job.tree.size, data, written, resumed)
 
 
-def _target(repository: Repository, order: RestoreOrder, name: str, path: str) -> Target:
+def _target(repository: Repository, order: RestoreOrder, name: str, path: str, remarks: list[str]) -> Target:
     tree = order.point.disks[name].tree
     source = f"{order.vm.name}/{name}@{order.point.point}"
     if path == "-":
@@ -148,7 +172,10 @@ def _target(repository: Repository, order: RestoreOrder, name: str, path: str) -
             )
         return WholeDevice(path, tree.size)
     lock = qemu_locks.writing(path) if os.path.exists(path) else None
-    return NewFile(path, _layout(repository, order, name, path, tree), overwrite=order.mode == "overwrite", lock=lock)
+    layout = _layout(repository, order, name, path, tree)
+    if layout.padding:
+        remarks.append(f"{path} shows {layout.padding} bytes of zeroes after the disk's end: {order.format} counts in sectors")
+    return NewFile(path, layout, overwrite=order.mode == "overwrite", lock=lock)
 
 
 def _in_place(repository: Repository, order: RestoreOrder, path: str, tree: Tree, source: str, *, device: bool) -> InPlace:
@@ -177,20 +204,44 @@ def _layout(repository: Repository, order: RestoreOrder, name: str, path: str, t
         ) from error
 
 
-def _restore_files(repository: Repository, order: RestoreOrder) -> list[str]:
-    """The configuration files, beside the disks."""
-    written = []
-    for name, tree in sorted(order.point.files.items()):
+def _file_paths(order: RestoreOrder, taken: set[str]) -> dict[str, str]:
+    """Where the configuration files go, beside the disks, by name. Raises Failed when something is there."""
+    paths: dict[str, str] = {}
+    for name in sorted(order.point.files):
         # The name was a file's base name when it was stored; a forged repository could say otherwise.
-        path = os.path.join(order.to, os.path.basename(name) or "unnamed")
-        content = PointDisk(repository.fetcher, tree).read(0, tree.size)
-        flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if order.mode == "overwrite" else os.O_EXCL)
-        with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+        base = os.path.basename(name.replace("\0", ""))
+        path = os.path.join(order.to, "unnamed" if base in ("", os.curdir, os.pardir) else base)
+        if path in taken:
+            raise Failed(
+                f"Two things of {order.point.point} would be written to {path}; one is the configuration file {name}.",
+                on=path,
+                safe="Nothing was written.",
+                do=[f"Restore the disks one by one: {order.vm.name}/{order.disks[0]}@{order.point.point}"],
+            )
+        if order.mode == "new" and os.path.lexists(path):
+            raise Failed(f"{path} exists.", on=path, safe="Nothing was written.", do=["Overwrite: --overwrite"])
+        taken.add(path)
+        paths[name] = path
+    return paths
+
+
+def _put_file(path: str, content: bytes, *, replace: bool) -> None:
+    """A configuration file, durable and whole or not there; an existing one is replaced as a whole. Raises OSError."""
+    place = path + PARTIAL_SUFFIX if replace else path
+    if replace:
+        with suppress(FileNotFoundError):
+            os.unlink(place)
+    descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        written.append(path)
-    return written
+        if replace:
+            os.replace(place, path)
+    except BaseException:
+        os.unlink(place)
+        raise
 
 
 def _suffix(image_format: str) -> str:

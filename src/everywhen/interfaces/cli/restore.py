@@ -52,6 +52,7 @@ def restore_command(
     if address.path is not None:
         raise WrongUsage("This restores disks, not files inside them.", on=moment)
     mode: Mode = "in-place" if in_place else "overwrite" if overwrite else "new"
+    context.output.kept = "The repository was only read. A new file that was not complete is removed."
     with context.repository() as repository:
         catalog = read_catalog(repository)
         now = repository.surroundings.clock()
