@@ -25,7 +25,7 @@ def topics() -> dict[str, str]:
 @app.command("help", rich_help_panel=RUN)
 def help_command(
     context: typer.Context,
-    topic: Annotated[str | None, typer.Argument(metavar="[TOPIC]", help="A page, or a command.")] = None,
+    topic: Annotated[str | None, typer.Argument(metavar="TOPIC", help="A page, or a command.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:

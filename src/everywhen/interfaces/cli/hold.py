@@ -23,7 +23,7 @@ from everywhen.services.times import local_time, rfc3339, zone_label
 
 @app.command("hold", rich_help_panel=KEEP)
 def hold(
-    moment: Annotated[str | None, typer.Argument(metavar="[MOMENT]", help="VM[@WHEN]; without: list all holds.")] = None,
+    moment: Annotated[str | None, typer.Argument(metavar="MOMENT", help="VM[@WHEN]; without: list all holds.")] = None,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it is shown wherever the moment is.")] = "",
     until: Annotated[
         str | None, typer.Option("--until", metavar="DATE|SPAN", help="As 2031-12-31 or 90d; without: until released.")

@@ -82,7 +82,7 @@ def list_policies(
 
 @policy_app.command("show")
 def show(
-    vm: Annotated[str | None, typer.Argument(metavar="[VM]", help="Without: the default.")] = None,
+    vm: Annotated[str | None, typer.Argument(metavar="VM", help="Without: the default.")] = None,
     repo: Repo = None,
     passphrase_file: PassphraseFile = None,
     recovery_key_file: RecoveryKeyFile = None,
@@ -100,7 +100,7 @@ def show(
 
 @policy_app.command("set")
 def set_(
-    target: Annotated[str | None, typer.Argument(metavar="[VM]", help="Whose policy; or --default.")] = None,
+    target: Annotated[str | None, typer.Argument(metavar="VM", help="Whose policy; or --default.")] = None,
     line: Annotated[
         str | None, typer.Argument(metavar="LINE", help='As "hourly 14d, daily 90d"; "default": the default\'s again.')
     ] = None,
@@ -163,8 +163,8 @@ def set_(
 
 @policy_app.command("preview")
 def preview(
-    target: Annotated[str | None, typer.Argument(metavar="[VM]", help="All when none is named.")] = None,
-    line: Annotated[str | None, typer.Argument(metavar="[LINE]", help="A policy to try; without: those in force.")] = None,
+    target: Annotated[str | None, typer.Argument(metavar="VM", help="All when none is named.")] = None,
+    line: Annotated[str | None, typer.Argument(metavar="LINE", help="A policy to try; without: those in force.")] = None,
     free: Annotated[str | None, typer.Option("--free", metavar="SIZE", help="Propose what to thin to free so much.")] = None,
     repo: Repo = None,
     passphrase_file: PassphraseFile = None,

@@ -30,8 +30,8 @@ from everywhen.services.policies import read_policies
 from everywhen.services.pruning import VmPlan, drop, plan_prune, undo
 from everywhen.services.times import rfc3339
 
-_FLAGS = {"third": "--yes-more-than-a-third", "last": "--yes-the-last-moment", "clock": "--yes-the-clock-is-right"}
-"""The flag that answers each brake of `services/brakes.py` where nobody can be asked."""
+_FLAGS = {"third": "--yes-more-than-a-third", "clock": "--yes-the-clock-is-right"}
+"""The flag that answers each brake where nobody can be asked. `last` never comes from a policy: the newest moment stays."""
 
 
 @app.command("prune", rich_help_panel=KEEP)
