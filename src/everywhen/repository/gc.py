@@ -84,12 +84,13 @@ def collect(repository: Repository, *, wait: bool, dry_run: bool, note: Note, pa
     """Free what nobody needs. `pause` sleeps (seconds). Raises Busy, Damaged, StorageError, FormatError."""
     repository.unlocked.superblock.require("gc")
     with _only_one(repository):
+        collected = Collected()
         try:
-            collected = _Run(repository, note, pause).run(wait=wait, dry_run=dry_run)
+            _Run(repository, note, pause, collected).run(wait=wait, dry_run=dry_run)
         except OutOfSpace:
             # What is condemned stays condemned: a second run goes on, with the reserve and with what is quite dead first.
             release_reserve(repository.store)
-            collected = _Run(repository, note, pause, full=True).run(wait=wait, dry_run=dry_run)
+            _Run(repository, note, pause, collected, full=True).run(wait=wait, dry_run=dry_run)
         if isinstance(repository.store, Sweeping) and not dry_run:
             repository.store.sweep_temporaries(now_ns=repository.surroundings.clock(), older_than_ns=GRACE)
         return collected
@@ -116,17 +117,19 @@ def _mark_once(repository: Repository, roots: Roots, twinned: set[PackId], note:
 
 
 class _Run:
-    def __init__(self, repository: Repository, note: Note, pause: Callable[[float], None], *, full: bool = False) -> None:
-        """`full`: there is hardly room to write."""
+    def __init__(
+        self, repository: Repository, note: Note, pause: Callable[[float], None], result: Collected, *, full: bool = False
+    ) -> None:
+        """What is done is added to `result`. `full`: there is hardly room to write."""
         self._full = full
         self._repository = repository
         self._documents = repository.documents
         self._note = note
         self._pause = pause
-        self._result = Collected()
+        self._result = result
         self._run = "gc-" + random_word(repository.surroundings.randomness, 12)
 
-    def run(self, *, wait: bool, dry_run: bool) -> Collected:
+    def run(self, *, wait: bool, dry_run: bool) -> None:
         repository = self._repository
         repository.refresh()
         twinned = self._twinned()
@@ -141,7 +144,8 @@ class _Run:
         adopted = list_condemned(self._documents)
         if dry_run:
             waiting = {pack for condemnation in adopted for pack in condemnation.packs}
-            return self._predict(marks, {use.pack for use in chosen} | waiting, len(roots.doomed))
+            self._predict(marks, {use.pack for use in chosen} | waiting, len(roots.doomed))
+            return
         if not self._full:
             self._result.bytes_copied += second_copies(repository, marks, twinned, self._run)
         if chosen or roots.doomed:
@@ -149,15 +153,15 @@ class _Run:
             points = frozenset(point.point for point in roots.doomed)
             publish(self._documents, Condemnation(self._run, packs, points, repository.surroundings.clock()))
         elif not adopted:
-            return self._result
+            return
         # Only this may be deleted: for what somebody else condemns from now on, we have not waited.
         condemned = list_condemned(self._documents)
         if not self._wait_for_writers(wait=wait):
-            return self._result
+            return
         for _ in range(_OVERTAKEN):
             try:
                 self._finish(condemned)
-                return self._result
+                return
             except Vanished:
                 continue
         raise Busy("Another gc deletes beside this one. What it does not free the next run will; nothing needed is lost.")
@@ -319,14 +323,13 @@ class _Run:
         except ObjectNotFound:
             return None
 
-    def _predict(self, marks: Marks, packs: set[PackId], points: int) -> Collected:
+    def _predict(self, marks: Marks, packs: set[PackId], points: int) -> None:
         for use in marks.uses():
             if use.pack in packs:
                 self._result.packs_deleted += 1
                 self._result.bytes_freed += use.stored_bytes
                 self._result.bytes_copied += use.live_bytes
         self._result.points_deleted = points
-        return self._result
 
 
 def _committed(roots: Roots) -> set[str]:
