@@ -236,7 +236,7 @@ def truth_of(repository: Repository, point: RecoveryPoint) -> Truth:
 def content_of(repository: Repository, tree: Tree) -> tuple[int, Blocks]:
     """Size and blocks of a tree. Raises Damaged."""
     blocks: Blocks = {}
-    for index, names in BlockMap(repository.fetcher.read, tree).leaves():
+    for index, names in BlockMap(repository.fetcher.read_many, tree).leaves():
         used = np.flatnonzero(names.any(axis=1))
         contents = repository.fetcher.read_many(names[used])
         codec = repository.make_codec()

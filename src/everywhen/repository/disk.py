@@ -20,7 +20,7 @@ class PointDisk:
 
     def __init__(self, fetcher: ChunkFetcher, tree: Tree) -> None:
         self._fetcher = fetcher
-        self._map = BlockMap(fetcher.read, tree)
+        self._map = BlockMap(fetcher.read_many, tree)
         self.size = tree.size
 
     def read(self, offset: int, length: int) -> bytes:

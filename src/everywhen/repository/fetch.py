@@ -48,6 +48,11 @@ class ChunkFetcher:
         self._contents_size = 0
         self._lock = threading.Lock()
 
+    @property
+    def far(self) -> bool:
+        """Whether each request takes a trip over a network."""
+        return self._packs.store.traits.remote
+
     def read(self, name: ChunkName) -> bytes:
         """Content of one chunk. Raises Damaged."""
         content = self._cached(name)

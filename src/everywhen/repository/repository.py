@@ -112,7 +112,7 @@ class Repository:
 
     def block_map(self, tree: Tree) -> BlockMap:
         """The block map of a tree."""
-        return BlockMap(self.fetcher.read, tree)
+        return BlockMap(self.fetcher.read_many, tree)
 
     def attend(self, name: str, what: str, points: list[str]) -> Attendance:
         """A session or lease of ours, not yet begun."""
