@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Annotated, Any
 
 import typer
@@ -42,11 +43,14 @@ ProgressStyle = Annotated[str, typer.Option("--progress", help="auto, or json: l
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; do nothing.")]
 
 
+running_output: ContextVar[Output] = ContextVar("running_output")
+"""Where the run under way prints: its failure must know what the command has printed, and what it says is kept."""
+
+
 def context_of(options: dict[str, Any]) -> Context:
     """The context of a command from its common options (those it does not have are absent)."""
-    output = Output(
-        sys.stdout, sys.stderr, os.environ, as_json=options.get("as_json", False), quiet=options.get("quiet", False)
-    )
+    output = running_output.get(None) or Output(sys.stdout, sys.stderr, os.environ)
+    output.as_json, output.quiet = options.get("as_json", False), options.get("quiet", False)
     style = options.get("progress", "auto")
     if style not in ("auto", "json"):
         raise WrongUsage(f"--progress {style}: auto or json.")

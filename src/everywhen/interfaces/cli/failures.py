@@ -84,6 +84,8 @@ def _end(output: Output, failure: Failure, cause: BaseException | None = None) -
 def _usage(error: typer.TyperException) -> WrongUsage:
     describe = getattr(error, "format_message", None)
     text = describe() if callable(describe) else str(error)
+    if "\n" in text:
+        text = "Which command?"  # the parser's text is the whole help page then, which is not a sentence
     context = getattr(error, "ctx", None)
     command = "everywhen" if context is None else context.command_path
     return WrongUsage(" ".join(text.split()) or "Wrong usage.", do=[f"{command} --help"])

@@ -26,7 +26,7 @@ from everywhen.interfaces.cli import (
     verify,
 )
 from everywhen.interfaces.cli.allocator import keep_large_buffers
-from everywhen.interfaces.cli.app import app
+from everywhen.interfaces.cli.app import app, running_output
 from everywhen.interfaces.cli.failures import guarded, two_step_interrupt
 from everywhen.interfaces.cli.output import Output
 
@@ -52,13 +52,16 @@ COMMAND_MODULES = (
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and end the process with the exit code of the contract."""
     keep_large_buffers()
-    given = sys.argv[1:] if arguments is None else arguments
+    given = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     # The parser's own errors happen before a command has read its options: --json must hold for them too.
     output = Output(sys.stdout, sys.stderr, os.environ, as_json="--json" in given, quiet="-q" in given or "--quiet" in given)
+    running_output.set(output)
     command = typer.main.get_command(app)
 
     def run() -> int | None:
-        result = command.main(args=given, prog_name="everywhen", standalone_mode=False)
+        # Not `command.main`: even when not standalone it ends quietly on Ctrl-C and on a closed pipe.
+        with command.make_context("everywhen", list(given)) as context:
+            result = command.invoke(context)
         return result if isinstance(result, int) else None
 
     with two_step_interrupt(output):
