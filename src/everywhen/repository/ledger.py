@@ -17,7 +17,8 @@ from typing import TypeVar
 
 from everywhen.formats.fields import Json, text, texts, whole
 from everywhen.repository.documents import Documents
-from everywhen.storage.base import ObjectNotFound
+from everywhen.repository.space import release_reserve
+from everywhen.storage.base import ObjectNotFound, OutOfSpace
 
 T = TypeVar("T")
 
@@ -105,8 +106,13 @@ class Ledger:
         return sorted(self._all("vms/", Vm.from_json), key=lambda vm: (vm.name, vm.created_ns, vm.vm))
 
     def put_drop(self, drop: Drop) -> None:
-        """Drop moments."""
-        self._documents.put("drops/" + drop.drop, drop.to_json(), if_absent=True)
+        """Drop moments; at the expense of the reserve where there is no room, since that is how there comes to be some."""
+        try:
+            self._documents.put("drops/" + drop.drop, drop.to_json(), if_absent=True)
+        except OutOfSpace:
+            release_reserve(self._documents.store)
+            # Not if absent: the first try may have failed at the twin only.
+            self._documents.put("drops/" + drop.drop, drop.to_json())
 
     def put_hold(self, hold: Hold) -> None:
         """Hold a moment."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Full is a state (design 4.9.7): a reserve inside the repository, and thresholds below which nothing new is begun.
 
-The reserve is one preallocated object. Only gc gives it up, when there is no room left for its own small objects, and
-makes it again when there is room. Object stores have no such notion: there nothing is reserved.
+The reserve is one preallocated object. Prune and gc give it up when there is no room left for their own small objects;
+gc makes it again when there is room. Object stores have no such notion: there nothing is reserved.
 """
 
 from __future__ import annotations
@@ -72,9 +72,13 @@ def demand_room(store: ObjectStore, *, first_copy: bool) -> None:
     if space is None:
         return
     share = _FIRST_COPY_SHARE if first_copy else _RESERVED_SHARE
-    if space.free < space.total * share:
+    there = {found.name for found in store.list("reserve/")}
+    # What cleaning was given is for cleaning: else a backup would take it, and the next cleaning have none.
+    lent = reserve_size(store) if _WANTED in there and RESERVE not in there else 0
+    free = max(0, space.free - lent)
+    if free < space.total * share:
         kind = "a first copy" if first_copy else "a new recovery point"
         raise LowOnSpace(
-            f"{store.url} has {space.free / 1e9:.1f} of {space.total / 1e9:.1f} GB free, too little for {kind} "
+            f"{store.url} has {free / 1e9:.1f} of {space.total / 1e9:.1f} GB free, too little for {kind} "
             f"({share:.0%} must be free). Nothing stored is lost."
         )
