@@ -115,6 +115,11 @@ class Marks:
             if not line["removed"]
         ]
 
+    def rows(self, pack: PackId) -> int:
+        """How many rows the index has of a pack; 0 of one that is not known."""
+        number = self._packs.number(pack)
+        return 0 if number is None or number >= len(self._lines) else int(self._lines[number]["rows"])
+
     def live_rows(self, pack: PackId) -> NDArray[np.int64]:
         """Rows of the live copies of a pack, ascending; none of a pack that is not known."""
         number = self._packs.number(pack)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 from blake3 import blake3
@@ -51,11 +52,10 @@ class PointCache:
                 path.unlink(missing_ok=True)
         raise AssertionError("unreachable")
 
-    def get(self, point: str, stamp: str) -> bytes | None:
-        """The cached JSON, or None."""
+    def all(self) -> dict[str, tuple[str, bytes]]:
+        """(stamp, JSON) by id. One question for all: 10,000 single ones take half a second."""
         with self._lock:
-            row = self._database.execute("SELECT plain FROM seen WHERE id = ? AND stamp = ?", (point, stamp)).fetchone()
-        return row[0] if row else None
+            return {point: (stamp, plain) for point, stamp, plain in self._database.execute("SELECT * FROM seen")}
 
     def put(self, point: str, stamp: str, plain: bytes) -> None:
         """Remember a point's JSON."""
@@ -125,12 +125,16 @@ class RecoveryPoints:
         """All points (oldest first), all tombstones, and what could not be read, as sentences."""
         listed = {PointId(name): found for name, found in self._documents.listed(PREFIX).items() if is_point_id(name)}
         self._cache.keep_only(set(listed))
-        stamps = [f"{found.size} {found.modified_ns}" if found else None for found in listed.values()]
+        stamps = {point: f"{found.size} {found.modified_ns}" if found else "" for point, found in listed.items()}
+        cached = self._cache.all()
+        known = {point: cached[point][1] for point in listed if stamps[point] and cached.get(point, ("",))[0] == stamps[point]}
+        new = [point for point in listed if point not in known]
         points: list[RecoveryPoint] = []
         tombstones: list[Tombstone] = []
         unreadable: list[str] = []
         with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-            for found in pool.map(self._read_or_error, listed, stamps):
+            fresh = pool.map(lambda point: self._read_or_error(point, stamps[point]), new)
+            for found in chain((self._decoded_or_error(point, plain) for point, plain in known.items()), fresh):
                 if isinstance(found, RecoveryPoint):
                     points.append(found)
                 elif isinstance(found, Tombstone):
@@ -145,30 +149,39 @@ class RecoveryPoints:
         plain = self._documents.get_plain(PREFIX + point.point)
         return blake3(plain, key=self._naming_key).digest()
 
-    def _read_or_error(self, point: PointId, stamp: str | None) -> RecoveryPoint | Tombstone | Damaged | None:
+    def _read_or_error(self, point: PointId, stamp: str) -> RecoveryPoint | Tombstone | Damaged | None:
+        """What stands under the point's name, remembered under `stamp`; None when it was deleted since it was listed."""
         try:
-            return self._read(point, stamp)
-        except NoSuchPoint:
-            return None  # deleted since it was listed
+            plain = self._documents.get_plain(PREFIX + point)
+        except ObjectNotFound:
+            return None
+        except FormatError as error:
+            return Damaged(f"recovery point {point} cannot be read: {error}")
+        if stamp:
+            self._cache.put(point, stamp, plain)
+        return self._decoded_or_error(point, plain)
+
+    def _decoded_or_error(self, point: PointId, plain: bytes) -> RecoveryPoint | Tombstone | Damaged:
+        try:
+            return self._decoded(point, plain)
         except Damaged as error:
             return error
 
-    def _read(self, point: PointId, stamp: str | None = None) -> RecoveryPoint | Tombstone:
+    def _read(self, point: PointId) -> RecoveryPoint | Tombstone:
+        """Not from the cache. Raises NoSuchPoint, Damaged."""
         try:
-            found = decode_point(parse_json(point, self._plain(point, stamp)))
+            return self._decoded(point, self._documents.get_plain(PREFIX + point))
         except ObjectNotFound as error:
             raise NoSuchPoint(f"there is no recovery point {point}") from error
+        except FormatError as error:
+            raise Damaged(f"recovery point {point} cannot be read: {error}") from error
+
+    @staticmethod
+    def _decoded(point: PointId, plain: bytes) -> RecoveryPoint | Tombstone:
+        try:
+            found = decode_point(parse_json(point, plain))
         except FormatError as error:
             raise Damaged(f"recovery point {point} cannot be read: {error}") from error
         if found.point != point:
             raise Damaged(f"recovery point {point} cannot be read: {found.point} stands in its place")
         return found
-
-    def _plain(self, point: PointId, stamp: str | None) -> bytes:
-        """`stamp` None: not from the cache."""
-        plain = self._cache.get(point, stamp) if stamp else None
-        if plain is None:
-            plain = self._documents.get_plain(PREFIX + point)
-            if stamp:
-                self._cache.put(point, stamp, plain)
-        return plain

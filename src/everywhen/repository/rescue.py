@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from everywhen.formats.errors import FormatError
+from everywhen.formats.errors import Corrupt, FormatError
 from everywhen.formats.ids import ChunkName, PackId, pack_object
 from everywhen.formats.pack import FRAME_SIZE, PackIndex
 from everywhen.repository.chunk import Encoded
@@ -121,6 +121,9 @@ def _chunks(
     """
     index, opened, name = _open(repository, pack)
     rows = marks.live_rows(pack)
+    if len(index) != marks.rows(pack):
+        # One of them was pieced together by a scan of a damaged pack: then the same row is not the same chunk.
+        raise Corrupt("the pack's index is not the one that was marked by; everywhen verify --repair")
     rows = rows[(index.base_counts[rows] > 0) == deltas]
     offsets = index.offsets.astype(np.int64)
     ends = offsets + index.lengths + FRAME_SIZE
