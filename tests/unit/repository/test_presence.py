@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Who counts as still being there: by time, by process on this host, never by guessing about another one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.laboratory import World
+
+from everywhen.repository.presence import (
+    LEASE_EXPIRY,
+    SECOND,
+    SESSION_EXPIRY,
+    Holder,
+    Presence,
+    list_presences,
+)
+from everywhen.storage.base import AlreadyExists
+from everywhen.storage.memory import MemoryStore
+
+HERE = Holder("kvm1", "boot-2", os.getpid(), "root")
+NOW = 10**18
+
+
+def presence(name: str, holder: Holder, age_ns: int = 0) -> Presence:
+    return Presence(name, holder, "backup", [], NOW - age_ns, NOW - age_ns)
+
+
+def ended_process() -> int:
+    """The number of a process that is no more."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.parametrize(("name", "limit"), [("sessions/p", SESSION_EXPIRY), ("leases/x", LEASE_EXPIRY)])
+def test_by_time(name: str, limit: int) -> None:
+    foreign = Holder("kvm2", "boot-9", 1, "")
+    assert not presence(name, foreign, limit).expired(HERE, NOW)
+    assert presence(name, foreign, limit + 1).expired(HERE, NOW)
+    # A clock that went back, or another host's that is ahead, kills nobody.
+    assert not presence(name, foreign, -3600 * SECOND).expired(HERE, NOW)
+
+
+def test_by_process() -> None:
+    gone = ended_process()
+    assert Holder("kvm1", "boot-2", gone, "").is_dead(HERE)
+    assert Holder("kvm1", "boot-1", HERE.pid, "").is_dead(HERE), "the host was started anew since"
+    assert not Holder("kvm1", "boot-2", os.getppid(), "").is_dead(HERE)
+    assert not Holder("kvm1", "boot-2", 1, "").is_dead(HERE), "somebody else's process is alive"
+    assert not HERE.is_dead(HERE)
+    assert not Holder("kvm2", "boot-2", gone, "").is_dead(HERE), "of another host nothing is known"
+    assert not Holder("kvm1", "", gone, "").is_dead(HERE), "without a boot id the number may be of another boot"
+    assert presence("sessions/p", Holder("kvm1", "boot-2", gone, "")).expired(HERE, NOW)
+
+
+def test_listed_torn_and_ended(tmp_path: Path) -> None:
+    world, store = World(tmp_path), MemoryStore()
+    with world.open(store, world.create(store, encrypted=False)) as repository:
+        attendance = repository.attend("sessions/p-1", "backup web1", ["p-1"])
+        attendance.begin(if_absent=True)
+        with pytest.raises(AlreadyExists):
+            repository.attend("sessions/p-1", "backup web1", ["p-1"]).begin(if_absent=True)
+        (found,) = list_presences(repository.documents, "sessions/")
+        assert (found.what, found.points, found.holder) == ("backup web1", ["p-1"], repository.surroundings.holder)
+        store.put("sessions/p-2", [b"torn"])
+        torn = {one.name: one for one in list_presences(repository.documents, "sessions/")}["sessions/p-2"]
+        assert not torn.expired(HERE, NOW)
+        attendance.end()
+        assert [one.name for one in list_presences(repository.documents, "sessions/")] == ["sessions/p-2"]
+        left = repository.attend("leases/x", "restore", [])
+        left.begin()
+        left.abandon()
+        assert [one.name for one in list_presences(repository.documents, "leases/")] == ["leases/x"]

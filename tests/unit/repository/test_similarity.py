@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Blocks like others, with their pages at other places: stored as deltas; a wrong hint costs space and nothing else."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.laboratory import SparseDisk, World, truth_of
+
+from everywhen.block.device import BLOCK_SIZE
+from everywhen.repository import similarity
+from everywhen.repository.repository import Repository
+from everywhen.repository.similarity import PAGE, page_fingerprints
+from everywhen.storage.memory import MemoryStore
+
+PAGES = BLOCK_SIZE // PAGE
+FILE = random.Random(1).randbytes(40 * BLOCK_SIZE)
+"""A file that does not compress."""
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+@pytest.fixture
+def repository(world: World) -> Iterator[Repository]:
+    store = MemoryStore()
+    with world.open(store, world.create(store, encrypted=False)) as opened:
+        yield opened
+
+
+def disk_of(content: bytes) -> SparseDisk:
+    pieces = (content[at : at + BLOCK_SIZE].ljust(BLOCK_SIZE, b"\0") for at in range(0, len(content), BLOCK_SIZE))
+    blocks = dict(enumerate(pieces))
+    return SparseDisk(len(blocks) * BLOCK_SIZE, blocks)
+
+
+def test_shifted_pages_are_found(world: World, repository: Repository) -> None:
+    world.back_up(repository, {"vda": disk_of(FILE)})
+    # The same file, five pages further on, on the disk of another VM.
+    shifted = world.back_up(repository, {"vda": disk_of(random.Random(2).randbytes(5 * PAGE) + FILE)}, vm="1" * 32)
+    assert shifted.disks["vda"].bytes_stored < len(FILE) // 8
+    assert truth_of(repository, shifted) == world.truths[shifted.point]
+
+
+def test_other_content_and_other_alignment_are_not(world: World, repository: Repository) -> None:
+    world.back_up(repository, {"vda": disk_of(FILE)})
+    unaligned = world.back_up(repository, {"vda": disk_of(b"x" * 100 + FILE)}, vm="1" * 32)
+    assert unaligned.disks["vda"].bytes_stored > len(FILE)
+    assert truth_of(repository, unaligned) == world.truths[unaligned.point]
+
+
+def test_wrong_hints_cost_space_only(world: World, repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fingerprints that are all the same: everything looks like everything."""
+    monkeypatch.setattr(similarity, "page_fingerprints", lambda _content: np.full(PAGES, 2, np.uint64))
+    first = world.back_up(repository, {"vda": disk_of(FILE)})
+    other = world.back_up(repository, {"vda": disk_of(random.Random(3).randbytes(len(FILE)))}, vm="1" * 32)
+    for point in (first, other):
+        assert truth_of(repository, point) == world.truths[point.point]
+    assert other.disks["vda"].bytes_stored < len(FILE) * 1.01
+
+
+def test_hints_that_lead_nowhere(world: World, repository: Repository) -> None:
+    """The table names chunks whose packs are gone."""
+    world.back_up(repository, {"vda": disk_of(FILE)})
+    for found in list(repository.store.list("packs/")):
+        repository.store.delete(found.name)
+    point = world.back_up(repository, {"vda": disk_of(random.Random(2).randbytes(5 * PAGE) + FILE)}, vm="1" * 32)
+    assert truth_of(repository, point) == world.truths[point.point]
+    assert point.disks["vda"].bytes_stored > len(FILE)
+
+
+def test_fingerprints() -> None:
+    content = FILE[:BLOCK_SIZE]
+    prints = page_fingerprints(content)
+    assert prints.shape == (PAGES,)
+    assert len(set(prints.tolist())) == PAGES
+    swapped = page_fingerprints(content[PAGE:] + content[:PAGE])
+    assert swapped.tolist() == [*prints[1:].tolist(), prints[0]]
+    assert not page_fingerprints(bytes(BLOCK_SIZE)).any()
+    # Low bits decide what is kept in the table: half of all pages, whatever they hold.
+    texts = b"".join(b"%08d" % number for number in range(200 * BLOCK_SIZE // 8))
+    rows = [page_fingerprints(texts[at : at + BLOCK_SIZE]) for at in range(0, len(texts), BLOCK_SIZE)]
+    even = np.concatenate(rows) % np.uint64(similarity.SAMPLED) == 0
+    assert 0.45 < even.mean() < 0.55
+    for bit in (0, 7, 8 * PAGE - 1):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        assert page_fingerprints(bytes(flipped))[0] != prints[0]
