@@ -21,6 +21,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 import pytest
 
 from everywhen.repository import ingest, intake, points, presence, reading, repository
+from everywhen.repository.errors import RepositoryError
 from everywhen.storage.base import Buffer, ObjectInfo, ObjectStore
 from everywhen.storage.forwarding import ForwardingStore
 
@@ -137,7 +138,7 @@ class Play:
         try:
             if not self._aborted:
                 actor.result = actor.body()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - every error is the scene's to judge
             actor.error = error
         except Abandoned:
             return
@@ -204,7 +205,7 @@ class Inline:
         future: Future[T] = Future()
         try:
             future.set_result(work(*args, **kwargs))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - as the real one does
             future.set_exception(error)
         return future
 
@@ -232,7 +233,7 @@ class Bounds:
 
     switches: int
     hours: Sequence[float] = (0,)
-    interesting: Callable[[str], bool] = lambda operation: True
+    interesting: Callable[[Step], bool] = lambda step: True
     runs: int = 10**9
     seed: int = 0
 
@@ -240,7 +241,7 @@ class Bounds:
 def explore(scene: Scene, bounds: Bounds) -> int:
     """All schedules within the bounds; at random among them where they are more than `runs`. Gives how many ran.
 
-    An AssertionError is raised anew with the schedule that led to it.
+    What it raises is raised anew as AssertionError, with the schedule that led to it.
     """
     chance = random.Random(bounds.seed)
     levels: list[list[tuple[Switch, ...]]] = [[()]]
@@ -257,7 +258,7 @@ def explore(scene: Scene, bounds: Bounds) -> int:
             count += 1
             after = schedule[-1].step + 1 if schedule else 0
             for number, step in enumerate(play.trace[after:], after):
-                if bounds.interesting(step.operation):
+                if bounds.interesting(step):
                     following += [(*schedule, Switch(number, to, hours)) for to in step.others for hours in bounds.hours]
         levels.append(following)
     return count
@@ -266,8 +267,8 @@ def explore(scene: Scene, bounds: Bounds) -> int:
 def _played(scene: Scene, schedule: Sequence[Switch]) -> Play:
     try:
         return scene(schedule)
-    except AssertionError as error:
-        raise AssertionError(f"with {list(schedule)}: {error}") from error
+    except (AssertionError, RepositoryError) as error:
+        raise AssertionError(f"with {list(schedule)}: {error!r}") from error
 
 
 def abridged(trace: Sequence[Step]) -> Mapping[str, int]:

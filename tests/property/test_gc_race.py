@@ -12,23 +12,30 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.interleaving import Bounds, Play, Step, Switch, explore, no_threads
+from tests.laboratory import SparseDisk, World, block, shrink_packs, touched, truth_of
 
 from everywhen.formats.point import RecoveryPoint
-from everywhen.repository.errors import Busy, Fenced, NoSuchPoint
+from everywhen.repository import condemned, gc, repository, writer
+from everywhen.repository.condemned import Condemnation
+from everywhen.repository.documents import Documents
+from everywhen.repository.errors import Busy, Damaged, Fenced, NoSuchPoint
 from everywhen.repository.keys import Unlocked
+from everywhen.repository.points import RecoveryPoints
+from everywhen.repository.presence import Attendance
 from everywhen.repository.reading import opened_points
 from everywhen.repository.repository import Repository
 from everywhen.storage.memory import MemoryStore, StoredObject
-from tests.interleaving import Bounds, Play, Switch, explore, no_threads
-from tests.laboratory import SparseDisk, World, block, shrink_packs, touched, truth_of
 
 SOAK = "EVERYWHEN_SOAK" in os.environ
+WARM = "warm"
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +44,16 @@ def _small_and_determined(monkeypatch: pytest.MonkeyPatch) -> None:
     no_threads(monkeypatch)
 
 
-def interesting(operation: str) -> bool:
-    """Changes and listings of what the protocol is about; reading immutable objects earlier or later changes nothing."""
-    return not operation.startswith(("get", "size")) and "twins/" not in operation
+def interesting(step: Step) -> bool:
+    """Changes and listings of what the protocol is about, and all that a reader does.
+
+    A writer or a collector that reads an immutable object earlier or later reads the same.
+    """
+    if step.actor == "reader":
+        return True
+    return step.operation.startswith(("put", "delete", "list")) and not any(
+        word in step.operation for word in ("twins/", "damage/", "list drops", "list holds")
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,27 +66,32 @@ class Stage:
     clock_ns: int
     truths: dict[Any, Any]
     doomed: RecoveryPoint
-    live: list[RecoveryPoint]
+    fading: RecoveryPoint
+    """Dropped too, but that takes effect an hour after the beginning."""
+    live: RecoveryPoint
     disk: SparseDisk
     """What the newest point shows."""
 
 
 def prepared(folder: Path) -> Stage:
-    """p1 (dropped) has blocks 0..11, p2 has only three of them, p3 those and others: packs of p1 are mostly dead."""
+    """The first point (dropped) has blocks 0 to 11, the others only three of them: its packs are mostly dead."""
     world = World(folder)
     store = MemoryStore()
     unlocked = world.create(store, encrypted=False)
-    with world.open(store, unlocked) as repository:
+    with world.open(store, unlocked, cache=WARM) as repository:
         first = SparseDisk(20 << 20, {number: block(number) for number in range(12)})
         doomed = world.back_up(repository, {"vda": first})
         second = SparseDisk(20 << 20, {number: block(number) for number in (1, 5, 9)})
-        kept = world.back_up(repository, {"vda": second}, parent=doomed)
+        second.blocks[315] = block("passing")
+        fading = world.back_up(repository, {"vda": second}, parent=doomed)
         third = second.copy()
         third.blocks |= {300: block("new"), 5: touched(block(5), 1)}
-        newest = world.back_up(repository, {"vda": third}, parent=kept)
+        del third.blocks[315]
+        newest = world.back_up(repository, {"vda": third}, parent=fading)
         world.drop(repository, doomed)
+        world.drop(repository, fading, delay_s=2 * 3600)
     world.clock.advance(3600)
-    return Stage(folder, unlocked, store.snapshot(), world.clock(), dict(world.truths), doomed, [kept, newest], third)
+    return Stage(folder, unlocked, store.snapshot(), world.clock(), dict(world.truths), doomed, fading, newest, third)
 
 
 class Run:
@@ -86,29 +105,30 @@ class Run:
         self.world.clock.now = stage.clock_ns
         self.world.truths = dict(stage.truths)
         self.play = Play(schedule, self.world.clock.advance)
-        self._pauses: dict[str, Callable[[float], None]] = {}
 
     def open(self, name: str) -> Repository:
-        return self.world.open(self.play.view(self.store, name), self.stage.unlocked, host=name)
+        """With the cache of a host that has worked here before: it knows packs without reading them again."""
+        shutil.copytree(self.stage.folder / WARM, self.world.folder / name)
+        return self.world.open(self.play.view(self.store, name), self.stage.unlocked, cache=name, host=name)
 
-    def writer(self, name: str, vm: str = "1" * 32, *, known: bool = False) -> None:
-        """Backs up what only the dropped point had, and a block of its own. `known`: as the newest point's successor."""
+    def writer(self, name: str, vm: str = "1" * 32, *, parent: RecoveryPoint | None = None) -> None:
+        """Backs up what only the dropped point had, and a block of its own; with a parent from known changes."""
 
         def body() -> RecoveryPoint:
             with self.open(name) as repository:
                 disk = self.stage.disk.copy()
-                disk.blocks |= {number: block(number) for number in range(6)} | {7: block("everybody's"), 310: block(name)}
-                parent, changed = None, None
-                if known:
-                    parent, changed = self.stage.live[-1], {"vda": [(0, 8), (310, 311)]}
+                disk.blocks |= {number: block(number) for number in range(6)} | {
+                    7: block("everybody's"),
+                    310: block(name),
+                    315: block("passing"),
+                }
+                changed = {"vda": [(0, 12), (300, 316)]} if parent else None
                 return self.world.back_up(repository, {"vda": disk}, parent=parent, changed=changed, vm=vm)
 
         self.play.actor(name, body)
 
     def collector(self, name: str, *, wait: bool = True) -> None:
         def body() -> object:
-            from everywhen.repository import gc
-
             with self.open(name) as repository:
                 pause = lambda seconds: self.play.pause(name, seconds)  # noqa: E731
                 return gc.collect(repository, wait=wait, dry_run=False, note=lambda *_: None, pause=pause)
@@ -126,10 +146,10 @@ class Run:
 
         self.play.actor(name, body)
 
-    def finish(self, *, lost: frozenset[str] = frozenset()) -> Play:
-        """Play, and check: every live point, and every point that a writer was told is made, is whole. `lost`: may go."""
+    def finish(self) -> Play:
+        """Play, and check: every live point, and every point that a writer was told is made, is whole."""
         self.play.run()
-        expected = {point.point for point in self.stage.live if point.point not in lost}
+        expected = {self.stage.live.point}
         for name in list(self.play._actors):
             result = self.play.result(name)
             if isinstance(result, RecoveryPoint):
@@ -161,8 +181,18 @@ def gc_and_writer(run: Run) -> None:
 
 
 def successor_and_gc(run: Run) -> None:
-    run.writer("writer", known=True)
+    run.writer("writer", parent=run.stage.live)
     run.collector("gc")
+
+
+def successor_of_fading(run: Run) -> None:
+    run.collector("gc")
+    run.writer("writer", parent=run.stage.fading)
+
+
+def successor_of_doomed(run: Run) -> None:
+    run.collector("gc")
+    run.writer("writer", parent=run.stage.doomed)
 
 
 def writer_and_two_gcs(run: Run) -> None:
@@ -179,8 +209,8 @@ def two_writers_and_gc(run: Run) -> None:
 
 def same_vm_and_gc(run: Run) -> None:
     run.collector("gc")
-    run.writer("writer", known=True)
-    run.writer("writer2", known=True)
+    run.writer("writer", parent=run.stage.live)
+    run.writer("writer2", parent=run.stage.live)
 
 
 def reader_and_gc(run: Run) -> None:
@@ -188,8 +218,13 @@ def reader_and_gc(run: Run) -> None:
     run.collector("gc")
 
 
+def gc_and_reader(run: Run) -> None:
+    run.collector("gc")
+    run.reader("reader", run.stage.doomed)
+
+
 def reader_of_live_and_gcs(run: Run) -> None:
-    run.reader("reader", run.stage.live[0])
+    run.reader("reader", run.stage.live)
     run.collector("gc")
     run.collector("gc2")
 
@@ -198,10 +233,13 @@ CASTS: list[Cast] = [
     writer_and_gc,
     gc_and_writer,
     successor_and_gc,
+    successor_of_doomed,
+    successor_of_fading,
     writer_and_two_gcs,
     two_writers_and_gc,
     same_vm_and_gc,
     reader_and_gc,
+    gc_and_reader,
     reader_of_live_and_gcs,
 ]
 
@@ -217,6 +255,186 @@ def explored(stage: Stage, cast: Cast, bounds: Bounds) -> int:
 
 @pytest.mark.parametrize("cast", CASTS, ids=lambda cast: cast.__name__)
 def test_no_schedule_loses_anything(tmp_path: Path, cast: Cast) -> None:
-    readers = cast in (reader_and_gc, reader_of_live_and_gcs)
-    bounds = Bounds(3, hours=(0,) if readers else (0, 2), interesting=interesting, runs=10**5 if SOAK else int(os.environ.get("RUNS","150")))
-    assert explored(prepared(tmp_path), cast, bounds) > 20
+    # A reader that sleeps for hours loses its lease.
+    hours = (0,) if cast in (reader_and_gc, gc_and_reader, reader_of_live_and_gcs) else (0, 2)
+    bounds = Bounds(3, hours=hours, interesting=interesting, runs=20_000 if SOAK else 30)
+    assert explored(prepared(tmp_path), cast, bounds) >= 30
+
+
+def _sessions_after_listing(patch: pytest.MonkeyPatch) -> None:
+    """W1 after W2 and W3: the session is put when the writer has looked already."""
+    begin, refresh = Attendance.begin, Repository.refresh
+    late: list[Attendance] = []
+
+    def late_begin(self: Attendance, *, if_absent: bool = False) -> None:
+        if self._presence.name.startswith("sessions/"):
+            late.append(self)
+        else:
+            begin(self, if_absent=if_absent)
+
+    def refresh_first(self: Repository) -> None:
+        refresh(self)
+        if threading.current_thread().name.startswith("writer") and late:
+            begin(late.pop(), if_absent=True)
+
+    patch.setattr(Attendance, "begin", late_begin)
+    patch.setattr(Repository, "refresh", refresh_first)
+
+
+def _no_waiting(patch: pytest.MonkeyPatch) -> None:
+    """G6 left out."""
+    patch.setattr(gc._Run, "_wait_for_writers", lambda self, wait: True)
+
+
+def _uncondemned(patch: pytest.MonkeyPatch) -> None:
+    """One collector does not copy what is needed again, but takes the condemnation back."""
+    finish = gc._Run._finish
+
+    def withdrawing(self: gc._Run, condemned_before: list[Condemnation]) -> None:
+        if threading.current_thread().name == "gc":
+            for one in condemned_before:
+                condemned.withdraw(self._documents, one.run)
+        else:
+            finish(self, condemned_before)
+
+    patch.setattr(gc._Run, "_finish", withdrawing)
+
+
+def _roots_of_the_beginning(patch: pytest.MonkeyPatch) -> None:
+    """G7 does not list points again."""
+    roots = gc._Run._roots
+    known: dict[gc._Run, Any] = {}
+
+    def once(self: gc._Run) -> Any:
+        if self not in known:
+            known[self] = roots(self)
+        return known[self]
+
+    patch.setattr(gc._Run, "_roots", once)
+
+
+def _condemned_is_ignored(patch: pytest.MonkeyPatch) -> None:
+    """The writer uses what is condemned."""
+    listed = condemned.list_condemned
+
+    def for_collectors(documents: Documents) -> list[Condemnation]:
+        return [] if threading.current_thread().name.startswith("writer") else listed(documents)
+
+    patch.setattr(repository, "list_condemned", for_collectors)
+
+
+def _no_tombstones(patch: pytest.MonkeyPatch) -> None:
+    """A writer that seems dead is not fenced, only forgotten."""
+    patch.setattr(RecoveryPoints, "bury", lambda self, stone, *, replace=False: True)
+
+
+def _packs_before_condemned(patch: pytest.MonkeyPatch) -> None:
+    """W3 before W2."""
+    listing = Repository._list_packs
+    refresh = Repository.refresh
+    early: dict[Repository, Any] = {}
+
+    def list_first(self: Repository) -> None:
+        early[self] = listing(self)
+        refresh(self)
+
+    patch.setattr(Repository, "refresh", list_first)
+    patch.setattr(Repository, "_list_packs", lambda self: early.pop(self))
+
+
+def _what_others_condemned_since(patch: pytest.MonkeyPatch) -> None:
+    """Also what was condemned after G6 is deleted."""
+    finish = gc._Run._finish
+    patch.setattr(gc._Run, "_finish", lambda self, _: finish(self, condemned.list_condemned(self._documents)))
+
+
+def _any_base(patch: pytest.MonkeyPatch) -> None:
+    """A writer builds upon a point that is being deleted."""
+    patch.setattr(writer.PointWriter, "usable", lambda self, base: base is not None)
+
+
+def _condemned_points_are_read(patch: pytest.MonkeyPatch) -> None:
+    """A reader opens a point that is being deleted."""
+    refresh = Repository.refresh
+
+    def forgetting(self: Repository) -> None:
+        refresh(self)
+        self.condemned_points = frozenset()
+
+    patch.setattr(Repository, "refresh", forgetting)
+
+
+def _no_leases(patch: pytest.MonkeyPatch) -> None:
+    """A reader that leaves no lease."""
+    begin = Attendance.begin
+    patch.setattr(
+        Attendance,
+        "begin",
+        lambda self, if_absent=False: None if self._presence.name.startswith("leases/") else begin(self, if_absent=if_absent),
+    )
+
+
+MUTATIONS: list[tuple[Callable[[pytest.MonkeyPatch], None], Cast, float]] = [
+    (_sessions_after_listing, writer_and_gc, 0),
+    (_no_waiting, writer_and_gc, 0),
+    (_roots_of_the_beginning, writer_and_gc, 0),
+    (_condemned_is_ignored, gc_and_writer, 0),
+    (_no_tombstones, writer_and_gc, 2),
+    (_packs_before_condemned, gc_and_writer, 0),
+    (_what_others_condemned_since, writer_and_two_gcs, 2),
+    (_any_base, successor_of_doomed, 0),
+    (_no_leases, reader_and_gc, 0),
+]
+
+
+@pytest.mark.parametrize(("mutate", "cast", "hours"), MUTATIONS, ids=lambda one: getattr(one, "__name__", str(one)).strip("_"))
+def test_what_breaks_the_protocol_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutate: Callable[[pytest.MonkeyPatch], None], cast: Cast, hours: float
+) -> None:
+    stage = prepared(tmp_path)
+    mutate(monkeypatch)
+    bounds = Bounds(2, hours=(hours,), interesting=interesting, runs=400)
+    with pytest.raises(AssertionError, match="with "):
+        explored(stage, cast, bounds)
+
+
+def test_uncondemning_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that needs three interruptions: a stalled collector deletes what another one has given back meanwhile."""
+    cues = [("gc2", "put packs/", "gc"), ("gc", "delete lock/", "writer"), ("writer", "put points/", "gc2")]
+
+    def scene(run: Run) -> None:
+        for name in ("gc2", "writer", "gc"):
+            run.writer(name) if name == "writer" else run.collector(name)
+
+    stage = prepared(tmp_path)
+    guided(stage, scene, cues, hours=1)
+    _uncondemned(monkeypatch)
+    with pytest.raises((AssertionError, Damaged)):
+        guided(stage, scene, cues, hours=1)
+
+
+def test_reading_what_is_condemned_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that comes after gc looked for leases, and before gc deletes."""
+    cues = [("gc", "delete twins/points/", "reader"), ("reader", "get_range packs/", "gc")]
+    stage = prepared(tmp_path)
+    with pytest.raises(StopIteration):
+        guided(stage, gc_and_reader, cues)  # it finds out before it reads
+    _condemned_points_are_read(monkeypatch)
+    with pytest.raises(AssertionError, match="Damaged"):
+        guided(stage, gc_and_reader, cues)
+
+
+def guided(stage: Stage, cast: Cast, cues: Sequence[tuple[str, str, str]], hours: float = 0) -> None:
+    """Play so that, cue after cue, an actor is interrupted before an operation (name, its beginning, who goes on)."""
+    schedule: list[Switch] = []
+    for name, beginning, to in cues:
+        run = Run(stage, schedule)
+        cast(run)
+        run.play.run()
+        after = schedule[-1].step + 1 if schedule else 0
+        steps = enumerate(run.play.trace[after:], after)
+        at = next(number for number, step in steps if step.actor == name and step.operation.startswith(beginning))
+        schedule.append(Switch(at, to, hours))
+    run = Run(stage, schedule)
+    cast(run)
+    run.finish()

@@ -145,8 +145,11 @@ class RecoveryPoints:
         return points, tombstones, unreadable
 
     def digest(self, point: RecoveryPoint) -> bytes:
-        """The keyed hash by which a point's successor names it."""
-        plain = self._documents.get_plain(PREFIX + point.point)
+        """The keyed hash by which a point's successor names it. Raises NoSuchPoint, FormatError."""
+        try:
+            plain = self._documents.get_plain(PREFIX + point.point)
+        except ObjectNotFound as error:
+            raise NoSuchPoint(f"{point.point} was deleted just now; nothing can follow it. Run it again.") from error
         return blake3(plain, key=self._naming_key).digest()
 
     def _read_or_error(self, point: PointId, stamp: str) -> RecoveryPoint | Tombstone | Damaged | None:
