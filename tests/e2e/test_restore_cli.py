@@ -243,6 +243,11 @@ def test_a_mounted_device_is_refused(program: Program, tmp_path: Path) -> None:
             done = program.run("restore", "web1/vda", "--to", device, mode, "--json", prefix=prefix)
             assert done.code == 4, done
             assert f"mounted on {mountpoint}" in done.error["what"]
+        refused = program.run("backup", "web2", f"vda={device}", "--json", prefix=prefix)
+        assert (refused.code, f"mounted on {mountpoint}" in refused.error["what"]) == (4, True)
+        live = program.run("backup", "web2", f"vda={device}", "--live", "--json", prefix=prefix)
+        assert (live.code, live.document["consistency"]) == (0, "none")
+        assert program.backup("web2", f"vda={device}")["consistency"] == "crash"
 
 
 def test_limits_and_paddings_of_formats_are_said(program: Program, tmp_path: Path) -> None:

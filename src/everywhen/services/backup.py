@@ -22,6 +22,7 @@ from everywhen.block import qemu_locks
 from everywhen.block.image import Image
 from everywhen.block.image_errors import ImageInUse
 from everywhen.block.open_image import open_image
+from everywhen.block.target_device_use import uses
 from everywhen.formats.point import Disk, RecoveryPoint, Tree
 from everywhen.repository.intake import Intake, Ranges
 from everywhen.repository.ledger import Vm
@@ -163,6 +164,16 @@ def _opened(order: BackupOrder, name: str, path: str, opened: ExitStack, whys: s
 
 def _hold_still(order: BackupOrder, files: tuple[str, ...], opened: ExitStack) -> str:
     """Keep QEMU from writing to these files until `opened` ends; '' when that holds, else why it does not (`--live`)."""
+    used = [sentence for path in files for sentence in _uses(path)]
+    if used and not order.live:
+        raise Busy(
+            f"{files[0]} may be written to while it is read: {', '.join(used)}.",
+            on=files[0],
+            safe="Nothing was read or changed.",
+            do=["Unmount it, or take a snapshot and name that.", "Or read it as it is, with consistency `none`: --live"],
+        )
+    if used:
+        return _LIVE
     try:
         opened.enter_context(qemu_locks.reading(files))
     except ImageInUse as error:
@@ -175,6 +186,12 @@ def _hold_still(order: BackupOrder, files: tuple[str, ...], opened: ExitStack) -
             ) from error
         return _LIVE
     return ""
+
+
+def _uses(path: str) -> list[str]:
+    """Who has a block device mounted or built upon; files have their fingerprint instead."""
+    status = os.stat(path)
+    return uses(status.st_rdev) if stat.S_ISBLK(status.st_mode) else []
 
 
 def _changes(order: BackupOrder, name: str, image: Image, parent: RecoveryPoint | None) -> Ranges | None:
