@@ -111,3 +111,20 @@ def test_a_change_rewrites_only_its_path() -> None:
     nodes.build(tree, size, {7_000_000 // FANOUT: leaf_of(model, 7_000_000 // FANOUT)})
     # A leaf and the three inner nodes above it, of 256⁴ blocks.
     assert len(set(nodes.contents) - before) == 4
+
+
+def test_resized_from_and_to_every_edge() -> None:
+    nodes = Nodes()
+    for before in EDGES:
+        model = {block: name_of(1) for block in (0, before // 2, before - 1) if 0 <= block < before}
+        tree = nodes.build(None, before * BLOCK_SIZE, {index: leaf_of(model, index) for index in {b // FANOUT for b in model}})
+        for after in EDGES:
+            left = {block: name for block, name in model.items() if block < after}
+            assert nodes.entries(nodes.build(tree, after * BLOCK_SIZE, {})) == left, (before, after)
+            if after:
+                left[after - 1] = name_of(2)
+                edge = (after - 1) // FANOUT
+                assert nodes.entries(nodes.build(tree, after * BLOCK_SIZE, {edge: leaf_of(left, edge)})) == left, (
+                    before,
+                    after,
+                )

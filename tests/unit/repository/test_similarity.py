@@ -65,11 +65,12 @@ def test_wrong_hints_cost_space_only(world: World, repository: Repository, monke
     assert other.disks["vda"].bytes_stored < len(FILE) * 1.01
 
 
-def test_hints_that_lead_nowhere(world: World, repository: Repository) -> None:
-    """The table names chunks whose packs are gone."""
+def test_hints_that_cannot_be_read(world: World, repository: Repository) -> None:
+    """The table names chunks whose records are damaged; a damaged chunk is no base."""
     world.back_up(repository, {"vda": disk_of(FILE)})
-    for found in list(repository.store.list("packs/")):
-        repository.store.delete(found.name)
+    for found in [found for found in repository.store.list("packs/") if found.size > BLOCK_SIZE]:
+        whole = repository.store.get(found.name)
+        repository.store.put(found.name, [whole[:1000] + bytes(len(FILE)) + whole[1000 + len(FILE) :]])
     point = world.back_up(repository, {"vda": disk_of(random.Random(2).randbytes(5 * PAGE) + FILE)}, vm="1" * 32)
     assert truth_of(repository, point) == world.truths[point.point]
     assert point.disks["vda"].bytes_stored > len(FILE)
