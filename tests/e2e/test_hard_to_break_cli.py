@@ -142,6 +142,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         done = program.run("backup", "web1", f"vda={big}", "--json")
         assert done.code == 8, done
         assert "What was stored before is unharmed" in done.error["safe"]
+        assert "gc" in str(done.error["do"])
         assert len(program.ok("points")) == 2
         assert not list(program.repo.rglob(".tmp-*"))
 

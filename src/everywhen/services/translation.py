@@ -17,6 +17,8 @@ from everywhen.services import failures
 from everywhen.services.failures import Failure, from_storage, from_system
 from everywhen.storage.base import StorageError
 
+_MAKE_ROOM = "everywhen prune, then everywhen gc"
+
 _REPOSITORY: tuple[tuple[type[RepositoryError], type[Failure], tuple[str, ...]], ...] = (
     (keyerrors.WrongPassphrase, failures.NotAllowed, ("Lost it? everywhen key change --recovery-key",)),
     (keyerrors.UnusablePassphrase, failures.WrongUsage, ()),
@@ -31,7 +33,7 @@ _REPOSITORY: tuple[tuple[type[RepositoryError], type[Failure], tuple[str, ...]],
     (Damaged, failures.Damage, ("everywhen verify",)),
     (Fenced, failures.Failed, ()),
     (Busy, failures.Busy, ()),
-    (LowOnSpace, failures.NoSpace, ("everywhen prune, then everywhen gc",)),
+    (LowOnSpace, failures.NoSpace, (_MAKE_ROOM,)),
 )
 
 _DEVICE: tuple[tuple[type[DeviceError], type[Failure]], ...] = (
@@ -49,7 +51,10 @@ def as_failure(error: Exception, *, url: str) -> Failure | None:
     if isinstance(error, Failure):
         return error
     if isinstance(error, StorageError):
-        return from_storage(error, url=url)
+        of_store = from_storage(error, url=url)
+        if isinstance(of_store, failures.NoSpace):
+            of_store.do.append(_MAKE_ROOM)  # no advice for other disks that are full: there nothing of ours can go
+        return of_store
     if isinstance(error, RepositoryError):
         for kind, failure, do in _REPOSITORY:
             if isinstance(error, kind):
