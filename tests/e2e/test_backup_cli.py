@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What backup promises (design 4.2, 4.3, 4.9): each point is whole, costs what changed, and says how good it is."""
+"""What backup promises (design 4.2, 4.3, 4.9, I-5): each point is whole, costs what changed, and says how good it is."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Whatever is broken is found, with exactly what is lost by it; what is not broken is not accused (rule 4.9.6)."""
+"""Whatever is broken is found, with exactly what is lost by it (I-3); what is not broken is not accused (rule 4.9.6)."""
 
 from __future__ import annotations
 
