@@ -30,7 +30,7 @@ from everywhen.repository.repository import Repository
 from everywhen.repository.writer import parent_link, write_point
 from everywhen.services.catalog import Catalog
 from everywhen.services.changed_blocks import find_miss, read_changed_blocks
-from everywhen.services.failures import Busy, WrongUsage
+from everywhen.services.failures import Busy, Damage, WrongUsage
 from everywhen.services.naming import is_name
 from everywhen.storage.base import AlreadyExists
 
@@ -157,6 +157,8 @@ def _opened(order: BackupOrder, name: str, path: str, opened: ExitStack, whys: s
     if why := _hold_still(order, files, opened):
         whys.add(why)
     image = opened.enter_context(open_image(path, format=order.formats.get(name), allow_outside=order.allow_outside))
+    if not image.size:
+        raise Damage(f"{path} is empty: no disk has 0 bytes.", on=path, safe="Nothing was read or written.")
     if image.files != files:
         raise Busy(f"{path} was given other files while it was being opened.", on=path, safe="Nothing was read or written.")
     return image
