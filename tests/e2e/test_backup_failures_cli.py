@@ -6,10 +6,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
 from pathlib import Path
 
 import pytest
-from tests.program import BLOCK, Done, Program, qemu_img, same
+from tests.program import BLOCK, PROGRAM, Done, Program, qemu_img, same
 
 from everywhen.formats.cleartext import encode_checked
 
@@ -90,6 +91,8 @@ def test_truncated_and_flipped_images(program: Program, image: Path, tmp_path: P
     whole = qcow.read_bytes()
     qcow.write_bytes(whole[: len(whole) // 2])
     says(program.run("backup", "web1", f"vda={qcow}", "--json"), 3, str(qcow))
+    qcow.write_bytes(b"")
+    says(program.run("backup", "web1", f"vda={qcow}", "--json"), 3, str(qcow), "empty")
     qcow.write_bytes(whole[:30])
     says(program.run("backup", "web1", f"vda={qcow}", "--json"), 3, str(qcow))
     # The version, the cluster size, the place of the L1 table, the length of the header: each is checked.
@@ -214,3 +217,21 @@ def test_unreadable_files_and_colliding_names(program: Program, image: Path, tmp
     if os.geteuid():
         image.chmod(0)
         says(program.run("backup", "web1", f"vda={image}", "--json"), 7, str(image))
+
+
+def test_streams_that_are_closed_full_or_not_read(program: Program, image: Path) -> None:
+    program.backup("web1", f"vda={image}")
+
+    def shell(line: str) -> tuple[int, str]:
+        command = ["bash", "-c", line.replace("everywhen", str(PROGRAM))]
+        done = subprocess.run(command, cwd=program.folder, env=program.environment, capture_output=True, text=True, check=False)
+        assert "Traceback" not in done.stderr
+        assert "Exception ignored" not in done.stderr
+        return done.returncode, done.stdout
+
+    assert shell("everywhen points >&-") == (0, "")
+    assert shell("everywhen points <&- >&- 2>&-") == (0, "")
+    assert shell("everywhen points > /dev/full") == (8, "")
+    assert shell("everywhen restore web1/vda --to - > /dev/full") == (8, "")
+    assert shell("everywhen restore web1/vda --to - >&-") == (0, "")
+    assert shell("everywhen points | true; exit ${PIPESTATUS[0]}")[0] == 141

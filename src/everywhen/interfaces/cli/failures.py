@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -47,7 +48,12 @@ def guarded(output: Output, command: Callable[[], int | None], *, repository: Ca
         _discard_stdout()
         return _CLOSED_PIPE
     except OSError as error:
-        return _end(output, from_system(error), error)
+        code = _end(output, from_system(error), error)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _discard_stdout()  # it was standard output itself, as on a full disk
+        return code
     except Exception as fault:
         what = f"A fault in the program: {type(fault).__name__}: {fault}"
         _end(output, Failed(what, safe=output.kept, do=["Please report it, with what is printed below."]), fault)

@@ -49,9 +49,17 @@ COMMAND_MODULES = (
 )
 
 
+def _stand_in_for_closed_streams() -> None:
+    """`everywhen … >&-`: without this, the next file that is opened would get the number of the stream."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - open as long as the program runs
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and end the process with the exit code of the contract."""
     keep_large_buffers()
+    _stand_in_for_closed_streams()
     given = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     # The parser's own errors happen before a command has read its options: --json must hold for them too.
     output = Output(sys.stdout, sys.stderr, os.environ, as_json="--json" in given, quiet="-q" in given or "--quiet" in given)
