@@ -61,7 +61,6 @@ class Program:
             "HOME": str(folder),
             "TZ": "UTC",
             "EVERYWHEN_CACHE": str(folder / "cache"),
-            "EVERYWHEN_CONFIG": str(folder / "none"),
             "EVERYWHEN_REPO": str(self.repo),
             **(more or {}),
         }

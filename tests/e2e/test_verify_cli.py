@@ -64,7 +64,6 @@ def machine(tmp_path: Path) -> Machine:
         "EVERYWHEN_REPO": str(tmp_path / "repo"),
         "EVERYWHEN_CACHE": str(tmp_path / "cache"),
         "EVERYWHEN_PASSPHRASE_FILE": str(secret),
-        "EVERYWHEN_CONFIG": str(tmp_path / "config"),
         "TZ": "UTC",
     }
     made = Machine(tmp_path, env)

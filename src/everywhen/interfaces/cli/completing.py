@@ -154,13 +154,7 @@ def _repository(words: list[str], env: Mapping[str, str]) -> str:
     for at, word in enumerate(words[:-2]):
         if word == "--repo":
             return words[at + 1]
-    if env.get("EVERYWHEN_REPO"):
-        return env["EVERYWHEN_REPO"]
-    try:
-        with open(env.get("EVERYWHEN_CONFIG", "/etc/everywhen/repository"), encoding="utf-8") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
+    return env.get("EVERYWHEN_REPO", "")
 
 
 def _refresh(env: Mapping[str, str], repository: str) -> None:

@@ -26,9 +26,6 @@ from everywhen.services.translation import failing
 from everywhen.storage.base import ObjectStore
 from everywhen.storage.open import open_store
 
-SYSTEM_CONFIG = "/etc/everywhen/repository"
-"""One line: where `init` put the repository of this machine."""
-
 
 @dataclass
 class Context:
@@ -45,7 +42,7 @@ class Context:
 
     def repository_name(self) -> str:
         """How the user names the repository. Raises NotFound when nobody named one."""
-        name = self.repo or self.env.get("EVERYWHEN_REPO") or _remembered(self.env)
+        name = self.repo or self.env.get("EVERYWHEN_REPO")
         if not name:
             raise NotFound(
                 "No repository is named.",
@@ -155,10 +152,3 @@ def local_zone(env: Mapping[str, str]) -> tzinfo:
             return ZoneInfo.from_file(file, key="local")
     except (OSError, ValueError):
         return datetime.now().astimezone().tzinfo or UTC
-
-
-def _remembered(env: Mapping[str, str]) -> str | None:
-    try:
-        return Path(env.get("EVERYWHEN_CONFIG", SYSTEM_CONFIG)).read_text().strip() or None
-    except OSError:
-        return None
