@@ -301,7 +301,7 @@ def test_a_lost_passphrase_at_a_terminal(locked: Shell, monkeypatch: pytest.Monk
 
     def getpass(prompt: str, stream: object) -> str:
         asked.append(prompt)
-        return typed.pop(0)
+        return str(typed.pop(0))
 
     monkeypatch.setattr("getpass.getpass", getpass)
     locked("key", "change", "--recovery-key", code=2)
