@@ -15,7 +15,6 @@ from pathlib import Path
 
 from bench.library import opened
 from bench.tools import PASSPHRASE
-
 from everywhen.services.catalog import read_catalog
 from everywhen.services.restore import RestoreOrder, restore
 from everywhen.storage.delayed import DelayedStore

@@ -15,7 +15,6 @@ from bench.measured import CacheState, Series, settle
 from bench.proof import content_of, prove
 from bench.results import HEADER, Section, in_order, timing_rows
 from bench.tools import PASSPHRASE, Everywhen
-
 from everywhen.services.backup import BackupOrder, back_up
 from everywhen.services.catalog import read_catalog
 from everywhen.storage.posix import PosixStore

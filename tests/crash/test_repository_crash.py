@@ -22,8 +22,8 @@ from everywhen.repository.errors import NotARepository
 from everywhen.repository.ledger import Ledger
 from everywhen.repository.repository import Repository
 from everywhen.storage.memory import MemoryStore
-from everywhen.storage.posix import TEMPORARY, PosixStore
-from everywhen.storage.recording import Change, Put, RecordingStore, leave_torn, replay
+from everywhen.storage.posix import PosixStore
+from everywhen.storage.recording import Change, RecordingStore, replay
 from tests.interleaving import no_threads
 from tests.laboratory import SparseDisk, World, block, shrink_packs, touched
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.program import BLOCK, Program, ended, freeze, qemu_img, same
 
 NOISE = random.Random(2).randbytes(16 * BLOCK)

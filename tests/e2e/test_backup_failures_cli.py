@@ -10,9 +10,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.program import BLOCK, PROGRAM, Done, Program, qemu_img, same
 
 from everywhen.formats.cleartext import encode_checked
+from tests.program import BLOCK, PROGRAM, Done, Program, qemu_img, same
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from tests.program import Program, ended, freeze, same
 
 HOUR = 3600

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import damage_recipes as broken
 
 from everywhen.storage.posix import PosixStore
+from tests import damage_recipes as broken
 
 BLOCK = 65536
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+
 from tests.contract.storage.conftest import azure, s3
 from tests.program import BLOCK, Program, ended, same
 

@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.interleaving import Bounds, Play, Step, Switch, explore, no_threads
-from tests.laboratory import SparseDisk, World, block, shrink_packs, touched, truth_of
 
 from everywhen.formats.point import RecoveryPoint
 from everywhen.repository import condemned, gc, repository, writer
@@ -33,6 +31,8 @@ from everywhen.repository.presence import Attendance
 from everywhen.repository.reading import opened_points
 from everywhen.repository.repository import Repository
 from everywhen.storage.memory import MemoryStore, StoredObject
+from tests.interleaving import Bounds, Play, Step, Switch, explore, no_threads
+from tests.laboratory import SparseDisk, World, block, shrink_packs, touched, truth_of
 
 SOAK = "EVERYWHEN_SOAK" in os.environ
 WARM = "warm"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.laboratory import SparseDisk, World, block, shrink_packs, touched, truth_of
 
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.formats.point import RecoveryPoint
@@ -17,6 +16,7 @@ from everywhen.repository.ingest import ChunkSink
 from everywhen.repository.repository import Repository
 from everywhen.repository.twins import twin_of
 from everywhen.storage.memory import MemoryStore
+from tests.laboratory import SparseDisk, World, block, shrink_packs, touched, truth_of
 
 DISK = SparseDisk(40 * BLOCK_SIZE, {at: block(at) for at in range(0, 40, 2)})
 

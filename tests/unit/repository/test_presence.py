@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.laboratory import World
 
 from everywhen.repository.presence import (
     LEASE_EXPIRY,
@@ -21,6 +20,7 @@ from everywhen.repository.presence import (
 )
 from everywhen.storage.base import AlreadyExists
 from everywhen.storage.memory import MemoryStore
+from tests.laboratory import World
 
 HERE = Holder("kvm1", "boot-2", os.getpid(), "root")
 NOW = 10**18

@@ -7,12 +7,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tests import damage_recipes
-from tests.unit.repository.verify_lab import BrokenLab
 
 from everywhen.formats.ids import pack_of_object
 from everywhen.repository import gc, packs
 from everywhen.repository.condemned import Condemnation, publish
+from tests import damage_recipes
+from tests.unit.repository.verify_lab import BrokenLab
 
 
 def test_a_condemned_pack_whose_index_is_gone_is_not_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

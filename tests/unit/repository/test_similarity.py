@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.laboratory import SparseDisk, World, truth_of
 
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.repository import similarity
 from everywhen.repository.repository import Repository
 from everywhen.repository.similarity import PAGE, page_fingerprints
 from everywhen.storage.memory import MemoryStore
+from tests.laboratory import SparseDisk, World, truth_of
 
 PAGES = BLOCK_SIZE // PAGE
 FILE = random.Random(1).randbytes(40 * BLOCK_SIZE)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tests.laboratory import World
 
 from everywhen.repository import space
 from everywhen.repository.errors import LowOnSpace
 from everywhen.repository.ledger import Drop, Ledger
 from everywhen.storage.base import Buffer, ObjectNotFound, OutOfSpace, Space
 from everywhen.storage.memory import MemoryStore
+from tests.laboratory import World
 
 
 class Medium(MemoryStore):

@@ -7,9 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from tests import damage_recipes as broken
-from tests.laboratory import block, shrink_packs
-from tests.unit.repository.verify_lab import VM, BrokenLab
 
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.formats.ids import pack_of_object
@@ -19,6 +16,9 @@ from everywhen.repository.ingest import ChunkSink
 from everywhen.repository.twins import twin_of
 from everywhen.storage.base import Buffer, ObjectInfo, ObjectStore, ReadOnly
 from everywhen.storage.forwarding import ForwardingStore
+from tests import damage_recipes as broken
+from tests.laboratory import block, shrink_packs
+from tests.unit.repository.verify_lab import VM, BrokenLab
 
 
 @pytest.fixture

@@ -8,9 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from tests import damage_recipes as broken
-from tests.laboratory import SparseDisk, block, shrink_packs
-from tests.unit.repository.verify_lab import SIZE, BrokenLab
 
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.formats.ids import ChunkName
@@ -19,6 +16,9 @@ from everywhen.repository.repair_sources import DeviceSource, RepositorySource
 from everywhen.repository.repository import Repository
 from everywhen.repository.twins import twin_of
 from everywhen.storage.posix import PosixStore
+from tests import damage_recipes as broken
+from tests.laboratory import SparseDisk, block, shrink_packs
+from tests.unit.repository.verify_lab import SIZE, BrokenLab
 
 
 @pytest.fixture

@@ -6,9 +6,6 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from tests import damage_recipes as broken
-from tests.laboratory import SparseDisk, World, block, touched, truth_of
-
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.formats.point import RecoveryPoint
 from everywhen.repository.findings import Loss, Verdict
@@ -17,6 +14,8 @@ from everywhen.repository.repair_sources import Source
 from everywhen.repository.repository import Repository
 from everywhen.repository.verify import Watching, judging
 from everywhen.storage.posix import PosixStore
+from tests import damage_recipes as broken
+from tests.laboratory import SparseDisk, World, block, touched, truth_of
 
 VM, OTHER = "a" * 32, "b" * 32
 SIZE = 600 * BLOCK_SIZE - 1000

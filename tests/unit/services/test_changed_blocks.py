@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.laboratory import SparseDisk, World, block
 
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.repository.intake import Ranges
 from everywhen.services.changed_blocks import SAMPLES, find_miss, read_changed_blocks
 from everywhen.services.failures import WrongUsage
 from everywhen.storage.memory import MemoryStore
+from tests.laboratory import SparseDisk, World, block
 
 SIZE = 100 * BLOCK_SIZE
 
