@@ -188,12 +188,12 @@ def test_changed_blocks(program: Program, image: Path, tmp_path: Path) -> None:
     )
     assert (new.code, "newest point is none" in new.error["what"]) == (2, True)
 
-    # A wrong list is found by samples, the whole disk read, and the point right.
-    put(image, 0, rng.randbytes(16 * BLOCK))
+    # A wrong list is found by samples (of 64 not one among these 250 blocks: once in 10^16), and the point is right.
+    put(image, 0, rng.randbytes(250 * BLOCK))
     wrong = changes(tmp_path / "wrong.json", (900 * BLOCK, 512))
     done = program.run("backup", "web1", f"vda={image}", "--changed-blocks", wrong, "--since", found["point"], "--json")
     assert done.code == 3, done
-    assert done.document["misses"]["vda"] < 16
+    assert done.document["misses"]["vda"] < 250
     assert "the point is right, the list is not" in done.err
     program.restore("web1/vda", tmp_path / "two.img")
     same(image, tmp_path / "two.img")
