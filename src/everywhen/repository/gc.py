@@ -48,6 +48,7 @@ _POPULAR = 64
 _AT_ONCE = 128 << 20
 """Bytes copied before the packs they came from are deleted: half of the smallest reserve."""
 _OVERTAKEN = 5
+_BESIDE = "Another gc deletes beside this one. What it does not free the next run will; nothing needed is lost."
 
 
 @runtime_checkable
@@ -134,10 +135,9 @@ class _Run:
         repository.refresh()
         twinned = self._twinned()
         sessions = list_presences(self._documents, "sessions/")
-        roots = self._roots()
+        roots, marks = self._marked(self._roots, twinned)
         if not dry_run:
             self._end_sessions(sessions, roots)
-        marks = mark(repository, roots, twinned, self._note)
         chosen = self._choose(
             marks, {session.name.removeprefix("sessions/") for session in sessions} - _committed(roots), roots
         )
@@ -164,7 +164,18 @@ class _Run:
                 return
             except Vanished:
                 continue
-        raise Busy("Another gc deletes beside this one. What it does not free the next run will; nothing needed is lost.")
+        raise Busy(_BESIDE)
+
+    def _marked(self, find: Callable[[], Roots], twinned: set[PackId]) -> tuple[Roots, Marks]:
+        """Live points and what they need; again when a collector that was taken over deletes points under us."""
+        for _ in range(_OVERTAKEN):
+            roots = find()
+            try:
+                return roots, mark(self._repository, roots, twinned, self._note)
+            except Damaged:
+                if _committed(roots) <= _committed(self._roots()):
+                    raise
+        raise Busy(_BESIDE)
 
     def _roots(self) -> Roots:
         roots = find_roots(self._repository)
@@ -250,8 +261,8 @@ class _Run:
         # From here on no writer depends on a condemned pack that the points listed now do not show.
         repository.refresh()
         twinned = self._twinned()
-        roots = self._roots().spare({point for condemnation in condemned for point in condemnation.points})
-        marks = mark(repository, roots, twinned, self._note)
+        points = {point for condemnation in condemned for point in condemnation.points}
+        roots, marks = self._marked(lambda: self._roots().spare(points), twinned)
         self._result.missing = marks.missing.count + marks.broken.count
         self._delete_points(roots)
         kept: dict[PackId, str] = {}
