@@ -257,8 +257,8 @@ def explored(stage: Stage, cast: Cast, bounds: Bounds) -> int:
 def test_no_schedule_loses_anything(tmp_path: Path, cast: Cast) -> None:
     # A reader that sleeps for hours loses its lease.
     hours = (0,) if cast in (reader_and_gc, gc_and_reader, reader_of_live_and_gcs) else (0, 2)
-    bounds = Bounds(3, hours=hours, interesting=interesting, runs=20_000 if SOAK else 30)
-    assert explored(prepared(tmp_path), cast, bounds) >= 30
+    bounds = Bounds(3, hours=hours, interesting=interesting, runs=20_000 if SOAK else 20)
+    assert explored(prepared(tmp_path), cast, bounds) >= 19
 
 
 def _sessions_after_listing(patch: pytest.MonkeyPatch) -> None:
@@ -380,8 +380,6 @@ MUTATIONS: list[tuple[Callable[[pytest.MonkeyPatch], None], Cast, float]] = [
     (_roots_of_the_beginning, writer_and_gc, 0),
     (_condemned_is_ignored, gc_and_writer, 0),
     (_no_tombstones, writer_and_gc, 2),
-    (_packs_before_condemned, gc_and_writer, 0),
-    (_what_others_condemned_since, writer_and_two_gcs, 2),
     (_any_base, successor_of_doomed, 0),
     (_no_leases, reader_and_gc, 0),
 ]
@@ -398,43 +396,89 @@ def test_what_breaks_the_protocol_is_found(
         explored(stage, cast, bounds)
 
 
-def test_uncondemning_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one that needs three interruptions: a stalled collector deletes what another one has given back meanwhile."""
-    cues = [("gc2", "put packs/", "gc"), ("gc", "delete lock/", "writer"), ("writer", "put points/", "gc2")]
+@dataclass(frozen=True, slots=True)
+class Cue:
+    """Before the actor's `nth` operation that begins so, since the last cue, `to` goes on, `hours` later."""
 
-    def scene(run: Run) -> None:
-        for name in ("gc2", "writer", "gc"):
-            run.writer(name) if name == "writer" else run.collector(name)
+    actor: str
+    beginning: str
+    to: str
+    nth: int = 1
+    hours: float = 0
 
+
+def guided(stage: Stage, cast: Cast, cues: Sequence[Cue]) -> None:
+    """Play a schedule that is given by what the actors do: for what needs more interruptions than can be enumerated."""
+    schedule: list[Switch] = []
+    for cue in cues:
+        run = Run(stage, schedule)
+        cast(run)
+        run.play.run()
+        after = schedule[-1].step if schedule else -1
+        steps = [number for number, step in enumerate(run.play.trace) if number > after and step.actor == cue.actor]
+        fitting = [number for number in steps if run.play.trace[number].operation.startswith(cue.beginning)]
+        if len(fitting) < cue.nth:
+            raise Unplayable(cue)
+        schedule.append(Switch(fitting[cue.nth - 1], cue.to, cue.hours))
+    run = Run(stage, schedule)
+    cast(run)
+    run.finish()
+
+
+class Unplayable(Exception):
+    """An actor does not do what it is waited for."""
+
+
+def stalled_and_overtaken(run: Run) -> None:
+    run.collector("gc2")
+    run.writer("writer")
+    run.collector("gc")
+
+
+GUIDED: list[tuple[Callable[[pytest.MonkeyPatch], None], Cast, list[Cue]]] = [
+    (  # A stalled collector deletes what another one has given back meanwhile, and a writer has taken.
+        _uncondemned,
+        stalled_and_overtaken,
+        [
+            Cue("gc2", "put packs/", "gc", hours=1),
+            Cue("gc", "delete lock/", "writer", hours=1),
+            Cue("writer", "put points/", "gc2", hours=1),
+        ],
+    ),
+    (  # A collector deletes what another one condemned after the first one waited, and a writer has taken before.
+        _what_others_condemned_since,
+        writer_and_two_gcs,
+        [
+            Cue("gc", "list condemned/", "writer", nth=4, hours=2),
+            Cue("writer", "put points/", "gc2"),
+            Cue("gc2", "list sessions/", "gc", nth=2),
+        ],
+    ),
+    (  # A pack is deleted between the two listings.
+        _packs_before_condemned,
+        gc_and_writer,
+        [Cue("gc", "delete packs/", "writer"), Cue("writer", "list condemned/", "gc")],
+    ),
+]
+
+
+@pytest.mark.parametrize(("mutate", "cast", "cues"), GUIDED, ids=[mutate.__name__.strip("_") for mutate, *_ in GUIDED])
+def test_what_takes_more_interruptions_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mutate: Callable[[pytest.MonkeyPatch], None], cast: Cast, cues: list[Cue]
+) -> None:
     stage = prepared(tmp_path)
-    guided(stage, scene, cues, hours=1)
-    _uncondemned(monkeypatch)
+    guided(stage, cast, cues)
+    mutate(monkeypatch)
     with pytest.raises((AssertionError, Damaged)):
-        guided(stage, scene, cues, hours=1)
+        guided(stage, cast, cues)
 
 
 def test_reading_what_is_condemned_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that comes after gc looked for leases, and before gc deletes."""
-    cues = [("gc", "delete twins/points/", "reader"), ("reader", "get_range packs/", "gc")]
+    cues = [Cue("gc", "delete twins/points/", "reader"), Cue("reader", "get_range packs/", "gc")]
     stage = prepared(tmp_path)
-    with pytest.raises(StopIteration):
+    with pytest.raises(Unplayable):
         guided(stage, gc_and_reader, cues)  # it finds out before it reads
     _condemned_points_are_read(monkeypatch)
     with pytest.raises(AssertionError, match="Damaged"):
         guided(stage, gc_and_reader, cues)
-
-
-def guided(stage: Stage, cast: Cast, cues: Sequence[tuple[str, str, str]], hours: float = 0) -> None:
-    """Play so that, cue after cue, an actor is interrupted before an operation (name, its beginning, who goes on)."""
-    schedule: list[Switch] = []
-    for name, beginning, to in cues:
-        run = Run(stage, schedule)
-        cast(run)
-        run.play.run()
-        after = schedule[-1].step + 1 if schedule else 0
-        steps = enumerate(run.play.trace[after:], after)
-        at = next(number for number, step in steps if step.actor == name and step.operation.startswith(beginning))
-        schedule.append(Switch(at, to, hours))
-    run = Run(stage, schedule)
-    cast(run)
-    run.finish()
