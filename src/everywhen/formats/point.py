@@ -37,6 +37,8 @@ from everywhen.formats.ids import CHUNK_NAME_SIZE, ChunkName, PointId, is_point_
 CONSISTENCIES = ("none", "crash", "filesystem", "application")
 """From least to most."""
 
+_LONGEST_SECONDS = 1 << 40
+
 
 @dataclass(frozen=True, slots=True)
 class Tree:
@@ -142,8 +144,9 @@ class RecoveryPoint:
         if asked not in CONSISTENCIES or reached not in CONSISTENCIES:
             raise Corrupt(f"consistency {asked!r}, {reached!r}")
         seconds = value.get("seconds", 0.0)
-        if not isinstance(seconds, int | float):
-            raise Corrupt("field 'seconds' is not a number")
+        # Written so that NaN, which compares with nothing, is refused too.
+        if not isinstance(seconds, int | float) or not 0 <= seconds <= _LONGEST_SECONDS:
+            raise Corrupt(f"field 'seconds' is not a number from 0 to {_LONGEST_SECONDS}")
         return cls(
             point=_point_id(value),
             vm=text(value, "vm"),
