@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,7 +82,8 @@ class ChunkSink:
         self._lock = threading.Lock()
         self._storing = ThreadPoolExecutor(_PACKS_WAITING, thread_name_prefix="store")
         self._room = threading.BoundedSemaphore(_PACKS_WAITING)
-        self._stored: list[Future[None]] = []
+        self._failure: BaseException | None = None
+        """The first thing that kept a pack from being stored."""
         self._nodes = self._builder(KIND_META)
         self._node_codec = writing.make_codec()
 
@@ -155,8 +156,7 @@ class ChunkSink:
         if len(self._nodes):
             self._hand_over(self._nodes)
         self.close()
-        for future in self._stored:
-            future.result()
+        self._demand_whole()
 
     def close(self) -> None:
         """Stop the storing threads; what they have begun is ended first."""
@@ -209,16 +209,20 @@ class ChunkSink:
     def _hand_over(self, builder: PackBuilder) -> None:
         """Let a storing thread put the pack; waits while too many are under way, raises what an earlier one raised."""
         self._room.acquire()
-        with self._lock:
-            failed = next((future for future in self._stored if future.done() and future.exception()), None)
-            self._stored = [future for future in self._stored if not future.done()]
-        if failed is not None:
+        try:
+            self._demand_whole()
+        except BaseException:
             self._room.release()
-            failed.result()
-        # Outside the lock, which the storing thread takes: whether it runs beside us or instead of us must not matter.
-        future = self._storing.submit(self._store, builder)
+            raise
+        # Not under the lock, which the storing thread takes: whether it runs beside us or instead of us must not matter.
+        self._storing.submit(self._store, builder)
+
+    def _demand_whole(self) -> None:
+        """Raise what kept a pack from being stored. For good: what lacks a pack must never be committed (I-2)."""
         with self._lock:
-            self._stored.append(future)
+            failure = self._failure
+        if failure is not None:
+            raise failure
 
     def _store(self, builder: PackBuilder) -> None:
         try:
@@ -226,5 +230,9 @@ class ChunkSink:
             self._w.learn(builder.pack, index)
             with self._lock:
                 self._claimed.difference_update(row.tobytes() for row in index.names)
+        except BaseException as error:
+            with self._lock:
+                self._failure = self._failure or error
+            raise
         finally:
             self._room.release()
