@@ -3,7 +3,7 @@
 
 Safe to interrupt at any instruction (I-9): what is condemned stays condemned, and the next run goes on with it. No live
 point is made worse (I-4): its chunks are copied before their pack goes.
-Moving chunks (`_rescue`) serves three ends with one mechanism: compacting packs that are partly dead, merging packs
+Moving chunks (`rescue.py`) serves three ends with one mechanism: compacting packs that are partly dead, merging packs
 that are very small, and saving what a writer came to need of a pack that was already condemned.
 """
 
@@ -102,7 +102,14 @@ def mark(repository: Repository, roots: Roots, twinned: set[PackId], note: Note)
     while True:
         marks = _mark_once(repository, roots, twinned, note)
         if not set_aside_stale(repository, marks):
-            return marks
+            break
+    if marks.broken.count > len(marks.broken.names):
+        # Only a sample of them was looked at: among the others may be some whose only good copy would be deleted.
+        raise Damaged(
+            f"gc stops, nothing was deleted: {marks.broken.count:,} chunks that moments need cannot be decoded by the copy "
+            "at hand. Find out what is lost: everywhen verify"
+        )
+    return marks
 
 
 def _mark_once(repository: Repository, roots: Roots, twinned: set[PackId], note: Note) -> Marks:

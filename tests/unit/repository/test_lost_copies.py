@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from everywhen.formats.point import RecoveryPoint, Tombstone
 from everywhen.repository import gc
 from everywhen.repository.errors import Damaged
 from everywhen.repository.keys import Unlocked
+from everywhen.repository.marks import Marks
 from everywhen.repository.packs import PackBuilder, store_pack
 from everywhen.repository.repository import Repository
 from everywhen.storage.faulty import flip_bit
@@ -149,3 +151,19 @@ def test_a_tombstone_is_not_hidden_by_the_cache_of_points(place: Place) -> None:
         points, stones, _ = repository.points.list()
         assert place.point not in points
         assert stone in stones
+
+
+def test_gc_deletes_nothing_when_more_is_undecodable_than_it_looked_at(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What marking tells of undecodable chunks is a sample: beyond it may be one whose only good copy would go."""
+    real = gc._mark_once
+
+    def marked(*arguments: Any) -> Marks:
+        marks = real(*arguments)
+        marks.broken.count += 1
+        return marks
+
+    before = {found.name for found in place.store.list("packs/")}
+    monkeypatch.setattr(gc, "_mark_once", marked)
+    with place.open() as repository, pytest.raises(Damaged, match="cannot be decoded"):
+        place.world.collect(repository)
+    assert {found.name for found in place.store.list("packs/")} == before
