@@ -22,7 +22,6 @@ from everywhen.formats.errors import BadMagic, Corrupt, Truncated
 
 FANOUT = 256
 NODE_SIZE = 8 + 32 * FANOUT
-MAX_LEVEL = 5
 
 _MAGIC = b"EWn1"
 

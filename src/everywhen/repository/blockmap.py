@@ -23,7 +23,6 @@ ReadChunks = Callable[[Names], list[bytes]]
 PutNode = Callable[[bytes, ChunkName | None], ChunkName]
 """Stores a node's content, given the name of the node it follows (for a delta); gives its name."""
 
-LEAF_BYTES = BLOCK_SIZE * FANOUT
 _NODE_CACHE = 256  # nodes: 2 MiB
 _READ_AHEAD = 64
 """Nodes read together when a map is walked: one or two requests instead of 64, each 30 ms on a store far away."""

@@ -33,7 +33,6 @@ class ChunkCodec:
 
     def __init__(self, naming_key: bytes, level: int) -> None:
         self._naming_key = naming_key
-        self._level = level
         self._compressor = zstandard.ZstdCompressor(level=level)
         self._decompressor = zstandard.ZstdDecompressor()
 

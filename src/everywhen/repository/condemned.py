@@ -60,8 +60,3 @@ def list_condemned(documents: Documents) -> list[Condemnation]:
         points = frozenset(texts(value, "points"))
         found.append(Condemnation(text(value, "run"), packs, points, whole(value, "published_ns")))
     return found
-
-
-def condemned_packs(documents: Documents) -> set[PackId]:
-    """The ids of all condemned packs."""
-    return {pack for condemnation in list_condemned(documents) for pack in condemnation.packs}

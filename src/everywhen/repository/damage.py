@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Copies of chunks that were found damaged: `damage/<pack>` documents with `offsets` of records, or `whole` packs.
+"""Copies of chunks that were found damaged: `damage/<pack>` documents with `offsets` of records and the reasons.
 
 A known bad copy counts as absent: the next backup that meets the same content stores it again, and so heals it.
 """

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Annotated, Any
 
@@ -62,9 +61,6 @@ def context_of(options: dict[str, Any]) -> Context:
         recovery_key_file=options.get("recovery_key_file"),
         progress_style=style,
     )
-
-
-Command = Callable[..., int | None]
 
 
 def version(value: bool) -> None:
