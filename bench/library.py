@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from everywhen.interfaces.cli.context import holder
-from everywhen.repository.keys import read_superblock, unlock
+from everywhen.repository.keys.keys import read_superblock, unlock
 from everywhen.repository.repository import Repository, Surroundings
 from everywhen.storage.base import ObjectStore
 

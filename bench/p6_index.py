@@ -26,8 +26,8 @@ import numpy as np
 from everywhen.formats.ids import PackId
 from everywhen.formats.node import Names
 from everywhen.formats.pack import DELTA_ONE, FULL_ZSTD, PackIndex
-from everywhen.repository.index import ChunkIndex
-from everywhen.repository.marking import Marker
+from everywhen.repository.gc.marking import Marker
+from everywhen.repository.index.index import ChunkIndex
 
 LIMIT = 1 << 30
 ROWS = 1500

@@ -18,15 +18,17 @@ import pytest
 from everywhen.block.device import BLOCK_SIZE, Extent
 from everywhen.formats.ids import PointId
 from everywhen.formats.point import Disk, RecoveryPoint, Tree
-from everywhen.repository import gc, keys, packs
+from everywhen.repository import packs
 from everywhen.repository.blockmap import BlockMap
 from everywhen.repository.errors import Damaged
+from everywhen.repository.gc import gc
+from everywhen.repository.gc.roots import find_roots
 from everywhen.repository.intake import Ranges
-from everywhen.repository.keyslots import Cost
+from everywhen.repository.keys import keys
+from everywhen.repository.keys.keyslots import Cost
 from everywhen.repository.ledger import Drop, Ledger
 from everywhen.repository.presence import SECOND, Holder
 from everywhen.repository.repository import Repository, Surroundings
-from everywhen.repository.roots import find_roots
 from everywhen.repository.twins import twin_of
 from everywhen.repository.writer import PointWriter, parent_link, write_point
 from everywhen.storage.base import ObjectStore

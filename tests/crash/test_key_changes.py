@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from everywhen.formats.keyslot import PASSPHRASE, RECOVERY, slot_name
-from everywhen.repository import keys, keyslots
 from everywhen.repository.errors import NotARepository
-from everywhen.repository.keyerrors import (
+from everywhen.repository.keys import keys, keyslots
+from everywhen.repository.keys.keyerrors import (
     KeysChanged,
     LastSlot,
     NoKeySlot,

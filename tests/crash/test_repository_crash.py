@@ -17,8 +17,8 @@ import pytest
 
 from everywhen.formats.ids import PointId
 from everywhen.formats.point import RecoveryPoint
-from everywhen.repository import keys
 from everywhen.repository.errors import NotARepository
+from everywhen.repository.keys import keys
 from everywhen.repository.ledger import Ledger
 from everywhen.repository.repository import Repository
 from everywhen.storage.memory import MemoryStore

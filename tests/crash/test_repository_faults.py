@@ -14,8 +14,9 @@ import pytest
 
 from everywhen.formats.ids import PointId
 from everywhen.formats.point import RecoveryPoint
-from everywhen.repository import gc, space
-from everywhen.repository.keys import Unlocked
+from everywhen.repository import space
+from everywhen.repository.gc import gc
+from everywhen.repository.keys.keys import Unlocked
 from everywhen.repository.reading import opened_points
 from everywhen.repository.repository import Repository
 from everywhen.storage.base import AlreadyExists, Buffer, ObjectStore, OutOfSpace, StorageError, Unavailable

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from everywhen.formats.ids import PointId
-from everywhen.repository import keys
-from everywhen.repository.index import Copy
-from everywhen.repository.keyslots import Cost, Mint
+from everywhen.repository.index.index import Copy
+from everywhen.repository.keys import keys
+from everywhen.repository.keys.keyslots import Cost, Mint
 from everywhen.repository.presence import Holder
 from everywhen.repository.repository import Repository, Surroundings
 from everywhen.storage.memory import MemoryStore

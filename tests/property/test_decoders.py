@@ -27,7 +27,7 @@ from everywhen.formats.node import decode_node, encode_node
 from everywhen.formats.pack import PackFooter, PackHeader, PackIndex, Record, decode_body, decode_frame
 from everywhen.formats.point import decode_point
 from everywhen.repository.errors import Damaged
-from everywhen.repository.keys import Unlocked
+from everywhen.repository.keys.keys import Unlocked
 from everywhen.repository.repository import Repository
 from everywhen.repository.twins import twin_of
 from everywhen.storage.memory import MemoryStore, StoredObject

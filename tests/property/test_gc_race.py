@@ -21,11 +21,12 @@ from typing import Any
 import pytest
 
 from everywhen.formats.point import RecoveryPoint
-from everywhen.repository import condemned, gc, repository, writer
+from everywhen.repository import condemned, repository, writer
 from everywhen.repository.condemned import Condemnation
 from everywhen.repository.documents import Documents
 from everywhen.repository.errors import Busy, Damaged, Fenced, NoSuchPoint
-from everywhen.repository.keys import Unlocked
+from everywhen.repository.gc import gc
+from everywhen.repository.keys.keys import Unlocked
 from everywhen.repository.points import RecoveryPoints
 from everywhen.repository.presence import Attendance
 from everywhen.repository.reading import opened_points

@@ -15,9 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from everywhen.formats.ids import PackId
 from everywhen.formats.node import Names
 from everywhen.formats.pack import DELTA_ONE, FULL_ZSTD, PackIndex
-from everywhen.repository import run_cache
-from everywhen.repository.index import ChunkIndex
-from everywhen.repository.run_cache import discard
+from everywhen.repository.index import run_cache
+from everywhen.repository.index.index import ChunkIndex
+from everywhen.repository.index.run_cache import discard
 
 WRITERS = 2
 NAMES = 24

@@ -17,7 +17,7 @@ from everywhen.formats.cleartext import encode_checked
 from everywhen.formats.errors import FormatError
 from everywhen.formats.keyslot import Keyset, KeySlot
 from everywhen.formats.superblock import ENCRYPTED, Superblock
-from everywhen.repository.keyslots import Cost, Mint, passphrase_bytes, unwrap
+from everywhen.repository.keys.keyslots import Cost, Mint, passphrase_bytes, unwrap
 
 MINT = Mint(random.Random(1).randbytes, 1_795_257_125_000_000_000, Cost(8, 1, 1))
 KEYSET = Keyset(b"n" * 32, {1: b"a" * 32, 2: b"b" * 32})

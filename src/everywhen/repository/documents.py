@@ -11,7 +11,7 @@ from everywhen.formats.document import DOCUMENT_NONCE, MAX_DOCUMENT, Envelope, d
 from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json, canonical_json, parse_json
 from everywhen.formats.ids import Randomness
-from everywhen.repository.cipher import Ciphers
+from everywhen.repository.keys.cipher import Ciphers
 from everywhen.repository.once import put_once
 from everywhen.repository.twins import TWINS, delete_twice, get_either, twin_of
 from everywhen.storage.base import ObjectInfo, ObjectStore

@@ -20,7 +20,7 @@ from everywhen.formats.node import Names
 from everywhen.formats.pack import Record
 from everywhen.repository.chunk import ChunkCodec
 from everywhen.repository.errors import Damaged
-from everywhen.repository.index import ChunkIndex
+from everywhen.repository.index.index import ChunkIndex
 from everywhen.repository.near import near
 from everywhen.repository.packs import OpenPack, PackReader
 from everywhen.repository.twins import twin_of

@@ -20,9 +20,9 @@ from everywhen.formats.ids import ChunkName, PackId, PointId, Randomness
 from everywhen.formats.node import Names
 from everywhen.formats.pack import KIND_DATA, KIND_META, PackIndex
 from everywhen.repository.chunk import ChunkCodec, Encoded
-from everywhen.repository.cipher import Ciphers
 from everywhen.repository.fetch import ChunkFetcher
-from everywhen.repository.index import ChunkIndex
+from everywhen.repository.index.index import ChunkIndex
+from everywhen.repository.keys.cipher import Ciphers
 from everywhen.repository.packs import PackBuilder, store_pack
 from everywhen.repository.similarity import Likeness, Similarity
 from everywhen.storage.base import ObjectStore

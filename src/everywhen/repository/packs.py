@@ -32,7 +32,7 @@ from everywhen.formats.pack import (
     record_nonce,
 )
 from everywhen.repository.chunk import Encoded
-from everywhen.repository.cipher import Cipher, Ciphers
+from everywhen.repository.keys.cipher import Cipher, Ciphers
 from everywhen.repository.once import put_once
 from everywhen.repository.twins import twin_of
 from everywhen.storage.base import ObjectReader, ObjectStore

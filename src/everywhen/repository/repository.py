@@ -16,20 +16,20 @@ from everywhen.formats.pack import CIPHER_AES_256_GCM, CIPHER_NONE, PackIndex
 from everywhen.formats.point import Tree
 from everywhen.repository.blockmap import BlockMap
 from everywhen.repository.chunk import ChunkCodec
-from everywhen.repository.cipher import Ciphers
 from everywhen.repository.condemned import list_condemned
 from everywhen.repository.damage import damaged_copies
 from everywhen.repository.documents import Documents
 from everywhen.repository.fetch import ChunkFetcher
-from everywhen.repository.fingerprints import FingerprintTable
-from everywhen.repository.index import ChunkIndex
+from everywhen.repository.index.fingerprints import FingerprintTable
+from everywhen.repository.index.index import ChunkIndex
+from everywhen.repository.index.run_cache import discard
+from everywhen.repository.index.runs import CacheDamaged
 from everywhen.repository.ingest import Writing
-from everywhen.repository.keys import Unlocked
+from everywhen.repository.keys.cipher import Ciphers
+from everywhen.repository.keys.keys import Unlocked
 from everywhen.repository.packs import PackReader
 from everywhen.repository.points import PointCache, RecoveryPoints
 from everywhen.repository.presence import Attendance, Clock, Holder, Presence
-from everywhen.repository.run_cache import discard
-from everywhen.repository.runs import CacheDamaged
 from everywhen.repository.similarity import Similarity
 from everywhen.repository.twins import TWINS
 from everywhen.storage.base import ObjectNotFound, ObjectStore

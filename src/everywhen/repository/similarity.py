@@ -19,8 +19,8 @@ import numpy.typing as npt
 from everywhen.formats.ids import ChunkName
 from everywhen.repository.errors import Damaged
 from everywhen.repository.fetch import ChunkFetcher
-from everywhen.repository.fingerprints import FingerprintTable
-from everywhen.repository.index import ChunkIndex
+from everywhen.repository.index.fingerprints import FingerprintTable
+from everywhen.repository.index.index import ChunkIndex
 
 PAGE = 4096
 _WEIGHTS = np.random.Generator(np.random.PCG64(0x45564552595748)).integers(0, 1 << 63, PAGE // 8, dtype=np.uint64) * np.uint64(

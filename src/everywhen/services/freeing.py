@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.formats.point import RecoveryPoint
 from everywhen.repository.blockmap import names_needed
-from everywhen.repository.marking import Marker
-from everywhen.repository.marks import Marks
+from everywhen.repository.gc.marking import Marker
+from everywhen.repository.gc.marks import Marks
 from everywhen.repository.repository import Repository
 
 Report = Callable[[int, int], None]

@@ -10,9 +10,9 @@ from everywhen.block.device import DeviceError
 from everywhen.block.image_errors import ImageDamaged, ImageInUse, ImageMissing
 from everywhen.block.target import TargetBusy, TargetFull, TargetNotWritable
 from everywhen.formats.errors import FormatError, UnsupportedVersion
-from everywhen.repository import keyerrors
 from everywhen.repository.errors import Busy, Damaged, Fenced, LowOnSpace, NoSuchPoint, NotARepository, RepositoryError
-from everywhen.repository.runs import CacheDamaged
+from everywhen.repository.index.runs import CacheDamaged
+from everywhen.repository.keys import keyerrors
 from everywhen.services import failures
 from everywhen.services.failures import Failure, from_storage, from_system
 from everywhen.storage.base import StorageError

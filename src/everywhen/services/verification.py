@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import tzinfo
 
-from everywhen.repository.findings import Finding, Loss, Verdict
-from everywhen.repository.repair import Repaired, repair
-from everywhen.repository.repair_sources import RepositorySource, Source
 from everywhen.repository.repository import Repository
-from everywhen.repository.verify import Watching, judging
+from everywhen.repository.verify.findings import Finding, Loss, Verdict
+from everywhen.repository.verify.repair import Repaired, repair
+from everywhen.repository.verify.repair_sources import RepositorySource, Source
+from everywhen.repository.verify.verify import Watching, judging
 from everywhen.services.failures import WrongUsage
 from everywhen.services.times import local_time, rfc3339
 

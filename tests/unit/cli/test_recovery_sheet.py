@@ -13,7 +13,7 @@ from everywhen.interfaces.cli import main  # noqa: F401 - registers the commands
 from everywhen.interfaces.cli.app import app
 from everywhen.interfaces.cli.help_topics import topics
 from everywhen.interfaces.cli.recovery_sheet import page
-from everywhen.repository.keys import Mint, create
+from everywhen.repository.keys.keys import Mint, create
 from everywhen.storage.memory import MemoryStore
 
 PHRASE = "correct horse"

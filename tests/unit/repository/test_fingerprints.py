@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from index_samples import name, names_of, pack_id, pack_of  # type: ignore[import-not-found]
 
-from everywhen.repository.fingerprints import KEPT, FingerprintTable
-from everywhen.repository.index import ChunkIndex
+from everywhen.repository.index.fingerprints import KEPT, FingerprintTable
+from everywhen.repository.index.index import ChunkIndex
 
 
 def key(number: int) -> int:

@@ -15,10 +15,10 @@ import pytest
 from index_samples import name, names_of, pack_id, pack_of, random_names, random_pack  # type: ignore[import-not-found]
 
 from everywhen.formats.pack import FRAME_SIZE
-from everywhen.repository import run_cache, run_merge
-from everywhen.repository.index import ChunkIndex
-from everywhen.repository.run_cache import discard
-from everywhen.repository.runs import CacheDamaged
+from everywhen.repository.index import run_cache, run_merge
+from everywhen.repository.index.index import ChunkIndex
+from everywhen.repository.index.run_cache import discard
+from everywhen.repository.index.runs import CacheDamaged
 
 
 def opened(path: Path) -> ChunkIndex:
@@ -251,8 +251,8 @@ def test_a_cache_deleted_under_a_running_process_is_begun_anew(tmp_path: Path) -
 
 KILLED = """
 import os, sys, numpy as np
-from everywhen.repository import run_cache, run_merge
-from everywhen.repository.index import ChunkIndex
+from everywhen.repository.index import run_cache, run_merge
+from everywhen.repository.index.index import ChunkIndex
 from everywhen.formats.pack import PackIndex
 where, moment = sys.argv[1:]
 def die(*args, **kwargs): os._exit(9)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from everywhen.repository import ingest
-from everywhen.repository.keys import Unlocked
+from everywhen.repository.keys.keys import Unlocked
 from everywhen.storage.base import OutOfSpace
 from everywhen.storage.faulty import Fault, FaultyStore
 from everywhen.storage.memory import MemoryStore

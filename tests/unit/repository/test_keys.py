@@ -17,9 +17,9 @@ from argon2.exceptions import HashingError
 from everywhen.formats.errors import Corrupt, UnsupportedVersion
 from everywhen.formats.keyslot import PASSPHRASE, RECOVERY, KeySlot
 from everywhen.formats.superblock import PLAIN, Superblock
-from everywhen.repository import keys, keyslots
 from everywhen.repository.errors import NotARepository, RepositoryError
-from everywhen.repository.keyerrors import (
+from everywhen.repository.keys import keys, keyslots
+from everywhen.repository.keys.keyerrors import (
     AmbiguousSlot,
     KeysChanged,
     LastSlot,

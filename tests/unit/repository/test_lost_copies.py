@@ -11,10 +11,10 @@ import pytest
 from everywhen.formats.ids import ChunkName, PackId
 from everywhen.formats.pack import KIND_DATA
 from everywhen.formats.point import RecoveryPoint, Tombstone
-from everywhen.repository import gc
 from everywhen.repository.errors import Damaged
-from everywhen.repository.keys import Unlocked
-from everywhen.repository.marks import Marks
+from everywhen.repository.gc import gc
+from everywhen.repository.gc.marks import Marks
+from everywhen.repository.keys.keys import Unlocked
 from everywhen.repository.packs import PackBuilder, store_pack
 from everywhen.repository.repository import Repository
 from everywhen.storage.faulty import flip_bit

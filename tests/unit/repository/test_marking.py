@@ -11,10 +11,11 @@ import pytest
 from index_samples import Chunk, name, names_of, pack_id, pack_of  # type: ignore[import-not-found]
 
 from everywhen.formats.pack import FRAME_SIZE
-from everywhen.repository import marking, run_cache
-from everywhen.repository.index import ChunkIndex
-from everywhen.repository.marking import Marker
-from everywhen.repository.marks import Marks
+from everywhen.repository.gc import marking
+from everywhen.repository.gc.marking import Marker
+from everywhen.repository.gc.marks import Marks
+from everywhen.repository.index import run_cache
+from everywhen.repository.index.index import ChunkIndex
 
 
 def opened(path: Path, packs: dict[int, list[Chunk]], *, flush: bool = True) -> ChunkIndex:

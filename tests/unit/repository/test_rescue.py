@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from everywhen.formats.ids import pack_of_object
-from everywhen.repository import gc, packs
+from everywhen.repository import packs
 from everywhen.repository.condemned import Condemnation, publish
+from everywhen.repository.gc import gc
 from tests import damage_recipes
 from tests.unit.repository.verify_lab import BrokenLab
 

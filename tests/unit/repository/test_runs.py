@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from everywhen.repository.run_merge import merge, pieces
-from everywhen.repository.runs import BLOCK, CacheDamaged, Keys, Records, Run, RunWriter
+from everywhen.repository.index.run_merge import merge, pieces
+from everywhen.repository.index.runs import BLOCK, CacheDamaged, Keys, Records, Run, RunWriter
 
 RECORD = np.dtype([("value", np.uint64), ("pack", np.uint32)])
 

@@ -11,9 +11,9 @@ import pytest
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.formats.ids import pack_of_object
 from everywhen.repository import damage
-from everywhen.repository.findings import Finding, Loss, Verdict
 from everywhen.repository.ingest import ChunkSink
 from everywhen.repository.twins import twin_of
+from everywhen.repository.verify.findings import Finding, Loss, Verdict
 from everywhen.storage.base import Buffer, ObjectInfo, ObjectStore, ReadOnly
 from everywhen.storage.forwarding import ForwardingStore
 from tests import damage_recipes as broken

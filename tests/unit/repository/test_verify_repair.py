@@ -12,9 +12,9 @@ import pytest
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.formats.ids import ChunkName
 from everywhen.repository.condemned import list_condemned
-from everywhen.repository.repair_sources import DeviceSource, RepositorySource
 from everywhen.repository.repository import Repository
 from everywhen.repository.twins import twin_of
+from everywhen.repository.verify.repair_sources import DeviceSource, RepositorySource
 from everywhen.storage.posix import PosixStore
 from tests import damage_recipes as broken
 from tests.laboratory import SparseDisk, block, shrink_packs

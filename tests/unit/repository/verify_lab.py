@@ -8,11 +8,11 @@ from pathlib import Path
 
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.formats.point import RecoveryPoint
-from everywhen.repository.findings import Loss, Verdict
-from everywhen.repository.repair import Repaired, repair
-from everywhen.repository.repair_sources import Source
 from everywhen.repository.repository import Repository
-from everywhen.repository.verify import Watching, judging
+from everywhen.repository.verify.findings import Loss, Verdict
+from everywhen.repository.verify.repair import Repaired, repair
+from everywhen.repository.verify.repair_sources import Source
+from everywhen.repository.verify.verify import Watching, judging
 from everywhen.storage.posix import PosixStore
 from tests import damage_recipes as broken
 from tests.laboratory import SparseDisk, World, block, touched, truth_of

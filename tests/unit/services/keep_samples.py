@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from everywhen.block.device import BLOCK_SIZE
-from everywhen.repository.keys import Mint, create
+from everywhen.repository.keys.keys import Mint, create
 from everywhen.repository.presence import Holder
 from everywhen.repository.repository import Repository, Surroundings
 from everywhen.services.ages import SECOND

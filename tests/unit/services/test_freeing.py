@@ -11,7 +11,7 @@ import pytest
 from keep_samples import World, noise  # type: ignore[import-not-found]
 
 from everywhen.block.device import BLOCK_SIZE
-from everywhen.repository.gc import collect
+from everywhen.repository.gc.gc import collect
 from everywhen.services.ages import HOUR
 from everywhen.services.freeing import frees, needs
 from everywhen.services.making_room import proposals

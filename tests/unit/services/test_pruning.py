@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from keep_samples import START, World  # type: ignore[import-not-found]
 
-from everywhen.repository.gc import collect
+from everywhen.repository.gc.gc import collect
 from everywhen.repository.ledger import Hold, Ledger
 from everywhen.repository.reading import opened_points
 from everywhen.services import holding

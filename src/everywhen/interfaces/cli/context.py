@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 
 from everywhen.interfaces.cli.output import Output
 from everywhen.interfaces.cli.progress import Progress, Style, progress
-from everywhen.repository.keys import Unlocked, read_superblock, unlock
+from everywhen.repository.keys.keys import Unlocked, read_superblock, unlock
 from everywhen.repository.presence import Holder
 from everywhen.repository.repository import Repository, Surroundings
 from everywhen.services.failures import NotAllowed, NotFound, WrongUsage

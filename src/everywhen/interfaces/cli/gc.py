@@ -20,7 +20,7 @@ from everywhen.interfaces.cli.app import (
     app,
     context_of,
 )
-from everywhen.repository.gc import Collected, collect
+from everywhen.repository.gc.gc import Collected, collect
 from everywhen.services.failures import Exit
 from everywhen.services.sizes import size
 

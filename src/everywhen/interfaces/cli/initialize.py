@@ -9,7 +9,7 @@ import typer
 
 from everywhen.formats.ids import random_word
 from everywhen.interfaces.cli.app import RUN, AsJson, PassphraseFile, Quiet, app, context_of
-from everywhen.repository.keys import Mint, create
+from everywhen.repository.keys.keys import Mint, create
 from everywhen.repository.space import want_reserve
 from everywhen.services.failures import WrongUsage
 from everywhen.services.translation import failing

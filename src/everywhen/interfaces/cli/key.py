@@ -29,9 +29,9 @@ from everywhen.interfaces.cli.app import (
 )
 from everywhen.interfaces.cli.context import Context, read_secret
 from everywhen.interfaces.cli.recovery_sheet import sheet
-from everywhen.repository import keys
-from everywhen.repository.keys import Mint, Unlocked
-from everywhen.repository.keyslots import SlotTable
+from everywhen.repository.keys import keys
+from everywhen.repository.keys.keys import Mint, Unlocked
+from everywhen.repository.keys.keyslots import SlotTable
 from everywhen.services.failures import NotFound, WrongUsage
 from everywhen.services.translation import failing
 from everywhen.storage.base import ObjectStore

@@ -15,8 +15,8 @@ from everywhen.formats.keyslot import RECOVERY
 from everywhen.formats.superblock import Superblock
 from everywhen.interfaces.cli.app import AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, context_of
 from everywhen.interfaces.cli.context import Context, read_secret
-from everywhen.repository import keys
-from everywhen.repository.keys import Mint
+from everywhen.repository.keys import keys
+from everywhen.repository.keys.keys import Mint
 from everywhen.services.failures import Failed, WrongUsage
 from everywhen.services.translation import failing
 from everywhen.storage.base import ObjectStore

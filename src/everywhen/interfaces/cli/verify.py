@@ -23,10 +23,10 @@ from everywhen.interfaces.cli.app import (
     context_of,
 )
 from everywhen.interfaces.cli.context import Context, read_secret
-from everywhen.repository.keys import read_superblock, unlock
-from everywhen.repository.repair_sources import DeviceSource, Source
+from everywhen.repository.keys.keys import read_superblock, unlock
 from everywhen.repository.repository import Repository
-from everywhen.repository.verify import Watching
+from everywhen.repository.verify.repair_sources import DeviceSource, Source
+from everywhen.repository.verify.verify import Watching
 from everywhen.services.ages import SECOND, span
 from everywhen.services.catalog import read_catalog
 from everywhen.services.failures import Exit, NotFound, WrongUsage

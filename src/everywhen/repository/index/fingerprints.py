@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from everywhen.formats.ids import PackId, Randomness
 from everywhen.formats.pack import PackIndex
-from everywhen.repository.entries import split_names
-from everywhen.repository.run_cache import RunCache, RunKind
-from everywhen.repository.runs import Keys, Records
+from everywhen.repository.index.entries import split_names
+from everywhen.repository.index.run_cache import RunCache, RunKind
+from everywhen.repository.index.runs import Keys, Records
 
 KEPT = 4
 """Candidates kept of one fingerprint: the newest. Pages that are everywhere would otherwise fill the table."""

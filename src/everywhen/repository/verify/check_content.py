@@ -23,12 +23,12 @@ from everywhen.formats.pack import FRAME_SIZE, PackIndex, Record
 from everywhen.repository.available import available
 from everywhen.repository.chunk import ChunkCodec
 from everywhen.repository.fetch import ChunkFetcher
-from everywhen.repository.findings import BadRecord
 from everywhen.repository.intake import WORKERS
 from everywhen.repository.packs import OpenPack
 from everywhen.repository.repository import Repository
-from everywhen.repository.survey import Survey
 from everywhen.repository.twins import twin_of
+from everywhen.repository.verify.findings import BadRecord
+from everywhen.repository.verify.survey import Survey
 from everywhen.storage.base import ObjectNotFound
 
 _WINDOW = 4 << 20

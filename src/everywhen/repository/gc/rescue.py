@@ -18,8 +18,8 @@ from everywhen.formats.ids import ChunkName, PackId, pack_object
 from everywhen.formats.pack import FRAME_SIZE, PackIndex
 from everywhen.repository.chunk import Encoded
 from everywhen.repository.errors import Damaged
+from everywhen.repository.gc.marks import Marks
 from everywhen.repository.ingest import ChunkSink
-from everywhen.repository.marks import Marks
 from everywhen.repository.near import near
 from everywhen.repository.packs import OpenPack
 from everywhen.repository.repository import Repository

@@ -19,10 +19,10 @@ from everywhen.formats.superblock import SUPERBLOCK_NAME, Superblock
 from everywhen.repository.condemned import list_condemned
 from everywhen.repository.damage import damaged_copies
 from everywhen.repository.documents import Documents
-from everywhen.repository.findings import Finding, Remedy
 from everywhen.repository.ledger import Drop, Hold, Vm
 from everywhen.repository.repository import Repository
 from everywhen.repository.twins import TWINS, twin_of
+from everywhen.repository.verify.findings import Finding, Remedy
 from everywhen.storage.base import ObjectNotFound, ObjectReader
 
 T = TypeVar("T")

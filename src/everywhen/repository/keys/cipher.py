@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from everywhen.formats.errors import Corrupt, UnsupportedVersion
 from everywhen.formats.pack import CIPHER_AES_256_GCM, CIPHER_NONE, TAG_SIZE
-from everywhen.repository.keys import Keyset, derive
+from everywhen.repository.keys.keys import Keyset, derive
 
 
 class Cipher(Protocol):

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from everywhen.repository.cache_manifest import PACK_LINE
+from everywhen.repository.index.cache_manifest import PACK_LINE
 
 
 class PackTable:

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from everywhen.formats.ids import PackId
 from everywhen.formats.node import Names
-from everywhen.repository.entries import (
+from everywhen.repository.gc.marks import Marks
+from everywhen.repository.index.entries import (
     ENTRY,
     base_counts,
     join_names,
@@ -32,11 +33,10 @@ from everywhen.repository.entries import (
     split_names,
     stored_lengths,
 )
-from everywhen.repository.index import ChunkIndex
-from everywhen.repository.marks import Marks
-from everywhen.repository.run_cache import PlacedRun
-from everywhen.repository.run_merge import pieces, sorted_piece, together
-from everywhen.repository.runs import Keys, Records, Run, RunWriter
+from everywhen.repository.index.index import ChunkIndex
+from everywhen.repository.index.run_cache import PlacedRun
+from everywhen.repository.index.run_merge import pieces, sorted_piece, together
+from everywhen.repository.index.runs import Keys, Records, Run, RunWriter
 
 _WANTED = np.dtype([("rest", np.uint64, (3,)), ("count", np.uint32), ("unused", np.uint32)])
 """A live name and how often it was added."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from everywhen.formats.ids import PackId, Randomness
 from everywhen.formats.node import Names
 from everywhen.formats.pack import FRAME_SIZE, PackIndex
-from everywhen.repository.entries import (
+from everywhen.repository.index.entries import (
     ENTRY,
     base_counts,
     entries_of,
@@ -28,9 +28,9 @@ from everywhen.repository.entries import (
     split_shape,
     stored_lengths,
 )
-from everywhen.repository.pack_table import PackTable
-from everywhen.repository.run_cache import PlacedRun, RunCache, RunKind
-from everywhen.repository.runs import Keys, Records
+from everywhen.repository.index.pack_table import PackTable
+from everywhen.repository.index.run_cache import PlacedRun, RunCache, RunKind
+from everywhen.repository.index.runs import Keys, Records
 
 _KIND = RunKind(b"chunks 1", ENTRY, lambda keys, records: (keys, records))
 _RECORD = struct.Struct("=24sIIQ16x")

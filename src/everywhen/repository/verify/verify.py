@@ -24,19 +24,20 @@ from everywhen.formats.fields import mapping
 from everywhen.formats.ids import PackId, pack_object, random_word
 from everywhen.formats.pack import Record
 from everywhen.formats.point import RecoveryPoint
-from everywhen.repository import check_objects, check_points, damage
-from everywhen.repository.affected import LossFinder, losses, lost_names
+from everywhen.repository import damage
 from everywhen.repository.blockmap import names_needed
-from everywhen.repository.causes import Causes, read_record, unreadable_copies
-from everywhen.repository.check_content import read_everything
-from everywhen.repository.check_packs import confirmed, pack_findings
 from everywhen.repository.condemned import Condemnation, list_condemned
 from everywhen.repository.errors import Damaged
-from everywhen.repository.findings import BadRecord, Finding, Remedy, Verdict
-from everywhen.repository.marking import Marker
+from everywhen.repository.gc.marking import Marker
 from everywhen.repository.repository import Repository
-from everywhen.repository.survey import Survey
 from everywhen.repository.twins import twin_of
+from everywhen.repository.verify import check_objects, check_points
+from everywhen.repository.verify.affected import LossFinder, losses, lost_names
+from everywhen.repository.verify.causes import Causes, read_record, unreadable_copies
+from everywhen.repository.verify.check_content import read_everything
+from everywhen.repository.verify.check_packs import confirmed, pack_findings
+from everywhen.repository.verify.findings import BadRecord, Finding, Remedy, Verdict
+from everywhen.repository.verify.survey import Survey
 from everywhen.storage.base import AccessDenied, ObjectNotFound, OutOfSpace, ReadOnly
 
 _MARKING_MEMORY = 128 << 20

@@ -21,15 +21,15 @@ from everywhen.repository import damage
 from everywhen.repository.blockmap import names_needed
 from everywhen.repository.condemned import Condemnation, list_condemned, publish, withdraw
 from everywhen.repository.errors import Busy, Damaged
-from everywhen.repository.marking import Marker
-from everywhen.repository.marks import Marks, PackUse
+from everywhen.repository.gc.marking import Marker
+from everywhen.repository.gc.marks import Marks, PackUse
+from everywhen.repository.gc.rescue import Vanished, rescue, second_copies
+from everywhen.repository.gc.roots import Roots, find_roots
+from everywhen.repository.gc.stale import set_aside_stale
 from everywhen.repository.packs import PACK_SIZE
 from everywhen.repository.presence import SECOND, Attendance, Presence, list_presences
 from everywhen.repository.repository import Repository
-from everywhen.repository.rescue import Vanished, rescue, second_copies
-from everywhen.repository.roots import Roots, find_roots
 from everywhen.repository.space import make_reserve, release_reserve
-from everywhen.repository.stale import set_aside_stale
 from everywhen.repository.twins import TWINS, delete_twice, twin_of
 from everywhen.storage.base import AlreadyExists, ObjectNotFound, OutOfSpace
 

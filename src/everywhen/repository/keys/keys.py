@@ -21,7 +21,7 @@ from everywhen.formats.keyslot import KEY_SIZE, MAX_GENERATIONS, PASSPHRASE, REC
 from everywhen.formats.recoverykey import RecoveryKeyTypo, read_recovery_key
 from everywhen.formats.superblock import ENCRYPTED, PLAIN, SUPERBLOCK_NAME, Superblock
 from everywhen.repository.errors import NotARepository, RepositoryError
-from everywhen.repository.keyerrors import (
+from everywhen.repository.keys.keyerrors import (
     AmbiguousSlot,
     KeysChanged,
     LastSlot,
@@ -32,7 +32,7 @@ from everywhen.repository.keyerrors import (
     UnusablePassphrase,
     WrongPassphrase,
 )
-from everywhen.repository.keyslots import Mint, SlotTable, derive, passphrase_bytes, read_slots, unwrap
+from everywhen.repository.keys.keyslots import Mint, SlotTable, derive, passphrase_bytes, read_slots, unwrap
 from everywhen.repository.twins import delete_twice, get_either, put_twice, twin_of
 from everywhen.storage.base import AlreadyExists, ObjectNotFound, ObjectReader, ObjectStore
 

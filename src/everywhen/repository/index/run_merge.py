@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from everywhen.repository.runs import CacheDamaged, Keys, Records, Run, RunWriter
+from everywhen.repository.index.runs import CacheDamaged, Keys, Records, Run, RunWriter
 
 MERGE_ROWS = 1 << 19
 """Rows of one piece of a merge: 32 MiB of 64-byte entries, three times that while they are sorted."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from everywhen.formats.node import Names
 from everywhen.formats.pack import FRAME_SIZE, MAX_BODY, MAX_CONTENT, MAX_RECORDS, PackIndex
-from everywhen.repository.runs import Keys, Records
+from everywhen.repository.index.runs import Keys, Records
 
 ENTRY = np.dtype(
     [("rest", np.uint64, (3,)), ("pack", np.uint32), ("offset", np.uint32), ("shape", np.uint64), ("bases", np.uint64, (2,))]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from everywhen.formats.ids import PackId
 from everywhen.formats.node import Names
-from everywhen.repository.pack_table import PackTable
+from everywhen.repository.index.pack_table import PackTable
 
 _LIVE, _BROKEN = 1, 2
 

@@ -19,7 +19,7 @@ from everywhen.formats.errors import Corrupt, FormatError
 from everywhen.formats.ids import PackId, pack_object, pack_of_object
 from everywhen.formats.pack import HEADER_SIZE, KIND_META, PackHeader, PackIndex, Record
 from everywhen.repository.fetch import ChunkFetcher
-from everywhen.repository.index import ChunkIndex
+from everywhen.repository.index.index import ChunkIndex
 from everywhen.repository.repository import Repository
 from everywhen.repository.twins import TWINS, twin_of
 from everywhen.storage.base import ObjectNotFound

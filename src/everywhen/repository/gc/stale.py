@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from everywhen.formats.errors import FormatError
 from everywhen.formats.ids import pack_object
-from everywhen.repository.index import Copy
-from everywhen.repository.marks import Marks
+from everywhen.repository.gc.marks import Marks
+from everywhen.repository.index.index import Copy
 from everywhen.repository.repository import Repository
 from everywhen.storage.base import ObjectNotFound
 

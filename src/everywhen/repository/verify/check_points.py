@@ -14,11 +14,11 @@ from blake3 import blake3
 from everywhen.formats.fields import parse_json
 from everywhen.formats.ids import PointId, is_point_id
 from everywhen.formats.point import RecoveryPoint, Tombstone, decode_point
-from everywhen.repository.check_objects import Decode, Suspicions, names_of_pairs
-from everywhen.repository.findings import Finding, Loss
 from everywhen.repository.ledger import Drop
 from everywhen.repository.points import PREFIX
 from everywhen.repository.repository import Repository
+from everywhen.repository.verify.check_objects import Decode, Suspicions, names_of_pairs
+from everywhen.repository.verify.findings import Finding, Loss
 
 _PARALLEL_READS = 8
 

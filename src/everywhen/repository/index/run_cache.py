@@ -22,11 +22,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from everywhen.repository.cache_manifest import Manifest
-from everywhen.repository.pack_table import PackTable
-from everywhen.repository.process_lock import exclusive, try_lock
-from everywhen.repository.run_merge import Keep, merge, sorted_piece
-from everywhen.repository.runs import CacheDamaged, Keys, Records, Run, RunWriter
+from everywhen.repository.index.cache_manifest import Manifest
+from everywhen.repository.index.pack_table import PackTable
+from everywhen.repository.index.process_lock import exclusive, try_lock
+from everywhen.repository.index.run_merge import Keep, merge, sorted_piece
+from everywhen.repository.index.runs import CacheDamaged, Keys, Records, Run, RunWriter
 
 _FRESH_ROWS = 1 << 14
 """New entries are merged at each `add` into a run of up to so many (0.3 ms), and that one into the larger one."""

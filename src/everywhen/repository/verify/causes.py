@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from everywhen.formats.errors import FormatError
 from everywhen.formats.ids import PackId, pack_object
 from everywhen.formats.pack import FRAME_SIZE, MAX_BODY, Record
-from everywhen.repository.findings import BadRecord, Finding
 from everywhen.repository.repository import Repository
-from everywhen.repository.survey import Survey
 from everywhen.repository.twins import twin_of
+from everywhen.repository.verify.findings import BadRecord, Finding
+from everywhen.repository.verify.survey import Survey
 from everywhen.storage.base import ObjectNotFound
 
 _NOWHERE = "packs/"

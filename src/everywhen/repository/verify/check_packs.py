@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from everywhen.formats.ids import PackId, pack_object
-from everywhen.repository.findings import Finding, Remedy, Verdict
 from everywhen.repository.repository import Repository
-from everywhen.repository.survey import Flawed, Survey
 from everywhen.repository.twins import TWINS, twin_of
+from everywhen.repository.verify.findings import Finding, Remedy, Verdict
+from everywhen.repository.verify.survey import Flawed, Survey
 from everywhen.storage.base import ObjectNotFound
 
 _MISSING = "missing"

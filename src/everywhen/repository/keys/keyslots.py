@@ -27,7 +27,7 @@ from everywhen.formats.errors import Corrupt, FormatError
 from everywhen.formats.ids import Randomness
 from everywhen.formats.keyslot import KEY_SIZE, NONCE_SIZE, SALT_SIZE, Argon2id, HkdfSha256, Keyset, KeySlot, slot_name
 from everywhen.repository.errors import RepositoryError
-from everywhen.repository.keyerrors import UnusablePassphrase
+from everywhen.repository.keys.keyerrors import UnusablePassphrase
 from everywhen.repository.twins import get_either, twin_of
 from everywhen.storage.base import ObjectNotFound, ObjectReader
 

@@ -18,7 +18,7 @@ from everywhen.formats.node import FANOUT, Names, decode_node, root_level
 from everywhen.formats.point import RecoveryPoint, Tree
 from everywhen.repository.blockmap import blocks_of
 from everywhen.repository.errors import Damaged
-from everywhen.repository.findings import Loss, Range, merged
+from everywhen.repository.verify.findings import Loss, Range, merged
 
 Readable = Callable[[Names], np.ndarray[tuple[int], np.dtype[np.bool_]]]
 """Of which of the names (n, 32) there is a usable copy."""

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from everywhen.repository.runs import CacheDamaged
+from everywhen.repository.index.runs import CacheDamaged
 
 PACK_LINE = np.dtype([("id", "V16"), ("rows", np.uint32), ("removed", np.uint32), ("bytes", np.uint64)])
 _MAGIC = 0x0001_6E6D_7252_7745

@@ -26,19 +26,19 @@ from dataclasses import dataclass, field
 from everywhen.formats.ids import ChunkName, PackId, pack_of_object, random_word
 from everywhen.formats.pack import KIND_META, Record
 from everywhen.repository import damage
-from everywhen.repository.affected import LossFinder, losses, lost_names
-from everywhen.repository.causes import Causes, read_record
 from everywhen.repository.chunk import Encoded
 from everywhen.repository.condemned import Condemnation, publish
-from everywhen.repository.findings import Finding, Remedy
 from everywhen.repository.ingest import ChunkSink
-from everywhen.repository.mending import mend_pack
-from everywhen.repository.repair_sources import Source
 from everywhen.repository.repository import Repository
 from everywhen.repository.similarity import Likeness, page_fingerprints
-from everywhen.repository.survey import Survey
 from everywhen.repository.twins import TWINS
-from everywhen.repository.verify import Judgement
+from everywhen.repository.verify.affected import LossFinder, losses, lost_names
+from everywhen.repository.verify.causes import Causes, read_record
+from everywhen.repository.verify.findings import Finding, Remedy
+from everywhen.repository.verify.mending import mend_pack
+from everywhen.repository.verify.repair_sources import Source
+from everywhen.repository.verify.survey import Survey
+from everywhen.repository.verify.verify import Judgement
 from everywhen.repository.writer import write_point
 from everywhen.storage.base import ObjectNotFound
 
