@@ -5,19 +5,19 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from everywhen.services.addresses import Address, parse_address, quoted
+from everywhen.services.addresses import Address, parse_address
 from everywhen.services.ages import SECOND, parse_span, span
 from everywhen.services.failures import NotFound, WrongUsage
 from everywhen.services.moments import Moment
-from everywhen.services.naming import MAX_NAME, is_name, our_name
 from everywhen.services.sizes import parse_size, size
-from everywhen.services.times import Stretch, folder_name, local_time, parse_time, rfc3339
+from everywhen.services.times import Stretch, local_time, parse_time, rfc3339
 from everywhen.services.whens import Latest, Marked, PointNamed, parse_when, resolve
 
 THOROUGH = settings(max_examples=3_000 if os.environ.get("EVERYWHEN_SOAK") else 100, deadline=None)
@@ -26,6 +26,13 @@ zones = st.sampled_from(["UTC", "Europe/Berlin", "Australia/Lord_Howe", "America
 instants = st.integers(0, 4_000_000_000 * SECOND)
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
 names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,20}", fullmatch=True)
+
+
+def quoted(mark: str) -> str:
+    """A mark as a WHEN."""
+    return f'"{quote(mark, safe="")}"'
+
+
 whens = st.one_of(st.just("latest"), st.just("-2h30m~3"), texts.map(quoted), instants.map(rfc3339))
 paths = st.text(max_size=30).map(lambda path: "/" + path)
 pieces = st.lists(
@@ -95,7 +102,7 @@ def test_quoted_marks_are_read_back(mark: str, zone: ZoneInfo) -> None:
 def test_exact_times_are_read_back(time_ns: int, zone: ZoneInfo) -> None:
     stretch = parse_time(rfc3339(time_ns), now_ns=NOW, zone=zone)
     assert stretch.earliest_ns <= time_ns <= stretch.latest_ns
-    assert parse_time(folder_name(time_ns)[1:], now_ns=NOW, zone=zone) == stretch
+    assert parse_time(rfc3339(time_ns).replace("T", "_").replace(":", "."), now_ns=NOW, zone=zone) == stretch
     assert (stretch.earliest_ns == time_ns) or time_ns % SECOND == 0
 
 
@@ -133,24 +140,6 @@ def test_the_latest_one_not_after(times: list[int], asked: int) -> None:
 def test_ids_are_ids(text: str, zone: ZoneInfo) -> None:
     assert parse_when(text, now_ns=NOW, zone=zone).target == PointNamed(text)
     assert parse_when("latest", now_ns=NOW, zone=zone).target == Latest()
-
-
-@THOROUGH
-@given(st.text(max_size=80), st.lists(st.text(max_size=80), max_size=5))
-def test_names_of_ours(given_name: str, others: list[str]) -> None:
-    taken: set[str] = set()
-    for text in [*others, given_name, given_name]:
-        name = our_name(text, taken, fallback="vm")
-        assert is_name(name)
-        assert len(name) <= MAX_NAME
-        assert name not in taken
-        taken.add(name)
-
-
-@THOROUGH
-@given(names)
-def test_a_name_of_ours_stays(name: str) -> None:
-    assert our_name(name, (), fallback="vm") == name.rstrip("._-")
 
 
 @THOROUGH

@@ -40,12 +40,6 @@ _FLOCK: Final = struct.Struct("@hhqqi4x")
 _WITHOUT_LOCKS: Final = frozenset({errno.EINVAL, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
-def in_use_for_writing(path: str) -> bool:
-    """Whether somebody who follows QEMU's protocol has `path` open and may write to it."""
-    with _open(path) as fd:
-        return any(_locked_by_others(fd, _USES + permission) for permission in (_WRITE, _RESIZE))
-
-
 @contextmanager
 def reading(paths: Sequence[str]) -> Iterator[None]:
     """While this is held, QEMU opens none of these files for writing. Raises ImageInUse when one already is."""

@@ -2,7 +2,7 @@
 """Addresses: `VM[/DISK][@WHEN][:/path/in/guest]`, the same everywhere (design section 2).
 
 Split at the first `:/`, then at the last `@`, then at the first `/`. So a mark that contains `:/` or `@` cannot stand in
-an address as it is: VM and quoted marks are percent-encoded where they need it, and `quoted` writes a mark so.
+an address as it is: VM and quoted marks are percent-encoded where they need it.
 
 Decided here, where the texts leave it open:
 
@@ -62,12 +62,6 @@ def encode(text: str) -> str:
     not text (a lone surrogate).
     """
     return "".join(char if char.isalnum() or char in "._-~" else _percent(char, text) for char in text)
-
-
-def quoted(mark: str) -> str:
-    """A mark as a WHEN: in quotes, with what an address would split at encoded. Raises WrongUsage."""
-    unsafe = {"%", '"', "@", "/"}
-    return '"' + "".join(_percent(char, mark) if char in unsafe or not char.isprintable() else char for char in mark) + '"'
 
 
 def decode(text: str) -> str:

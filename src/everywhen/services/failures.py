@@ -6,7 +6,6 @@ Failure              exit  code
 ├── WrongUsage         2   wrong_usage       it could not be understood; nothing was tried
 ├── Damage             3   damaged           stored data is not what was stored
 ├── Busy               4   busy              somebody else is at it, or holds a lock
-├── LessThanAsked      5   less_than_asked   it is done, with something missing
 ├── NotFound           6   not_found         no such repository, VM, moment or path
 ├── NotAllowed         7   not_allowed       wrong passphrase, no right
 ├── NoSpace            8   out_of_space
@@ -89,13 +88,6 @@ class Busy(Failure):
 
     code = "busy"
     exit = Exit.BUSY
-
-
-class LessThanAsked(Failure):
-    """Done, with something missing. The command's result still stands and may have been printed."""
-
-    code = "less_than_asked"
-    exit = Exit.LESS_THAN_ASKED
 
 
 class NotFound(Failure):

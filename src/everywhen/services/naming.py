@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Names of ours for VMs and disks: made from the hypervisor's when a VM is first seen (design section 2, ux R5).
+"""Names of ours for VMs and disks (design section 2, ux R5), and the VM that somebody means.
 
 `[a-z0-9][a-z0-9._-]*`, at most 60 characters: they need no quoting in a shell, an address, a path or a URL.
 """
@@ -7,36 +7,17 @@
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from everywhen.services.failures import NotFound, WrongUsage
 from everywhen.services.spelling import nearest
 
-MAX_NAME = 60
-_OURS = re.compile(rf"[a-z0-9][a-z0-9._-]{{0,{MAX_NAME - 1}}}", re.ASCII)
-_FOREIGN = re.compile(r"[^a-z0-9._-]+", re.ASCII)
+_OURS = re.compile(r"[a-z0-9][a-z0-9._-]{0,59}", re.ASCII)
 
 
 def is_name(text: str) -> bool:
     """Whether `text` is a name of ours."""
     return _OURS.fullmatch(text) is not None
-
-
-def our_name(given: str, taken: Collection[str], *, fallback: str) -> str:
-    """A name of ours that looks like `given` (any text) and is not among `taken`; `fallback` where nothing is left of it.
-
-    Accents go, `ß` becomes `ss`, runs of what is not allowed become one `-`; a number makes it unique: `web1-2`.
-    """
-    letters = unicodedata.normalize("NFKD", given.casefold())
-    plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
-    stem = _FOREIGN.sub("-", plain).strip("._-")[:MAX_NAME].rstrip("._-") or fallback
-    name, number = stem, 1
-    while name in taken:
-        number += 1
-        suffix = f"-{number}"
-        name = stem[: MAX_NAME - len(suffix)] + suffix
-    return name
 
 
 def find_vm(wanted: str, vms: Mapping[str, str], *, where: str) -> str:

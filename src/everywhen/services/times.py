@@ -54,11 +54,6 @@ def rfc3339(time_ns: int) -> str:
     return f"{_utc(time_ns):%Y-%m-%dT%H:%M:%S}{_fraction(time_ns)}Z"
 
 
-def folder_name(time_ns: int) -> str:
-    """`@2026-11-21_10.32.05Z`: a file name on every system (nothing that Windows, SMB or WebDAV forbid)."""
-    return f"@{_utc(time_ns):%Y-%m-%d_%H.%M.%S}{_fraction(time_ns)}Z"
-
-
 def local_time(time_ns: int, zone: tzinfo) -> str:
     """`2026-11-21 11:32:05`: for a column; the zone belongs in its head line, by `zone_label`."""
     return f"{datetime.fromtimestamp(time_ns // SECOND, zone):%Y-%m-%d %H:%M:%S}"

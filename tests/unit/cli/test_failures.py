@@ -18,7 +18,7 @@ import typer
 
 from everywhen.interfaces.cli.failures import guarded
 from everywhen.interfaces.cli.output import Output
-from everywhen.services.failures import LessThanAsked, NotFound, WrongUsage
+from everywhen.services.failures import NotFound, WrongUsage
 from everywhen.storage.base import OutOfSpace
 
 
@@ -40,7 +40,6 @@ def raising(error: BaseException) -> Callable[[], NoReturn]:
     [
         (NotFound("No VM."), "not_found", 6),
         (WrongUsage("What?"), "wrong_usage", 2),
-        (LessThanAsked("A disk was left out."), "less_than_asked", 5),
         (OutOfSpace("packs/x", "full"), "out_of_space", 8),
         (OSError(errno.EACCES, "denied", "/image"), "not_allowed", 7),
         (KeyboardInterrupt(), "interrupted", 130),

@@ -36,12 +36,11 @@ from typing import Final
 from everywhen.formats.errors import BadMagic, Corrupt, Truncated, UnsupportedVersion
 
 MAGIC: Final = b"QFI\xfb"
-INCOMPATIBLE_DIRTY: Final = 1 << 0
 INCOMPATIBLE_CORRUPT: Final = 1 << 1
 INCOMPATIBLE_DATA_FILE: Final = 1 << 2
 INCOMPATIBLE_COMPRESSION: Final = 1 << 3
 INCOMPATIBLE_EXTENDED_L2: Final = 1 << 4
-_KNOWN_INCOMPATIBLE: Final = 0x1F
+_KNOWN_INCOMPATIBLE: Final = 0x1F  # the four above, and bit 0, "dirty": see `_features`
 _EXTENSION_BACKING_FORMAT: Final = 0xE2792ACA
 _EXTENSION_DATA_FILE: Final = 0x44415441
 _EXTENSION_ENCRYPTION: Final = 0x0537BE77
@@ -135,6 +134,8 @@ def _features(head: bytes) -> tuple[int, int, bool]:
     if len(head) < _V2.size + _V3.size:
         raise Truncated("the qcow2 header is cut off")
     incompatible, _, _, _, length = _V3.unpack_from(head, _V2.size)
+    # Bit 0, "dirty", is let pass: with lazy refcounts the writer did not close the image, so reference counts may be
+    # behind. Reading never looks at those; L1 and L2 tables are as valid as in a clean image.
     if unknown := incompatible & ~_KNOWN_INCOMPATIBLE:
         raise UnsupportedVersion(f"the qcow2 image needs features that are not known here (bits 0x{unknown:x})")
     if incompatible & INCOMPATIBLE_CORRUPT:

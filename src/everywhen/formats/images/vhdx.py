@@ -13,6 +13,8 @@
 |                       | region, u32 length, u32 flags (bit 2: must be known), u32 0                                     |
 | block allocation table| u64 per block: bits 0 to 2 state, bits 20 to 63 offset in MiB; after each `chunk_ratio`         |
 |                       | payload entries one entry of a sector bitmap block                                              |
+|                       | states: 0 not present (the parent's, or zeroes), 1 undefined, 2 zero, 3 unmapped (all three are |
+|                       | read as zeroes), 6 fully present, 7 partially present (as the sector bitmap says)               |
 
 Checksums are taken over the whole structure with the four bytes of the sum as zeroes.
 """
@@ -36,8 +38,6 @@ METADATA_TABLE_BYTES: Final = 65536
 MIB: Final = 1 << 20
 
 STATE_NOT_PRESENT: Final = 0
-STATE_UNDEFINED: Final = 1
-STATE_ZERO: Final = 2
 STATE_UNMAPPED: Final = 3
 STATE_FULLY_PRESENT: Final = 6
 STATE_PARTIALLY_PRESENT: Final = 7

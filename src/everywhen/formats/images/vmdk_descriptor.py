@@ -43,7 +43,6 @@ class ExtentLine:
 class Descriptor:
     """`parent_cid` is None when there is no parent."""
 
-    create_type: str
     cid: str
     parent_cid: str | None
     parent_hint: str
@@ -72,7 +71,6 @@ def parse_descriptor(raw: bytes) -> Descriptor:
         raise UnsupportedVersion("the VMDK is encrypted")
     parent = settings.get("parentcid", _NO_PARENT).lower()
     return Descriptor(
-        create_type=settings.get("createtype", ""),
         cid=settings.get("cid", "").lower(),
         parent_cid=None if parent == _NO_PARENT else parent,
         parent_hint=settings.get("parentfilenamehint", ""),

@@ -32,7 +32,7 @@ ddb.uuid.image="c8f0"
 
 def test_all_parts() -> None:
     found = parse_descriptor(TEXT.replace(b"\n", b"\r\n") + b"\0\0garbage")
-    assert (found.cid, found.parent_cid, found.create_type) == ("ab12cd34", "00000001", "twoGbMaxExtentSparse")
+    assert (found.cid, found.parent_cid) == ("ab12cd34", "00000001")
     assert found.parent_hint == "C:\\VMs\\base disk.vmdk"
     assert found.extents == (
         ExtentLine(4192256, "SPARSE", "disk-s001.vmdk", 0),
