@@ -80,13 +80,15 @@ def state(repository: Repository, catalog: Catalog, policies: Policies, vms: lis
     """How things stand with the repository and these VMs. Raises StorageError, FormatError."""
     now = repository.surroundings.clock()
     drops = pending(catalog, now)
+    committed = {f"sessions/{point.point}" for point in (*catalog.points, *catalog.dropped_points)}
     reserve = sum(found.size for found in repository.store.list("reserve/"))
     found = State(
         now_ns=now,
         space=repository.store.space(),
         reserve_bytes=reserve,
         vms=[_vm_standing(catalog, policies, vm, drops, now, max_age_ns) for vm in vms],
-        sessions=_work(repository, "sessions/", now),
+        # Its point is there, so the work is done: only its session was left behind, which gc clears away by itself.
+        sessions=[work for work in _work(repository, "sessions/", now) if work.presence.name not in committed],
         leases=_work(repository, "leases/", now),
         unreadable=catalog.unreadable,
         drops=drops,

@@ -105,6 +105,23 @@ def test_who_is_at_work(world: World) -> None:
     assert found.check is Exit.LESS_THAN_ASKED
 
 
+def test_a_session_whose_point_is_there_is_no_work(world: World) -> None:
+    """A crash between the commit and the end of the session leaves such a one until the next gc."""
+    kept, dropped = world.backup("web1", [b"a"]), world.backup("web1", [b"b"])
+    drop(world.repository, [dropped], "test")
+    open_ = "p-000000000001"
+    for point in (kept, dropped, open_):
+        who = Holder("kvm9", "boot", 812, "ann")
+        presence = Presence(f"sessions/{point}", who, "backup web1", [point], world.now, world.now)
+        world.repository.documents.put(presence.name, presence.to_json())
+    world.now += HOUR
+    found = look(world)
+    assert [work.presence.points for work in found.sessions] == [[open_]]
+    assert found.needs == ["1 unfinished, silent for 1 h: run the backup again, or everywhen gc clears it"]
+    world.repository.documents.delete(f"sessions/{open_}")
+    assert look(world).needs == []
+
+
 def test_damage_unreadable_moments_and_little_room_need_somebody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.backup("web1", [noise()])
     second = world.backup("web1", [noise()])
