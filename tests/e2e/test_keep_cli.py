@@ -385,8 +385,7 @@ def _offered(name: str, shell: Shell, line: str) -> list[str]:
 def test_completion(name: str, shell: Shell) -> None:
     if shutil.which(name) is None:
         pytest.skip(f"{name} is not installed")
-    shell.backup("web1", b"a")
-    shell("status")  # remembers the names
+    shell.backup("web1", b"a")  # remembers the names
     (shell.folder / "completion").write_text(shell("completion", name))
 
     def offered(line: str) -> list[str]:
@@ -400,8 +399,41 @@ def test_completion(name: str, shell: Shell) -> None:
     assert offered("everywhen restore web1/v") == ["web1/vda", "web1/vda@latest"]
 
 
+def test_completion_knows_what_a_command_has_just_seen(shell: Shell) -> None:
+    def offered(word: str) -> list[str]:
+        command = [sys.executable, "-m", "everywhen.interfaces.cli.completing", "words", "restore", word]
+        return subprocess.run(command, env=shell.env, capture_output=True, text=True, check=True).stdout.split()
+
+    shell("completion", "bash")  # remembers the commands
+    first = shell.backup("web1", b"a")
+    assert offered("web1@p-") == [f"web1@{first}"]
+    second = shell.backup("web1", b"b")
+    third = shell.backup("web2", b"c")
+    assert offered("web1@p-") == [f"web1@{second}", f"web1@{first}"]
+    assert offered("web2@p-") == [f"web2@{third}"]
+    for command in (["points"], ["status"]):
+        shutil.rmtree(shell.folder / "cache" / "completion")
+        (shell.folder / "cache" / "completion").mkdir()
+        shell(*command)
+        assert list((shell.folder / "cache" / "completion").glob("names-*.json"))
+
+
+def test_names_that_cannot_be_remembered_stop_no_command(shell: Shell) -> None:
+    (shell.folder / "cache").mkdir()
+    (shell.folder / "cache" / "completion").write_text("in the way")
+    shell.backup("web1", b"a")
+    assert len(shell.json("points")) == 1
+    shell("status")
+    # Nor does the name of a repository that is not text.
+    other = os.fsdecode(b"repository-\xff")
+    (shell.folder / "repository").rename(shell.folder / other)
+    shell.env["EVERYWHEN_REPO"] = str(shell.folder / other)
+    shell.backup("web1", b"b")
+
+
 def test_completion_never_asks_and_fills_its_cache_by_itself(locked: Shell) -> None:
     locked.backup("web1", b"a")
+    shutil.rmtree(locked.folder / "cache" / "completion")  # which knows the names by now
     command = [sys.executable, "-m", "everywhen.interfaces.cli.completing", "words", "points", "w"]
 
     def tab(env: dict[str, str]) -> tuple[str, float]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -18,8 +19,9 @@ from everywhen.interfaces.cli.app import (
     app,
     context_of,
 )
+from everywhen.interfaces.cli.completion import write_names
 from everywhen.services.backup import BackupOrder, BackupResult, back_up
-from everywhen.services.catalog import read_catalog
+from everywhen.services.catalog import Catalog, read_catalog
 from everywhen.services.failures import Exit, WrongUsage
 from everywhen.services.sizes import size
 from everywhen.services.times import rfc3339
@@ -82,7 +84,9 @@ def backup(
     with context.repository(compression) as repository:
         context.output.kept = "What was stored so far is kept for a day: the same command goes on from there."
         with context.progress(f"backup {vm}") as job:
-            result = back_up(repository, read_catalog(repository), order, lambda done, total: job.report(done, total))
+            catalog = read_catalog(repository)
+            result = back_up(repository, catalog, order, lambda done, total: job.report(done, total))
+    write_names(context.env, context.repository_name(), _with(catalog, result))
     context.output.document(_document(result))
     for remark in result.remarks:
         context.output.warn(remark)
@@ -104,6 +108,12 @@ def backup(
         context.output.warn(f"{vm}: consistency is `{point.reached}`: an image was {point.why}")
         return None if live else Exit.LESS_THAN_ASKED
     return None
+
+
+def _with(catalog: Catalog, result: BackupResult) -> Catalog:
+    """The catalog as it is after the backup, without asking the store again."""
+    vms = catalog.vms if result.vm in catalog.vms else [*catalog.vms, result.vm]
+    return replace(catalog, vms=vms, points=[*catalog.points, result.point])
 
 
 def _document(result: BackupResult) -> dict[str, object]:

@@ -44,7 +44,7 @@ def commands_file(env: Mapping[str, str]) -> str:
 
 def names_file(env: Mapping[str, str], repository: str) -> str:
     """The names in the repository that the user calls `repository`."""
-    return os.path.join(cache_folder(env), f"names-{hashlib.sha256(repository.encode()).hexdigest()[:16]}.json")
+    return os.path.join(cache_folder(env), f"names-{hashlib.sha256(os.fsencode(repository)).hexdigest()[:16]}.json")
 
 
 def candidates(words: list[str], table: Mapping[str, Any], names: Mapping[str, Any]) -> list[str]:

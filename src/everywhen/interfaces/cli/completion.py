@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -106,7 +107,7 @@ def names(repo: Repo = None, passphrase_file: PassphraseFile = None) -> None:
 
 
 def write_names(env: Mapping[str, str], repository: str, catalog: Catalog) -> None:
-    """Remember names of VMs, disks, marks and points for completing."""
+    """Remember names of VMs, disks, marks and points for completing; a cache that cannot be written stops no command."""
     found = {}
     for vm in catalog.vms:
         points = catalog.points_of(vm)
@@ -115,7 +116,8 @@ def write_names(env: Mapping[str, str], repository: str, catalog: Catalog) -> No
             "marks": [point.mark for point in points if point.mark],
             "points": [point.point for point in reversed(points[-_POINTS:])],
         }
-    _write(env, names_file(env, repository), {"vms": found})
+    with suppress(OSError):
+        _write(env, names_file(env, repository), {"vms": found})
 
 
 def write_commands(env: Mapping[str, str]) -> None:

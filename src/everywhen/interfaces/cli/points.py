@@ -9,6 +9,7 @@ import typer
 
 from everywhen.formats.point import RecoveryPoint
 from everywhen.interfaces.cli.app import LOOK, AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, app, context_of
+from everywhen.interfaces.cli.completion import write_names
 from everywhen.repository.ledger import Vm
 from everywhen.services.ages import age
 from everywhen.services.catalog import Catalog, read_catalog
@@ -31,6 +32,7 @@ def points(
     with context.repository() as repository:
         catalog = read_catalog(repository)
         now = repository.surroundings.clock()
+    write_names(context.env, context.repository_name(), catalog)
     vms = {found.vm: found for found in ([catalog.vm(vm)] if vm else catalog.vms)}
     chosen = [point for point in reversed(catalog.points) if point.vm in vms][:limit]
     context.output.document([_document(catalog, vms[point.vm], point) for point in chosen])

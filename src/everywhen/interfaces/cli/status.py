@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -45,8 +44,7 @@ def status(
         vms = [catalog.vm(name) for name in names or []] or catalog.vms
         found = state(repository, catalog, policies, vms, max_age_ns=limit)
         identity, url = repository.id.hex(), repository.store.url
-        with suppress(OSError):  # what completing knows is a matter of comfort
-            write_names(context.env, context.repository_name(), catalog)
+        write_names(context.env, context.repository_name(), catalog)
     context.output.document({"repository": identity, "url": url, **_document(found), "check": int(found.check)})
     _show(context, found, f"Repository {url} ({identity[:4]}…)")
     return found.check if check else None
