@@ -17,8 +17,8 @@ from typing import TypeVar
 
 from everywhen.formats.fields import Json, text, texts, whole
 from everywhen.repository.documents import Documents
-from everywhen.repository.space import release_reserve
-from everywhen.storage.base import ObjectNotFound, OutOfSpace
+from everywhen.repository.space import with_reserve
+from everywhen.storage.base import ObjectNotFound
 
 T = TypeVar("T")
 
@@ -106,21 +106,16 @@ class Ledger:
         return sorted(self._all("vms/", Vm.from_json), key=lambda vm: (vm.name, vm.created_ns, vm.vm))
 
     def put_drop(self, drop: Drop) -> None:
-        """Drop moments; at the expense of the reserve where there is no room, since that is how there comes to be some."""
-        try:
-            self._documents.put("drops/" + drop.drop, drop.to_json(), if_absent=True)
-        except OutOfSpace:
-            release_reserve(self._documents.store)
-            # Not if absent: the first try may have failed at the twin only.
-            self._documents.put("drops/" + drop.drop, drop.to_json())
+        """Drop moments, or say anew when a drop takes effect."""
+        self._put("drops/" + drop.drop, drop.to_json())
 
     def put_hold(self, hold: Hold) -> None:
         """Hold a moment."""
-        self._documents.put("holds/" + hold.hold, hold.to_json(), if_absent=True)
+        self._put("holds/" + hold.hold, hold.to_json())
 
     def put_vm(self, vm: Vm) -> None:
         """Create or change a VM's record."""
-        self._documents.put("vms/" + vm.vm, vm.to_json())
+        self._put("vms/" + vm.vm, vm.to_json())
 
     def undo(self, drop: Drop, points: set[str]) -> None:
         """Take points out of a drop, so that they are moments again (only before gc deleted them)."""
@@ -133,6 +128,13 @@ class Ledger:
     def release(self, hold: Hold) -> None:
         """End a hold."""
         self._documents.delete("holds/" + hold.hold)
+
+    def _put(self, name: str, value: Json) -> None:
+        """At the expense of the reserve where there is no room: a full disk is when people decide what stays and what goes.
+
+        Never if absent: ids are random, and a first try may have failed at the twin only.
+        """
+        with_reserve(self._documents.store, lambda: self._documents.put(name, value))
 
     def _all(self, prefix: str, decode: Callable[[str, Json], T]) -> list[T]:
         found = []

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Full is a state (design 4.9.7): a reserve inside the repository, and thresholds below which nothing new is begun.
 
-The reserve is one preallocated object. Prune and gc give it up when there is no room left for their own small objects;
-gc makes it again when there is room. Object stores have no such notion: there nothing is reserved.
+The reserve is one preallocated object. Whoever writes the small objects by which people decide (drops, holds, policies, key
+slots), and gc, give it up when there is no room left for them; gc makes it again when there is room. Object stores have no
+such notion: there nothing is reserved.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from everywhen.repository.errors import LowOnSpace
 from everywhen.storage.base import ObjectStore, OutOfSpace
@@ -19,6 +21,8 @@ _WANTED = "reserve/wanted"
 SMALLEST_RESERVE = 256 << 20
 _RESERVED_SHARE = 0.02
 _FIRST_COPY_SHARE = 0.05
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -64,6 +68,18 @@ def make_reserve(store: ObjectStore) -> bool:
 def release_reserve(store: ObjectStore) -> None:
     """Give the reserve up, so that cleaning has room to work."""
     store.delete(RESERVE)
+
+
+def with_reserve(store: ObjectStore, work: Callable[[], T]) -> T:
+    """Do `work`, which writes little; where there is no room, once more at the expense of the reserve.
+
+    The first try may have done part of it: `work` must bear being repeated. Raises OutOfSpace when that is not enough.
+    """
+    try:
+        return work()
+    except OutOfSpace:
+        release_reserve(store)
+        return work()
 
 
 def demand_room(store: ObjectStore, *, first_copy: bool) -> None:

@@ -19,6 +19,7 @@ from everywhen.formats.fields import Json, text, whole
 from everywhen.repository.documents import Documents
 from everywhen.repository.ledger import Drop, Ledger, Vm
 from everywhen.repository.repository import Repository
+from everywhen.repository.space import with_reserve
 from everywhen.services.brakes import DelaySetting, gone_at
 from everywhen.services.failures import Failed, WrongUsage
 from everywhen.services.retention import DEFAULT, Policy, parse_terms
@@ -132,7 +133,7 @@ def set_default(repository: Repository, policy: Policy | None) -> None:
     """Set the repository's default, or None: the built-in one again. Durable on return."""
     stored = "" if policy is None else write_policy(policy)
     value = {"kind": "policy", "policy": stored, "set_ns": repository.surroundings.clock(), "by": signature(repository)}
-    repository.documents.put(POLICY, value)
+    with_reserve(repository.store, lambda: repository.documents.put(POLICY, value))
 
 
 def read_delays(documents: Documents) -> list[DelaySetting]:
@@ -152,15 +153,16 @@ def set_delay(repository: Repository, delay_ns: int) -> list[Drop]:
     documents = repository.documents
     history = [*read_delays(documents), DelaySetting(now, delay_ns)]
     prolonged = []
-    for drop in Ledger(documents).drops():
+    ledger = Ledger(documents)
+    for drop in ledger.drops():
         end = gone_at(drop.dropped_ns, history, now_ns=now)
         if now < drop.effective_ns < end:
             longer = replace(drop, effective_ns=end)
-            documents.put("drops/" + drop.drop, longer.to_json())
+            ledger.put_drop(longer)
             prolonged.append(longer)
     entries = _document(documents, DELAY).get("history", [])
     entries.append({"since_ns": now, "delay_ns": delay_ns, "by": signature(repository)})
-    documents.put(DELAY, {"kind": "delay", "history": entries})
+    with_reserve(repository.store, lambda: documents.put(DELAY, {"kind": "delay", "history": entries}))
     return prolonged
 
 

@@ -29,7 +29,7 @@ from everywhen.repository.gc.stale import set_aside_stale
 from everywhen.repository.packs import PACK_SIZE
 from everywhen.repository.presence import SECOND, Attendance, Presence, list_presences
 from everywhen.repository.repository import Repository
-from everywhen.repository.space import make_reserve, release_reserve
+from everywhen.repository.space import make_reserve, release_reserve, with_reserve
 from everywhen.repository.twins import TWINS, delete_twice, twin_of
 from everywhen.storage.base import AlreadyExists, ObjectNotFound, OutOfSpace
 
@@ -360,11 +360,7 @@ def _only_one(repository: Repository) -> Iterator[None]:
     now = repository.surroundings.clock()
     presence = Presence(LOCK, repository.surroundings.holder, "gc", [], now, now)
     attendance = Attendance(repository.documents, presence, repository.surroundings.clock)
-    try:
-        _take(repository, attendance)
-    except OutOfSpace:
-        release_reserve(repository.store)
-        _take(repository, attendance)
+    with_reserve(repository.store, lambda: _take(repository, attendance))
     try:
         yield
     finally:

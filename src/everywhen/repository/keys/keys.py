@@ -33,6 +33,8 @@ from everywhen.repository.keys.keyerrors import (
     WrongPassphrase,
 )
 from everywhen.repository.keys.keyslots import Mint, SlotTable, derive, passphrase_bytes, read_slots, unwrap
+from everywhen.repository.once import put_once
+from everywhen.repository.space import with_reserve
 from everywhen.repository.twins import delete_twice, get_either, put_twice, twin_of
 from everywhen.storage.base import AlreadyExists, ObjectNotFound, ObjectReader, ObjectStore
 
@@ -353,7 +355,14 @@ def _add(store: ObjectStore, unlocked: Unlocked, slot: KeySlot) -> None:
 
 
 def _put(store: ObjectStore, slot: KeySlot) -> None:
-    put_twice(store, slot.name, [slot.encode()], if_absent=True)
+    """Both copies, durable on return. Raises AlreadyExists when another slot of that id is there."""
+    encoded = slot.encode()
+
+    def both() -> None:
+        put_once(store, slot.name, [encoded])
+        store.put(twin_of(slot.name), [encoded])
+
+    with_reserve(store, both)
 
 
 def _demand_encrypted(unlocked: Unlocked) -> None:
