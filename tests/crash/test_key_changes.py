@@ -198,6 +198,67 @@ def test_of_two_rotations_one_wins_and_the_other_says_so(store: MemoryStore, cre
     assert {slot.generation for slot in table(store).slots} == {2}
 
 
+@pytest.mark.parametrize("skip", range(4))
+@pytest.mark.parametrize("again", [False, True])
+def test_of_two_changes_of_one_passphrase_one_wins_and_the_other_says_so(
+    store: MemoryStore, created: keys.Created, skip: int, again: bool
+) -> None:
+    """`again`: the quick one changes it twice, so that what it claimed first is free again."""
+    won: list[str] = []
+
+    def change() -> None:
+        try:
+            keys.change_passphrase(store, created.unlocked, MINT, "quick")
+        except KeysChanged as error:
+            assert "Nothing was changed" in str(error)
+            return
+        won.append("quick")
+        if again:
+            keys.change_passphrase(store, opened(store, "quick"), MINT, "quicker")
+            won[:] = ["quicker"]
+
+    try:
+        keys.change_passphrase(Meddler(store, "", change, skip=skip), created.unlocked, MINT, "slow")
+    except KeysChanged as error:
+        assert "Nothing was changed" in str(error)
+    else:
+        won.append("slow")
+    working = [secret for secret in ("first", "slow", "quick", "quicker") if opens(store, secret)]
+    assert working == won
+
+
+def test_a_change_that_was_interrupted_is_not_taken_for_done(store: MemoryStore, created: keys.Created) -> None:
+    recording = RecordingStore(store)
+    start = store.snapshot()
+    made = keys.change_passphrase(recording, created.unlocked, MINT, "lost on the way")
+    for cut in (1, 2, 3):
+        store.restore(start)
+        replay(recording.changes[:cut], store)
+        with pytest.raises(KeysChanged, match=f"key remove {made.slot} and change again"):
+            keys.change_passphrase(store, opened(store, "first"), MINT, "second")
+        keys.remove_slot(store, opened(store, "first"), made.slot)
+        keys.change_passphrase(store, opened(store, "first"), MINT, "second")
+        assert [opens(store, secret) for secret in ("first", "lost on the way", "second")] == [False, False, True]
+
+
+@pytest.mark.parametrize("skip", range(4))
+def test_a_change_and_a_removal_at_once_leave_somebody_who_can_open(
+    store: MemoryStore, created: keys.Created, skip: int
+) -> None:
+    for slot in table(store).slots:
+        if slot.kind == RECOVERY:
+            keys.remove_slot(store, created.unlocked, slot.slot, force=True)
+
+    def remove() -> None:
+        for slot in table(store).slots:
+            assert created.unlocked.slot is not None
+            if slot.slot != created.unlocked.slot.slot:
+                keys.remove_slot(store, created.unlocked, slot.slot, force=True)
+
+    keys.change_passphrase(Meddler(store, "", remove, skip=skip), created.unlocked, MINT, "second")
+    assert table(store).slots
+
+
 @pytest.mark.parametrize("skip", range(8))
 def test_a_rotation_overtaken_by_a_later_one_never_undoes_it(store: MemoryStore, created: keys.Created, skip: int) -> None:
     late: list[keys.Rotated] = []

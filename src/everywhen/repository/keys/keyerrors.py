@@ -8,7 +8,7 @@ RepositoryError
 ├── NoSuchSlot
 ├── LastSlot             removing it would lock people out
 ├── AmbiguousSlot        several slots could be meant
-├── KeysChanged          somebody else changed the keys meanwhile
+├── KeysChanged          somebody else changed the keys meanwhile, or is about to
 ├── RepositoryExists     `init` where a repository is
 └── Damaged
     └── NoKeySlot        not one key slot can be read
@@ -48,7 +48,7 @@ class AmbiguousSlot(RepositoryError):
 
 
 class KeysChanged(RepositoryError):
-    """The keys were rotated by somebody else; what was asked has not happened."""
+    """Somebody else rotated the keys or changed the same passphrase; what was asked has not happened."""
 
 
 class RepositoryExists(RepositoryError):

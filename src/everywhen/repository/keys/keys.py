@@ -7,7 +7,8 @@ slot gave, and a secret given for a repository that claims to need none is refus
 write in the clear by swapping the superblock.
 
 `key` beside `key` (docs/locking.md), without a lock: a rotation to generation n claims it by put-if-absent of a slot whose
-id follows from n, and everybody lists the slots again after writing one; whoever wrote later sees the other.
+id follows from n, a change of a passphrase by that of a slot whose id follows from the one that it replaces; and everybody
+lists the slots again after writing one: whoever wrote later sees the other.
 Not detected: a store that gives back an old, whole state of all slots; that needs a memory outside the store.
 """
 
@@ -218,7 +219,8 @@ def change_passphrase(
     """A new passphrase in place of another: of the slot `replaces`, else of the one that opened the repository.
 
     Opened by the recovery key, the only passphrase there is gets replaced; AmbiguousSlot when there are several. When it
-    is interrupted, both the old and the new one may open. Raises NoSuchSlot, KeysChanged, UnusablePassphrase.
+    is interrupted, both the old and the new one may open; then KeysChanged says what to do whenever somebody tries to
+    replace the old one again. Raises NoSuchSlot, KeysChanged, UnusablePassphrase.
     """
     table = _current_slots(store, unlocked)
     passphrases = {slot.slot: slot for slot in table.slots if slot.kind == PASSPHRASE}
@@ -233,11 +235,39 @@ def change_passphrase(
     if replaces is not None and replaces not in passphrases:
         raise NoSuchSlot(f"There is no passphrase slot {replaces} (any more). Nothing was changed.")
     label = "" if replaces is None else passphrases[replaces].label
-    slot = mint.passphrase_slot(unlocked.repository_id, unlocked.keyset, passphrase, label)
-    _add(store, unlocked, slot)
+    claim = _claim(unlocked.keyset, unlocked.repository_id, f"successor of {replaces}")
+    slot = mint.passphrase_slot(unlocked.repository_id, unlocked.keyset, passphrase, label, slot_id=claim)
+    try:
+        _add(store, unlocked, slot)
+    except AlreadyExists as error:
+        raise KeysChanged(_BEING_CHANGED.format(old=replaces, new=claim)) from error
     if replaces is not None:
-        delete_twice(store, slot_name(replaces))
+        _replace(store, unlocked, slot, replaces)
     return slot
+
+
+_BEING_CHANGED = (
+    "The passphrase of slot {old} is being changed by somebody else, or a change was interrupted: slot {new} is there to "
+    "replace it. Nothing was changed, both passphrases open. If nobody is at it: everywhen key remove {old}, when you know "
+    "the new passphrase, else everywhen key remove {new} and change again."
+)
+
+
+def _replace(store: ObjectStore, unlocked: Unlocked, slot: KeySlot, old: str) -> None:
+    """Let `slot`, which is there, be the only successor of `old`. Raises KeysChanged."""
+    if old not in read_slots(store, unlocked.repository_id).ids:
+        # Our claim was free because its first owner is through with it: we were held up for a whole change, or longer.
+        delete_twice(store, slot.name)
+        raise KeysChanged(f"The passphrase of slot {old} was changed by somebody else just now. Nothing was changed.")
+    delete_twice(store, slot_name(old))
+    # Somebody may have removed ours, while the old one was still there, as not the last.
+    if not read_slots(store, unlocked.repository_id).slots:
+        _put(store, slot)
+
+
+def _claim(keyset: Keyset, repository_id: bytes, purpose: str) -> str:
+    """The id of the slot by which somebody claims what only one may do: whoever comes second finds it taken."""
+    return derive(keyset.naming_key, repository_id, purpose)[:8].hex()
 
 
 def remove_slot(store: ObjectStore, unlocked: Unlocked, slot_id: str, *, force: bool = False) -> None:
@@ -291,7 +321,7 @@ def rotate(store: ObjectStore, unlocked: Unlocked, mint: Mint, passphrases: Mapp
     number = unlocked.keyset.current + 1
     keyset = replace(unlocked.keyset, generations={**unlocked.keyset.generations, number: mint.randomness(KEY_SIZE)})
     labels = {slot.slot: slot.label for slot in table.slots}
-    claim = derive(keyset.naming_key, unlocked.repository_id, f"rotation to {number}")[:8].hex()
+    claim = _claim(keyset, unlocked.repository_id, f"rotation to {number}")
     slots = [
         mint.passphrase_slot(unlocked.repository_id, keyset, text, label, slot_id=None if at else claim)
         for at, (label, text) in enumerate(passphrases.items())
