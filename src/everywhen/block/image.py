@@ -88,7 +88,7 @@ class Image:
         )
 
     def fingerprint(self) -> tuple[FileState, ...]:
-        """Compare one from before with one from after: if they differ, somebody wrote. (Not for block devices.)"""
+        """Compare one from before with one from after: if they differ, somebody wrote (see `FileState`)."""
         own = tuple(host.state() for host in self._hosts)
         return own + (self.parent.fingerprint() if self.parent else ())
 
