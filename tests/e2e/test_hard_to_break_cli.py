@@ -70,6 +70,31 @@ def test_an_interrupted_backup_says_what_is_kept(program: Program, tmp_path: Pat
     same(image, tmp_path / "back.img")
 
 
+def test_a_backup_interrupted_twice_ends_at_once_and_harms_nothing(program: Program, tmp_path: Path) -> None:
+    image = noise(tmp_path / "a.img", 96, 4)
+    # Slow compression: an ending in good order waits for it, a quarter of a second, and the second Ctrl-C is faster.
+    process = program.start("backup", "web1", f"vda={image}", "--compression", "19")
+    freeze(process, lambda: list(program.repo.glob("packs/*/[0-9a-f]*")))
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    assert process.stderr is not None
+    before = iter(process.stderr.readline, "")
+    assert "Stopping. Ctrl-C again: at once.\n" in before
+    process.send_signal(signal.SIGINT)
+    done = ended(process)
+    assert (done.code, done.out) == (130, "")
+    assert not any(word in done.err for word in ("Interrupted", "Stopping", "Traceback", "Error")), done.err
+    # Nothing was tidied up, and nothing needs to be.
+    assert list(program.repo.glob("sessions/*"))
+    assert program.ok("points") == []
+    assert program.run("verify", "--read-data").code == 0
+    again = program.backup("web1", f"vda={image}")
+    assert again["bytes_stored"] < (96 - 30) << 20
+    assert program.run("verify", "--read-data").code == 0
+    program.restore("web1/vda", tmp_path / "back.img")
+    same(image, tmp_path / "back.img")
+
+
 @pytest.mark.parametrize("caches", ["shared", "own"])
 def test_several_backups_at_once(caches: str, program: Program, tmp_path: Path) -> None:
     shared = noise(tmp_path / "shared.img", 12, 3)

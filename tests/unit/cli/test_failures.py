@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -122,6 +123,22 @@ def test_ctrl_c_once_ends_cleanly_and_twice_at_once() -> None:
     assert once.stderr.startswith("Stopping. Ctrl-C again: at once.\nInterrupted.\n")
     twice = script(SCRIPT.format(cleaning="os.kill(os.getpid(), signal.SIGINT); print('cleaned')"))
     assert (twice.returncode, twice.stdout) == (130, "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such terminals on Windows")
+def test_ctrl_c_twice_gives_the_terminal_its_cursor_back() -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    body = SCRIPT.format(cleaning="output.err.show_cursor(False); os.kill(os.getpid(), signal.SIGINT); print('cleaned')")
+    with subprocess.Popen(
+        [sys.executable, "-c", body], stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TERM": "xterm"}
+    ) as process:
+        os.close(theirs)
+        assert process.wait(60) == 130
+        shown = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert shown.index("Stopping.") < shown.index("\x1b[?25l") < shown.index("\x1b[?25h")
 
 
 def test_a_closed_pipe_is_no_failure_to_complain_about() -> None:

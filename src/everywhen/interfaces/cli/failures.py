@@ -23,6 +23,8 @@ from everywhen.storage.base import StorageError
 _CLOSED_PIPE = 141
 """What a shell reports for a program that SIGPIPE ended (128 + 13): `everywhen points | head`."""
 
+_SHOW_CURSOR = b"\x1b[?25h\n"
+
 
 def guarded(output: Output, command: Callable[[], int | None], *, repository: Callable[[], str] = str) -> int:
     """Run `command` and return the program's exit code; a failure is printed, a fault of the program raised again.
@@ -68,6 +70,8 @@ def two_step_interrupt(output: Output) -> Iterator[None]:
     def handle(_number: int, _frame: FrameType | None) -> None:
         nonlocal pressed
         if pressed:
+            if output.moving:  # a moving line hides the cursor; not through rich, whose lock may be held for long
+                os.write(sys.stderr.fileno(), _SHOW_CURSOR)
             os._exit(Exit.INTERRUPTED)
         pressed = True
         output.note("Stopping. Ctrl-C again: at once.")
