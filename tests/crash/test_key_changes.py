@@ -209,8 +209,7 @@ def test_of_two_changes_of_one_passphrase_one_wins_and_the_other_says_so(
     def change() -> None:
         try:
             keys.change_passphrase(store, created.unlocked, MINT, "quick")
-        except KeysChanged as error:
-            assert "Nothing was changed" in str(error)
+        except KeysChanged:
             return
         won.append("quick")
         if again:
@@ -219,8 +218,8 @@ def test_of_two_changes_of_one_passphrase_one_wins_and_the_other_says_so(
 
     try:
         keys.change_passphrase(Meddler(store, "", change, skip=skip), created.unlocked, MINT, "slow")
-    except KeysChanged as error:
-        assert "Nothing was changed" in str(error)
+    except KeysChanged:
+        assert won
     else:
         won.append("slow")
     working = [secret for secret in ("first", "slow", "quick", "quicker") if opens(store, secret)]

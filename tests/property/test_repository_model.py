@@ -22,7 +22,7 @@ from everywhen.block.device import BLOCK_SIZE
 from everywhen.formats.ids import PointId
 from everywhen.formats.point import RecoveryPoint
 from everywhen.repository.errors import NoSuchPoint
-from everywhen.repository.ledger import Drop, Hold, Ledger
+from everywhen.repository.ledger import Drop, Hold, Ledger, Undone
 from everywhen.repository.reading import copy_disk_in_order, opened_points, used_blocks
 from everywhen.repository.repository import Repository
 from everywhen.storage.memory import MemoryStore
@@ -210,7 +210,8 @@ class RepositoryModel(RuleBasedStateMachine):
         if drop.effective_ns < self.world.clock():
             return
         self.drops.remove(drop)
-        Ledger(self.repository.documents).undo(drop, set(drop.points))
+        undone = Undone(self.world.random.randbytes(6).hex(), drop.drop, drop.points, self.world.clock(), "tester")
+        Ledger(self.repository.documents).put_undone(undone)
         still = {point for other in self.drops for point in other.points}
         points, _, _ = self.repository.points.list()
         for point in points:

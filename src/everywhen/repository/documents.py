@@ -16,10 +16,8 @@ from everywhen.repository.once import put_once
 from everywhen.repository.twins import TWINS, delete_twice, get_either, twin_of
 from everywhen.storage.base import ObjectInfo, ObjectStore
 
-_TWINNED = ("vms/", "points/", "drops/", "holds/", "settings/")
-_FOUND_BY_TWIN = ("vms/", "points/", "holds/", "settings/")
-"""What is still there when its first copy was lost. Not a drop: the twin that a process held up for hours puts at last
-must not bring back what was undone meanwhile."""
+_TWINNED = ("vms/", "points/", "drops/", "undone/", "holds/", "settings/")
+"""Each of them is still there when its first copy was lost."""
 
 
 class Documents:
@@ -83,7 +81,7 @@ class Documents:
     def listed(self, prefix: str) -> dict[str, ObjectInfo | None]:
         """`names`, with what the listing says of each first copy; None for one that was lost and has a twin."""
         found: dict[str, ObjectInfo | None] = {one.name.removeprefix(prefix): one for one in self.store.list(prefix)}
-        if prefix in _FOUND_BY_TWIN:
+        if prefix in _TWINNED:
             for twin in self.store.list(TWINS + prefix):
                 found.setdefault(twin.name.removeprefix(TWINS + prefix), None)
         return found

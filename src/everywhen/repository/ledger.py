@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What people and policies decided about points: drops and holds; and which VMs there are. All are documents, kept
-where the data is, since nothing else tells them (I-10).
+"""What people and policies decided about points: drops, what was taken back of them, holds; and which VMs there are. All
+are documents, kept where the data is, since nothing else tells them (I-10).
 
 `drops/<id>`: `points` dropped together, `dropped_ns`, `effective_ns` (gc may delete them from then on; until then
 undoing the drop brings them back), `why`, `by`. A drop stays after its points are deleted: it explains to `verify` why
 a parent in the chain is missing.
+`undone/<id>`: `drop`, `points` of it that are moments again, `undone_ns`, `by`. Taking back adds up: nobody rewrites what
+somebody else may be rewriting. It stays as long as its drop.
 `holds/<id>`: `point`, `reason`, `until_ns` (0: no end), `by`.
 `vms/<id>`: `name` (ours), `source` (the hypervisor's name), `uuid` (the hypervisor's, may be ''), `policy` (may be '').
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from everywhen.formats.fields import Json, text, texts, whole
@@ -42,6 +44,24 @@ class Drop:
     def from_json(cls, name: str, value: Json) -> Drop:
         times = (whole(value, "dropped_ns"), whole(value, "effective_ns"))
         return cls(name, texts(value, "points"), *times, text(value, "why"), text(value, "by"))
+
+
+@dataclass(frozen=True, slots=True)
+class Undone:
+    """Moments of one drop that were taken back together."""
+
+    undone: str
+    drop: str
+    points: list[str]
+    undone_ns: int
+    by: str
+
+    def to_json(self) -> Json:
+        return {"kind": "undone", "drop": self.drop, "points": self.points, "undone_ns": self.undone_ns, "by": self.by}
+
+    @classmethod
+    def from_json(cls, name: str, value: Json) -> Undone:
+        return cls(name, text(value, "drop"), texts(value, "points"), whole(value, "undone_ns"), text(value, "by"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +107,25 @@ class Vm:
         return cls(name, *names, text(value, "policy"), whole(value, "created_ns"))
 
 
+def in_force(drops: Iterable[Drop], undone: Iterable[Undone]) -> list[Drop]:
+    """The drops with the points that were not taken back; none that has no points left."""
+    back: dict[str, set[str]] = {}
+    for one in undone:
+        back.setdefault(one.drop, set()).update(one.points)
+    left = [replace(drop, points=[p for p in drop.points if p not in back.get(drop.drop, ())]) for drop in drops]
+    return [drop for drop in left if drop.points]
+
+
 class Ledger:
-    """Reads and writes drops, holds and VMs of one repository."""
+    """Reads and writes drops, what was taken back of them, holds and VMs of one repository."""
 
     def __init__(self, documents: Documents) -> None:
         self._documents = documents
 
     def drops(self) -> list[Drop]:
-        """All drops. Raises FormatError."""
-        return self._all("drops/", Drop.from_json)
+        """All drops, without what was taken back. Raises FormatError."""
+        drops = self._all("drops/", Drop.from_json)
+        return in_force(drops, self._all("undone/", Undone.from_json))
 
     def holds(self) -> list[Hold]:
         """All holds, ended ones too. Raises FormatError."""
@@ -117,13 +147,9 @@ class Ledger:
         """Create or change a VM's record."""
         self._put("vms/" + vm.vm, vm.to_json())
 
-    def undo(self, drop: Drop, points: set[str]) -> None:
+    def put_undone(self, undone: Undone) -> None:
         """Take points out of a drop, so that they are moments again (only before gc deleted them)."""
-        left = [point for point in drop.points if point not in points]
-        if left:
-            self._documents.put("drops/" + drop.drop, drop.to_json() | {"points": left})
-        else:
-            self._documents.delete("drops/" + drop.drop)
+        self._put("undone/" + undone.undone, undone.to_json())
 
     def release(self, hold: Hold) -> None:
         """End a hold."""

@@ -15,7 +15,7 @@ from everywhen.services.ages import parse_span
 from everywhen.services.catalog import Catalog
 from everywhen.services.failures import NotFound, WrongUsage
 from everywhen.services.policies import Policies, signature
-from everywhen.services.pruning import plan_vm
+from everywhen.services.pruning import plan_vm, take_back
 from everywhen.services.times import parse_time
 
 
@@ -46,7 +46,7 @@ def hold(repository: Repository, point: RecoveryPoint, reason: str, until_ns: in
     ledger.put_hold(made)
     for drop in ledger.drops():
         if point.point in drop.points:
-            ledger.undo(drop, {point.point})
+            take_back(repository, drop, {point.point})
     return made
 
 

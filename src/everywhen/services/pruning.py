@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Prune: what the policies let go, dropped by one record, and taken back by removing it (I-11, docs/locking.md).
+"""Prune: what the policies let go, dropped by one record, and taken back by another (I-11, docs/locking.md).
 
 Nothing is deleted here. A drop is a promise to gc for later; until it takes effect it can be undone. Held and open
 moments never go. Holds are read again after the drop was written, as `holding.py` reads drops again after it wrote a hold:
@@ -9,10 +9,11 @@ whoever of two that act at once comes second, sees the other, and the hold wins.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from everywhen.formats.ids import PointId, random_word
-from everywhen.repository.ledger import Drop, Ledger, Vm
+from everywhen.repository.condemned import list_condemned
+from everywhen.repository.ledger import Drop, Ledger, Undone, Vm
 from everywhen.repository.presence import list_presences
 from everywhen.repository.repository import Repository
 from everywhen.services import thinning
@@ -23,6 +24,10 @@ from everywhen.services.moments import Moment
 from everywhen.services.policies import Policies, Standing, read_delays, signature
 from everywhen.services.times import rfc3339
 from everywhen.storage.base import ObjectNotFound
+
+
+class TooLate(NotFound):
+    """Moments that gc is about to delete, or has deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +92,17 @@ def drop(repository: Repository, points: list[str], why: str) -> Drop:
     ledger.put_drop(made)
     held = {hold.point for hold in ledger.holds() if hold.active(now)} & set(points)
     if held:
-        ledger.undo(made, held)
-        made = Drop(made.drop, [p for p in points if p not in held], made.dropped_ns, made.effective_ns, made.why, made.by)
+        take_back(repository, made, held)
+        made = replace(made, points=[point for point in points if point not in held])
     return made
+
+
+def take_back(repository: Repository, dropped: Drop, points: Collection[str]) -> None:
+    """Let `points` of a drop be moments again, durable on return."""
+    word = random_word(repository.surroundings.randomness, 16)
+    now = repository.surroundings.clock()
+    undone = Undone(word, dropped.drop, sorted(points), now, signature(repository))
+    Ledger(repository.documents).put_undone(undone)
 
 
 def pending(catalog: Catalog, now_ns: int) -> list[Drop]:
@@ -102,21 +115,41 @@ def undo(
 ) -> tuple[list[str], list[str]]:
     """Take moments back: those named (points, beginnings of them, or VMs), or all that can be.
 
-    Gives their ids, and of those that were asked for but are not there any more. Raises NotFound, WrongUsage.
+    Gives their ids, and of those that were asked for but are not there any more. Raises NotFound, WrongUsage, TooLate.
     """
     now = repository.surroundings.clock()
     drops = pending(catalog, now)
     chosen = {point for drop in drops for point in drop.points}
     if wanted:
         chosen = {point for word in wanted for point in _named(catalog, word, chosen)}
+    _refuse_condemned(repository, chosen, written=False)
     if not dry_run:
         repository.unlocked.superblock.require("write")
-        ledger = Ledger(repository.documents)
         for one in drops:
             if mine := chosen & set(one.points):
-                ledger.undo(one, mine)
+                take_back(repository, one, mine)
+        # A gc that condemns from now on reads drops after that, and keeps them. One that came between may have read before.
+        _refuse_condemned(repository, chosen, written=True)
     there = {point for point in chosen if _is_there(repository, point)}
     return sorted(there), sorted(chosen - there)
+
+
+def _refuse_condemned(repository: Repository, points: Collection[str], *, written: bool) -> None:
+    condemned = {point for one in list_condemned(repository.documents) for point in one.points}
+    late = sorted(condemned & set(points))
+    if not late:
+        return
+    which = late[0] if len(late) == 1 else f"{late[0]} and {len(late) - 1} more"
+    others = sorted(set(points) - condemned)
+    do = ["everywhen points, when gc has ended, shows what is left"]
+    if others and not written:
+        do.append(f"Name the others: everywhen prune --undo {' '.join(others[:5])}{' …' if len(others) > 5 else ''}")
+    raise TooLate(
+        f"{which} cannot be taken back any more: gc has begun to delete it.",
+        on=late[0],
+        safe="Those that gc did not look at yet were taken back." if written else "Nothing was taken back.",
+        do=do,
+    )
 
 
 def _named(catalog: Catalog, word: str, undoable: set[str]) -> set[str]:

@@ -15,11 +15,12 @@ from everywhen.repository.errors import Damaged
 from everywhen.repository.gc import gc
 from everywhen.repository.gc.marks import Marks
 from everywhen.repository.keys.keys import Unlocked
+from everywhen.repository.ledger import Ledger, Undone
 from everywhen.repository.packs import PackBuilder, store_pack
 from everywhen.repository.repository import Repository
 from everywhen.storage.faulty import flip_bit
 from everywhen.storage.memory import MemoryStore
-from tests.laboratory import SparseDisk, World, block, shrink_packs, touched, truth_of
+from tests.laboratory import SparseDisk, World, block, names_of, shrink_packs, touched, truth_of
 
 
 class Place:
@@ -95,13 +96,13 @@ def test_readers_and_writers_pass_an_orphaned_delta_over(place: Place) -> None:
         repository.index.exclude([good])
         assert repository.index.all_copies(place.name(repository))[0].is_delta
         assert truth_of(repository, place.point) == place.world.truths[place.point.point]
-        assert repository.fetcher.full_forms(place.name(repository)) == []
+        assert repository.fetcher.full_forms(names_of(place.name(repository))) == [[]]
         new = place.world.back_up(repository, {"vda": SparseDisk(1 << 20, {9: block(3)})})
     with place.open() as repository:
         place.world.audit(repository, {place.point.point, new.point})
 
 
-@pytest.mark.parametrize("prefix", ["points/", "packs/", "holds/"])
+@pytest.mark.parametrize("prefix", ["points/", "packs/", "holds/", "drops/"])
 def test_what_lost_its_first_copy_is_found_by_its_twin(place: Place, prefix: str) -> None:
     for found in list(place.store.list("twins/" + prefix)):
         place.store.delete(found.name.removeprefix("twins/"))
@@ -111,9 +112,13 @@ def test_what_lost_its_first_copy_is_found_by_its_twin(place: Place, prefix: str
         place.world.audit(repository, {place.point.point})
 
 
-def test_a_drop_is_not_brought_back_by_its_twin(place: Place) -> None:
-    """Its writer was held up between the two while somebody undid it."""
-    for found in list(place.store.list("drops/")):
+@pytest.mark.parametrize("lost", ["", "drops/", "undone/"])
+def test_what_was_taken_back_stays_back_whatever_first_copy_is_lost(place: Place, lost: str) -> None:
+    with place.open() as repository:
+        ledger = Ledger(repository.documents)
+        [drop] = ledger.drops()
+        ledger.put_undone(Undone("0" * 16, drop.drop, drop.points, place.world.clock(), "tester"))
+    for found in list(place.store.list(lost)) if lost else []:
         place.store.delete(found.name)
     with place.open() as repository:
         assert place.world.collect(repository).points_deleted == 0

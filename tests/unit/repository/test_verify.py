@@ -12,6 +12,7 @@ from everywhen.block.device import BLOCK_SIZE
 from everywhen.formats.ids import pack_of_object
 from everywhen.repository import damage
 from everywhen.repository.ingest import ChunkSink
+from everywhen.repository.ledger import Ledger, Undone
 from everywhen.repository.twins import twin_of
 from everywhen.repository.verify.findings import Finding, Loss, Verdict
 from everywhen.storage.base import Buffer, ObjectInfo, ObjectStore, ReadOnly
@@ -221,15 +222,30 @@ class TestTwins:
             broken.flip(lab.store, name, 60)
         assert only(lab.verify()).object == f"drops/{drop.drop}"
 
-    def test_a_drop_without_its_first_copy_does_not_count(self, lab: BrokenLab) -> None:
+    @pytest.mark.parametrize("prefix", ["drops/", "undone/"])
+    def test_a_decision_without_its_first_copy_is_written_again(self, lab: BrokenLab, prefix: str) -> None:
         with lab.open() as repository:
             drop = lab.world.drop(repository, lab.points[0])
-        lab.world.clock.advance(1000)
-        broken.remove(lab.store, f"drops/{drop.drop}")
-        assert only(lab.verify()).object == f"twins/drops/{drop.drop}"
-        verdict, _ = lab.repair()
-        assert not verdict.damaged
-        assert not list(lab.store.list("twins/drops/"))
+            undone = Undone("0" * 16, drop.drop, drop.points, lab.world.clock(), "tester")
+            Ledger(repository.documents).put_undone(undone)
+        [name] = [found.name for found in lab.store.list(prefix)]
+        broken.remove(lab.store, name)
+        assert only(lab.verify()).object == name
+        lab.repair()
+        assert not lab.verify().findings
+        assert lab.store.get(name) == lab.store.get(twin_of(name))
+
+    def test_what_was_taken_back_is_live_and_no_drop_explains_its_loss(self, lab: BrokenLab) -> None:
+        with lab.open() as repository:
+            drop = lab.world.drop(repository, lab.points[0])
+            lab.world.clock.advance(1000)
+            for name in broken.both(f"points/{lab.points[0].point}"):
+                lab.store.delete(name)
+            assert not lab.verify(repository=repository).findings
+        with lab.open() as repository:
+            undone = Undone("0" * 16, drop.drop, drop.points, lab.world.clock(), "tester")
+            Ledger(repository.documents).put_undone(undone)
+        assert only(lab.verify()).object == f"points/{lab.points[0].point}"
 
     def test_a_meta_pack_with_one_bad_copy_loses_nothing(self, lab: BrokenLab) -> None:
         node = lab.node(2, 0, 1)

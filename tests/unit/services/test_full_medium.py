@@ -71,7 +71,7 @@ def _change(repository: Repository, world: World) -> None:
 
 
 @pytest.mark.parametrize("fits", [0, 1])
-@pytest.mark.parametrize("deed", [_hold, _policy, _default, _delay, _key, _change])
+@pytest.mark.parametrize("deed", [_hold, _undo, _policy, _default, _delay, _key, _change])
 def test_the_reserve_is_there_for_decisions(tmp_path: Path, deed: Callable[[Repository, World], None], fits: int) -> None:
     """`fits`: how many objects have room before; with one, the second copy has none."""
     world, store = World(tmp_path), Full()

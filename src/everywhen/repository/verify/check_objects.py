@@ -19,7 +19,7 @@ from everywhen.formats.superblock import SUPERBLOCK_NAME, Superblock
 from everywhen.repository.condemned import list_condemned
 from everywhen.repository.damage import damaged_copies
 from everywhen.repository.documents import Documents
-from everywhen.repository.ledger import Drop, Hold, Vm
+from everywhen.repository.ledger import Drop, Hold, Undone, Vm, in_force
 from everywhen.repository.repository import Repository
 from everywhen.repository.twins import TWINS, twin_of
 from everywhen.repository.verify.findings import Finding, Remedy
@@ -99,19 +99,10 @@ def check_vms(repository: Repository, suspicions: Suspicions) -> dict[str, Vm]:
 
 
 def check_decisions(repository: Repository, suspicions: Suspicions) -> tuple[list[Drop], list[Hold]]:
-    """Drops and holds (I-10: what cannot be derived is kept where the data is)."""
-    drops = _each(repository, suspicions, "drops/", Drop.from_json, names=set(repository.documents.names("drops/")))
-    return drops, _each(repository, suspicions, "holds/", Hold.from_json)
-
-
-def check_undone_drops(repository: Repository) -> list[Finding]:
-    """Second copies of drops without a first: such a drop does not count, so that what was undone stays undone."""
-    prefix = TWINS + "drops/"
-    twins = {found.name.removeprefix(prefix) for found in repository.store.list(prefix)}
-    # Listed after the twins: a drop that is being put is among them, one that is being undone has lost its twin first.
-    alone = twins - set(repository.documents.names("drops/"))
-    why = "its first copy is missing, so the drop does not count: it was undone, or lost"
-    return [Finding("I-10", prefix + word, why, remedy=Remedy.DELETE) for word in sorted(alone)]
+    """Drops, without what was taken back, and holds (I-10: what cannot be derived is kept where the data is)."""
+    drops = _each(repository, suspicions, "drops/", Drop.from_json)
+    undone = _each(repository, suspicions, "undone/", Undone.from_json)
+    return in_force(drops, undone), _each(repository, suspicions, "holds/", Hold.from_json)
 
 
 def check_settings(repository: Repository, suspicions: Suspicions) -> None:
@@ -146,15 +137,9 @@ def open_document(documents: Documents, name: str, decode: Callable[[Json], T]) 
     return lambda data: decode(parse_json(name, documents.open(name, data)))
 
 
-def _each(
-    repository: Repository,
-    suspicions: Suspicions,
-    prefix: str,
-    decode: Callable[[str, Json], T],
-    names: set[str] | None = None,
-) -> list[T]:
+def _each(repository: Repository, suspicions: Suspicions, prefix: str, decode: Callable[[str, Json], T]) -> list[T]:
     found = []
-    for word in sorted(names_of_pairs(repository.store, prefix) if names is None else names):
+    for word in sorted(names_of_pairs(repository.store, prefix)):
         name = prefix + word
         value = suspicions.look(name, open_document(repository.documents, name, partial(decode, word)), "I-10")
         if value is not None:

@@ -129,7 +129,6 @@ class _Run:
         self._verdict.vms = check_objects.check_vms(repository, suspicions)
         self._verdict.findings += check_objects.check_notes(repository)
         self._standing = check_points.check_points(repository, suspicions)
-        self._verdict.findings += check_objects.check_undone_drops(repository)
         drops, holds = check_objects.check_decisions(repository, suspicions)
         self._verdict.findings += check_points.check_chains(self._standing, drops)
         now = repository.surroundings.clock()
