@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from everywhen.block.device import BLOCK_SIZE, Extent
-from everywhen.formats.ids import PointId
+from everywhen.formats.ids import CHUNK_NAME_SIZE, ChunkName, PointId
+from everywhen.formats.node import Names
 from everywhen.formats.point import Disk, RecoveryPoint, Tree
 from everywhen.repository import packs
 from everywhen.repository.blockmap import BlockMap
@@ -39,6 +40,11 @@ CHEAP = Cost(8, 1, 1)
 
 Blocks = dict[int, bytes]
 """Contents of the blocks that are not all zero, by number."""
+
+
+def names_of(*names: ChunkName) -> Names:
+    """(n, 32): the names, for what takes many."""
+    return np.frombuffer(b"".join(names), np.uint8).reshape(-1, CHUNK_NAME_SIZE)
 
 
 def block(seed: object, length: int = BLOCK_SIZE) -> bytes:

@@ -34,10 +34,11 @@ class Nodes:
     def __init__(self) -> None:
         self.contents: dict[bytes, bytes] = {}
 
-    def put(self, content: bytes, _before: ChunkName | None) -> ChunkName:
-        name = ChunkName(hashlib.blake2b(content, digest_size=32).digest())
-        self.contents[name] = content
-        return name
+    def put(self, contents: list[bytes], before: list[ChunkName | None]) -> list[ChunkName]:
+        assert len(contents) == len(before)
+        names = [ChunkName(hashlib.blake2b(content, digest_size=32).digest()) for content in contents]
+        self.contents.update(zip(names, contents, strict=True))
+        return names
 
     def read_many(self, names: Names) -> list[bytes]:
         return [self.contents[row.tobytes()] for row in names]

@@ -20,12 +20,12 @@ from everywhen.formats.point import Tree
 ReadChunks = Callable[[Names], list[bytes]]
 """Contents of chunks by their names, (n, 32); raises Damaged when one cannot be had."""
 
-PutNode = Callable[[bytes, ChunkName | None], ChunkName]
-"""Stores a node's content, given the name of the node it follows (for a delta); gives its name."""
+PutNodes = Callable[[list[bytes], list[ChunkName | None]], list[ChunkName]]
+"""Stores contents of nodes, given the names of the nodes they follow (for deltas); gives their names."""
 
 _NODE_CACHE = 256  # nodes: 2 MiB
-_READ_AHEAD = 64
-"""Nodes read together when a map is walked: one or two requests instead of 64, each 30 ms on a store far away."""
+TOGETHER = 64
+"""Nodes read or stored together: one or two requests instead of 64, each 30 ms on a store far away."""
 
 
 def blocks_of(size: int) -> int:
@@ -64,10 +64,16 @@ class BlockMap:
             name = _chunk(self._node(name, above)[slot])
         return name
 
+    def read_ahead(self, leaves: list[int]) -> None:
+        """Read the paths to some leaves (by index, at most `TOGETHER`), all nodes of a level at once."""
+        for level in range(self.level, -1, -1):
+            names = {name for index in leaves if (name := self.node_name(level, index >> 8 * level))}
+            self._load(np.frombuffer(b"".join(names), np.uint8).reshape(-1, CHUNK_NAME_SIZE), level)
+
     def leaves(self) -> Iterator[tuple[int, Names]]:
         """(index, names) of all leaves that are not absent, in order."""
         nodes = self.nodes(0)
-        while group := list(islice(nodes, _READ_AHEAD)):
+        while group := list(islice(nodes, TOGETHER)):
             self._load(np.frombuffer(b"".join(name for _, name in group), np.uint8).reshape(-1, CHUNK_NAME_SIZE), 0)
             for index, name in group:
                 yield index, self._node(name, 0)
@@ -83,8 +89,8 @@ class BlockMap:
             return
         names = self._node(name, at)
         used = np.flatnonzero(names.any(axis=1))
-        for first in range(0, len(used), _READ_AHEAD):
-            slots = used[first : first + _READ_AHEAD]
+        for first in range(0, len(used), TOGETHER):
+            slots = used[first : first + TOGETHER]
             if at - 1 > level:
                 self._load(names[slots], at - 1)
             for slot in slots:
@@ -118,13 +124,15 @@ class BlockMapBuilder:
     the last block's content is padded with zeroes is the caller's part.
     """
 
-    def __init__(self, base: BlockMap | None, size: int, put: PutNode) -> None:
+    def __init__(self, base: BlockMap | None, size: int, put: PutNodes) -> None:
         self._base = base
         self._blocks = blocks_of(size)
         self._size = size
         self._put = put
         self._names: dict[tuple[int, int], ChunkName | None] = {}
         """Nodes that differ from the base's, by (level, index)."""
+        self._leaves: list[tuple[int, Names]] = []
+        """Leaves that wait to be stored together."""
 
     def put_leaf(self, index: int, names: Names) -> None:
         """Replace leaf `index` by `names` (256, 32). Each leaf at most once, none beyond the end."""
@@ -132,7 +140,10 @@ class BlockMapBuilder:
         if inside < FANOUT:
             names = names.copy()
             names[max(0, inside) :] = 0
-        self._names[0, index] = self._store(0, index, names)
+        self._leaves.append((index, names))
+        if len(self._leaves) == TOGETHER:
+            self._store(0, self._leaves)
+            self._leaves = []
 
     def finish(self) -> Tree:
         """Store the inner nodes; gives the tree."""
@@ -140,16 +151,20 @@ class BlockMapBuilder:
             return Tree(self._size, None)
         resized = self._base is not None and blocks_of(self._base.size) != self._blocks
         edge = (self._blocks - 1) // FANOUT
+        self._store(0, self._leaves)
         if resized and (0, edge) not in self._names and self._base and (names := self._base.leaf(edge)) is not None:
+            self._leaves = []
             self.put_leaf(edge, names)
+            self._store(0, self._leaves)
         top = root_level(self._blocks)
         for level in range(1, top + 1):
             changed = {index // FANOUT for at, index in self._names if at == level - 1}
             if resized:
                 # The right edge may hold what is beyond the new end; above the base's root there is nothing yet.
                 changed |= {0, (self._blocks - 1) // FANOUT ** (level + 1)}
-            for index in sorted(changed):
-                self._names[level, index] = self._store(level, index, self._inner(level, index))
+            ordered = sorted(changed)
+            for first in range(0, len(ordered), TOGETHER):
+                self._store(level, [(index, self._inner(level, index)) for index in ordered[first : first + TOGETHER]])
         return Tree(self._size, self._name(top, 0))
 
     def _inner(self, level: int, index: int) -> Names:
@@ -170,11 +185,13 @@ class BlockMapBuilder:
             return self._names[level, index]
         return self._base.node_name(level, index) if self._base else None
 
-    def _store(self, level: int, index: int, names: Names) -> ChunkName | None:
-        if not names.any():
-            return None
-        before = self._base.node_name(level, index) if self._base else None
-        return self._put(encode_node(level, names), before)
+    def _store(self, level: int, nodes: list[tuple[int, Names]]) -> None:
+        """Store nodes of a level, (index, names); those without any names are absent."""
+        self._names.update(((level, index), None) for index, _ in nodes)
+        used = [(index, names) for index, names in nodes if names.any()]
+        before = [self._base.node_name(level, index) if self._base else None for index, _ in used]
+        stored = self._put([encode_node(level, names) for _, names in used], before) if used else []
+        self._names.update(((level, index), name) for (index, _), name in zip(used, stored, strict=True))
 
 
 def names_needed(read_many: ReadChunks, tree: Tree, seen: set[bytes]) -> Iterator[Names]:

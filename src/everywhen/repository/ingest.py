@@ -8,15 +8,14 @@ Bounded: at most `_AHEAD` batches of 4 MiB and `_PACKS_WAITING` finished packs a
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from everywhen.block.device import BLOCK_SIZE
-from everywhen.formats.ids import ChunkName, PackId, PointId, Randomness
+from everywhen.formats.ids import CHUNK_NAME_SIZE, ChunkName, PackId, PointId, Randomness
 from everywhen.formats.node import Names
 from everywhen.formats.pack import KIND_DATA, KIND_META, PackIndex
 from everywhen.repository.chunk import ChunkCodec, Encoded
@@ -31,9 +30,8 @@ _PACKS_WAITING = 2
 _GOOD_DELTA = BLOCK_SIZE // 8
 """A delta up to this size is taken without asking what the full form would cost: two changed pages of sixteen."""
 
-Row = npt.NDArray[np.uint8]
-
 _ZERO = bytes(BLOCK_SIZE)
+_NO_NAME = bytes(CHUNK_NAME_SIZE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,7 @@ class Writing:
 
 
 class ChunkSink:
-    """Stores chunks for one session. `take` may be called from several threads; `put_node` and `finish` from one."""
+    """Stores chunks for one session. `take` may be called from several threads; `put_nodes` and `finish` from one."""
 
     def __init__(self, writing: Writing, session: PointId | str) -> None:
         self._w = writing
@@ -90,22 +88,17 @@ class ChunkSink:
     def take(self, batch: Batch) -> Taken:
         """Name the blocks of a batch, store those that are new. Raises StorageError, Damaged."""
         codec, slot = self._thread()
-        names = np.zeros((len(batch.contents), 32), np.uint8)
-        contents: list[bytes] = []
-        for row, content in enumerate(batch.contents):
-            padded = content if len(content) == BLOCK_SIZE else content + bytes(BLOCK_SIZE - len(content))
-            contents.append(padded)
-            if padded != _ZERO:
-                names[row] = np.frombuffer(codec.name(padded), np.uint8)
+        contents = [content if len(content) == BLOCK_SIZE else content.ljust(BLOCK_SIZE, b"\0") for content in batch.contents]
+        names = _rows([None if content == _ZERO else codec.name(content) for content in contents])
         changed = (names != batch.before).any(axis=1)
         fresh = np.flatnonzero(changed & names.any(axis=1))
         known = self._w.index.decodable(names[fresh])
         new = [row for row in fresh[~known].tolist() if self._claim(ChunkName(names[row].tobytes()))]
         stored = 0
         unlike: list[int] = []
-        for row in new:
-            delta = self._successor(codec, names[row], contents[row], batch.before[row])
-            if delta is not None:
+        for row, bases in zip(new, self._w.fetcher.full_forms(batch.before[new]), strict=True):
+            delta = codec.encode_delta(ChunkName(names[row].tobytes()), contents[row], bases) if bases else None
+            if delta is not None and len(delta.payload) <= _GOOD_DELTA:
                 stored += self._put(slot, delta, [])
             else:
                 unlike.append(row)
@@ -115,34 +108,29 @@ class ChunkSink:
         lengths = np.array([len(content) for content in batch.contents])
         return Taken(names, int(lengths[changed].sum()), stored)
 
-    def put_node(self, content: bytes, before: ChunkName | None) -> ChunkName:
-        """Store a block map node unless it is known; as a delta against the node it follows when that pays."""
-        name = self._node_codec.name(content)
-        row = np.frombuffer(name, np.uint8).reshape(1, 32)
-        if self._w.index.decodable(row)[0] or not self._claim(name):
-            return name
-        chunk = self._node_codec.encode_full(name, content)
-        bases = self._w.fetcher.full_forms(before)[:1] if before is not None and before != name else []
-        if bases:
-            delta = self._node_codec.encode_delta(name, content, bases)
-            # Nodes hardly compress (they are hashes); half is where a delta stops being worth its second read.
-            if len(delta.payload) < len(chunk.payload) // 2:
-                chunk = delta
-        self._nodes.add(chunk)
-        if self._nodes.full:
-            self._hand_over(self._nodes)
-            self._nodes = self._builder(KIND_META)
-        return name
+    def put_nodes(self, contents: list[bytes], before: list[ChunkName | None]) -> list[ChunkName]:
+        """Store block map nodes unless they are known; as deltas against the nodes they follow where that pays."""
+        names = [self._node_codec.name(content) for content in contents]
+        rows = np.frombuffer(b"".join(names), np.uint8).reshape(-1, CHUNK_NAME_SIZE)
+        known = self._w.index.decodable(rows)
+        new = [at for at in np.flatnonzero(~known).tolist() if self._claim(names[at])]
+        bases = self._w.fetcher.full_forms(_rows([before[at] for at in new]))
+        for at, likely in zip(new, bases, strict=True):
+            chunk = self._node_codec.encode_full(names[at], contents[at])
+            if likely:
+                delta = self._node_codec.encode_delta(names[at], contents[at], likely[:1])
+                # Nodes hardly compress (they are hashes); half is where a delta stops being worth its second read.
+                if len(delta.payload) < len(chunk.payload) // 2:
+                    chunk = delta
+            self._put_twinned(chunk, [])
+        return names
 
     def put_copy(self, chunk: Encoded, *, twinned: bool, fingerprints: list[int]) -> None:
         """Store a chunk that gc or repair brings from elsewhere, whether the index knows it or not. Once per name."""
         if not self._claim(chunk.name):
             return
         if twinned:
-            self._nodes.add(chunk, fingerprints)
-            if self._nodes.full:
-                self._hand_over(self._nodes)
-                self._nodes = self._builder(KIND_META)
+            self._put_twinned(chunk, fingerprints)
             return
         _, slot = self._thread()
         self._put(slot, chunk, fingerprints)
@@ -162,16 +150,6 @@ class ChunkSink:
         """Stop the storing threads; what they have begun is ended first."""
         self._storing.shutdown(wait=True)
 
-    def _successor(self, codec: ChunkCodec, name: Row, content: bytes, before: Row) -> Encoded | None:
-        """The block as a delta against what stood there before, if that is a good one."""
-        if not before.any():
-            return None
-        bases = self._w.fetcher.full_forms(ChunkName(before.tobytes()))
-        if not bases:
-            return None
-        delta = codec.encode_delta(ChunkName(name.tobytes()), content, bases)
-        return delta if len(delta.payload) <= _GOOD_DELTA else None
-
     def _encode(self, codec: ChunkCodec, name: ChunkName, content: bytes, likeness: Likeness) -> Encoded:
         similar = self._w.similarity.bases(likeness)
         delta = codec.encode_delta(name, content, similar) if similar else None
@@ -180,6 +158,12 @@ class ChunkSink:
         full = codec.encode_full(name, content)
         # A full chunk opens with one read and can be a base itself: a delta has to save at least 30 % to be preferred.
         return full if delta is None or len(delta.payload) > 0.7 * len(full.payload) else delta
+
+    def _put_twinned(self, chunk: Encoded, fingerprints: list[int]) -> None:
+        self._nodes.add(chunk, fingerprints)
+        if self._nodes.full:
+            self._hand_over(self._nodes)
+            self._nodes = self._builder(KIND_META)
 
     def _put(self, slot: list[PackBuilder], chunk: Encoded, fingerprints: list[int]) -> int:
         size = slot[0].add(chunk, fingerprints)
@@ -236,3 +220,8 @@ class ChunkSink:
             raise
         finally:
             self._room.release()
+
+
+def _rows(names: Sequence[ChunkName | None]) -> Names:
+    """(n, 32): the names, all-zero for None."""
+    return np.frombuffer(b"".join(name or _NO_NAME for name in names), np.uint8).reshape(-1, CHUNK_NAME_SIZE)

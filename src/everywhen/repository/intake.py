@@ -20,7 +20,7 @@ import numpy.typing as npt
 from everywhen.block.device import BLOCK_SIZE, BlockDevice
 from everywhen.formats.node import FANOUT, Names
 from everywhen.formats.point import Tree
-from everywhen.repository.blockmap import BlockMap, BlockMapBuilder, blocks_of
+from everywhen.repository.blockmap import TOGETHER, BlockMap, BlockMapBuilder, blocks_of
 from everywhen.repository.ingest import Batch, ChunkSink, Taken
 
 _BATCH = 64
@@ -73,7 +73,7 @@ def take_disk(
 
     `progress` is told bytes of the disk dealt with since it was last called. Raises DeviceError, StorageError, Damaged.
     """
-    builder = BlockMapBuilder(base, device.size, sink.put_node)
+    builder = BlockMapBuilder(base, device.size, sink.put_nodes)
     figures = np.zeros(3, np.int64)
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="take") as pool:
         pending: deque[tuple[list[_Part], int, Future[Taken]]] = deque()
@@ -129,7 +129,10 @@ def _read(device: BlockDevice, base: BlockMap | None, changed: Ranges | None) ->
     """What to take, in order, up to `_BATCH` blocks at a time. Known zeroes are `_ZEROES`, and were not read."""
     data = _data_ranges(device)
     looked_at = _with_edges(changed, base, device.size)
-    for index in _leaves(data, looked_at, base, device.size):
+    leaves = _leaves(data, looked_at, base, device.size)
+    for place, index in enumerate(leaves):
+        if base and place % TOGETHER == 0:
+            base.read_ahead(leaves[place : place + TOGETHER])
         before = base.leaf(index) if base else None
         names = np.zeros((FANOUT, 32), np.uint8) if before is None else before.copy()
         leaf = _Leaf(index, names)

@@ -4,24 +4,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import numpy as np
-import numpy.typing as npt
+from typing import TypeVar
 
 GAP = 64 << 10
 """Records less than so many bytes apart are read together: at 1 GB/s that costs 64 µs, a request 30 ms."""
 LONGEST_READ = 4 << 20
 
+T = TypeVar("T")
 
-def near(offsets: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> Iterator[slice]:
-    """Slices of ascending ranges that are one read each: small gaps inside, at most about `LONGEST_READ` bytes long."""
-    if not len(offsets):
-        return
-    breaks = (np.flatnonzero(offsets[1:] - ends[:-1] > GAP) + 1).tolist()
-    for start, stop in zip([0, *breaks], [*breaks, len(offsets)], strict=True):
-        at = start
-        while at < stop:
-            end = int(np.searchsorted(ends[:stop], offsets[at] + LONGEST_READ, side="right"))
-            end = max(end, at + 1)
-            yield slice(at, end)
-            at = end
+
+def near(ranges: list[tuple[int, int, T]]) -> Iterator[list[tuple[int, int, T]]]:
+    """Groups of ascending ranges (offset, end, what) that are one read each.
+
+    There are small gaps inside at most, and a group is at most `LONGEST_READ` bytes long unless it is of one range.
+    """
+    group: list[tuple[int, int, T]] = []
+    for this in ranges:
+        offset, end, _ = this
+        if group and (offset - group[-1][1] > GAP or end - group[0][0] > LONGEST_READ):
+            yield group
+            group = []
+        group.append(this)
+    if group:
+        yield group

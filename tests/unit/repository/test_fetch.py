@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from everywhen.block.device import BLOCK_SIZE
@@ -16,7 +15,7 @@ from everywhen.repository.ingest import ChunkSink
 from everywhen.repository.repository import Repository
 from everywhen.repository.twins import twin_of
 from everywhen.storage.memory import MemoryStore
-from tests.laboratory import SparseDisk, World, block, shrink_packs, touched, truth_of
+from tests.laboratory import SparseDisk, World, block, names_of, shrink_packs, touched, truth_of
 
 DISK = SparseDisk(40 * BLOCK_SIZE, {at: block(at) for at in range(0, 40, 2)})
 
@@ -142,7 +141,7 @@ def test_order_and_repetition(bench: Bench) -> None:
         repository.refresh()
         codec = repository.make_codec()
         contents = [DISK.blocks[at] for at in (8, 2, 8, 30, 2)]
-        names = np.stack([np.frombuffer(codec.name(content), np.uint8) for content in contents])
+        names = names_of(*(codec.name(content) for content in contents))
         assert repository.fetcher.read_many(names) == contents
 
 
@@ -151,8 +150,8 @@ def test_a_base_is_always_full(bench: Bench) -> None:
         repository.refresh()
         codec = repository.make_codec()
         new = touched(DISK.blocks[4], "later")
-        (base,) = repository.fetcher.full_forms(codec.name(new))
+        ((base,),) = repository.fetcher.full_forms(names_of(codec.name(new)))
         assert base == (codec.name(DISK.blocks[4]), DISK.blocks[4])
-        (itself,) = repository.fetcher.full_forms(codec.name(DISK.blocks[6]))
+        ((itself,),) = repository.fetcher.full_forms(names_of(codec.name(DISK.blocks[6])))
         assert itself == (codec.name(DISK.blocks[6]), DISK.blocks[6])
-        assert repository.fetcher.full_forms(codec.name(b"never stored")) == []
+        assert repository.fetcher.full_forms(names_of(codec.name(b"never stored"))) == [[]]

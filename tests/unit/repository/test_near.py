@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,18 +23,16 @@ def test_all_once_and_never_over_a_gap(pairs: list[tuple[int, int]]) -> None:
         offsets.append(at + gap)
         at += gap + length
         ends.append(at)
-    parts = list(near(np.array(offsets, np.int64), np.array(ends, np.int64)))
-    assert [row for part in parts for row in range(part.start, part.stop)] == list(range(len(pairs)))
+    parts = list(near(list(zip(offsets, ends, range(len(pairs)), strict=True))))
+    assert [row for part in parts for _, _, row in part] == list(range(len(pairs)))
     for part in parts:
-        gaps = [offsets[row + 1] - ends[row] for row in range(part.start, part.stop - 1)]
-        assert all(gap <= GAP for gap in gaps)
-        assert part.stop - part.start == 1 or ends[part.stop - 1] - offsets[part.start] <= LONGEST_READ
+        assert all(offset - end <= GAP for (_, end, _), (offset, _, _) in pairwise(part))
+        assert len(part) == 1 or part[-1][1] - part[0][0] <= LONGEST_READ
     for first, second in pairwise(parts):
         # Two reads only where one would go over a gap or be too long.
-        far = offsets[second.start] - ends[first.stop - 1] > GAP
-        assert far or ends[second.start] - offsets[first.start] > LONGEST_READ
+        assert second[0][0] - first[-1][1] > GAP or second[0][1] - first[0][0] > LONGEST_READ
 
 
 def test_a_record_longer_than_the_longest_read_is_one_read() -> None:
-    offsets, ends = np.array([0, 10], np.int64), np.array([10, 3 * LONGEST_READ], np.int64)
-    assert list(near(offsets, ends)) == [slice(0, 1), slice(1, 2)]
+    ranges = [(0, 10, "a"), (10, 3 * LONGEST_READ, "b")]
+    assert list(near(ranges)) == [ranges[:1], ranges[1:]]

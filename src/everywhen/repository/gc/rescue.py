@@ -128,11 +128,11 @@ def _chunks(
     offsets = index.offsets.astype(np.int64)
     ends = offsets + index.lengths + FRAME_SIZE
     prints_end = np.cumsum(index.fingerprint_counts, dtype=np.int64)
-    for part in near(offsets[rows], ends[rows]):
-        start = int(offsets[rows[part.start]])
-        data = memoryview(repository.store.get_range(name, start, int(ends[rows[part.stop - 1]]) - start))
-        for row in rows[part].tolist():
-            chunk = _copied(opened, index, data[int(offsets[row]) - start :], row)
+    for part in near(list(zip(offsets[rows].tolist(), ends[rows].tolist(), rows.tolist(), strict=True))):
+        start, end = part[0][0], part[-1][1]
+        data = memoryview(repository.store.get_range(name, start, end - start))
+        for offset, _, row in part:
+            chunk = _copied(opened, index, data[offset - start :], row)
             last = int(prints_end[row])
             prints = index.fingerprints[last - int(index.fingerprint_counts[row]) : last]
             yield ChunkName(index.names[row].tobytes()), chunk, [int(value) for value in prints]

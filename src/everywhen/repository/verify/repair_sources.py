@@ -58,11 +58,10 @@ class DeviceSource:
         """See Source. Reads the disk once, as far as it is not known to be zero. Raises DeviceError."""
         nodes: list[tuple[bytes, bytes]] = []
 
-        def put(content: bytes, _before: ChunkName | None) -> ChunkName:
-            name = self._codec.name(content)
-            if name in wanted:
-                nodes.append((name, content))
-            return name
+        def put(contents: list[bytes], _before: list[ChunkName | None]) -> list[ChunkName]:
+            names = [self._codec.name(content) for content in contents]
+            nodes.extend((name, content) for name, content in zip(names, contents, strict=True) if name in wanted)
+            return names
 
         builder = BlockMapBuilder(None, self._device.size, put)
         for index, blocks in self._leaves():
