@@ -52,8 +52,10 @@ def interesting(step: Step) -> bool:
     """
     if step.actor == "reader":
         return True
-    return step.operation.startswith(("put", "delete", "list")) and not any(
-        word in step.operation for word in ("twins/", "damage/", "list drops", "list holds")
+    dull = ("twins/", "damage/", "list drops", "list undone", "list holds")
+    return step.operation.startswith(("put", "delete", "list")) and (
+        # Both copies of a condemnation count: when each is put, deleted and listed, matters.
+        "twins/condemned/" in step.operation or not any(word in step.operation for word in dull)
     )
 
 

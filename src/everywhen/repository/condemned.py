@@ -2,7 +2,8 @@
 """What gc is going to delete: `condemned/<run>` documents with `packs` (hex), `points` (ids), `run`, `published_ns`.
 
 Condemnation is irrevocable: nobody uses a condemned pack as the place of a chunk again, and nobody begins to read or to
-build upon a condemned point (docs/locking.md).
+build upon a condemned point (docs/locking.md). So a document counts from its first copy's put until both copies are gone,
+and a twin that turns up late, or alone, does no harm: what it names is avoided, and the next gc withdraws it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from everywhen.formats.errors import Corrupt
-from everywhen.formats.fields import text, texts, whole
+from everywhen.formats.fields import Json, texts, whole
 from everywhen.formats.ids import PackId
 from everywhen.repository.documents import Documents
 from everywhen.storage.base import ObjectNotFound
@@ -27,17 +28,23 @@ class Condemnation:
     points: frozenset[str]
     published_ns: int
 
+    def to_json(self) -> Json:
+        packs = sorted(pack.hex() for pack in self.packs)
+        names = {"packs": packs, "points": sorted(self.points)}
+        return {"kind": "condemned", "run": self.run, **names, "published_ns": self.published_ns}
+
+    @classmethod
+    def from_json(cls, name: str, value: Json) -> Condemnation:
+        try:
+            packs = frozenset(PackId(bytes.fromhex(pack)) for pack in texts(value, "packs"))
+        except ValueError as error:
+            raise Corrupt(f"{PREFIX}{name}: a pack's id is not hex") from error
+        return cls(name, packs, frozenset(texts(value, "points")), whole(value, "published_ns"))
+
 
 def publish(documents: Documents, condemnation: Condemnation) -> None:
     """Condemn packs and points; from now on, for ever."""
-    value = {
-        "kind": "condemned",
-        "run": condemnation.run,
-        "packs": sorted(pack.hex() for pack in condemnation.packs),
-        "points": sorted(condemnation.points),
-        "published_ns": condemnation.published_ns,
-    }
-    documents.put(PREFIX + condemnation.run, value, if_absent=True)
+    documents.put(PREFIX + condemnation.run, condemnation.to_json(), if_absent=True)
 
 
 def withdraw(documents: Documents, run: str) -> None:
@@ -50,13 +57,7 @@ def list_condemned(documents: Documents) -> list[Condemnation]:
     found = []
     for run in documents.names(PREFIX):
         try:
-            value = documents.get(PREFIX + run)
+            found.append(Condemnation.from_json(run, documents.get(PREFIX + run)))
         except ObjectNotFound:
             continue  # that run ended since the listing, its packs are gone
-        try:
-            packs = frozenset(PackId(bytes.fromhex(pack)) for pack in texts(value, "packs"))
-        except ValueError as error:
-            raise Corrupt(f"{PREFIX}{run}: a pack's id is not hex") from error
-        points = frozenset(texts(value, "points"))
-        found.append(Condemnation(text(value, "run"), packs, points, whole(value, "published_ns")))
     return found

@@ -16,7 +16,7 @@ from everywhen.repository.once import put_once
 from everywhen.repository.twins import TWINS, delete_twice, get_either, twin_of
 from everywhen.storage.base import ObjectInfo, ObjectStore
 
-_TWINNED = ("vms/", "points/", "drops/", "undone/", "holds/", "settings/")
+_TWINNED = ("vms/", "points/", "drops/", "undone/", "holds/", "settings/", "condemned/")
 """Each of them is still there when its first copy was lost."""
 
 

@@ -16,7 +16,8 @@ from everywhen.formats.errors import FormatError
 from everywhen.formats.fields import Json, parse_json
 from everywhen.formats.keyslot import KeySlot, slot_name
 from everywhen.formats.superblock import SUPERBLOCK_NAME, Superblock
-from everywhen.repository.condemned import list_condemned
+from everywhen.repository import condemned, damage
+from everywhen.repository.condemned import Condemnation
 from everywhen.repository.damage import damaged_copies
 from everywhen.repository.documents import Documents
 from everywhen.repository.ledger import Drop, Hold, Undone, Vm, in_force
@@ -110,20 +111,19 @@ def check_settings(repository: Repository, suspicions: Suspicions) -> None:
     _each(repository, suspicions, "settings/", lambda _, value: value)
 
 
-def check_notes(repository: Repository) -> list[Finding]:
-    """`condemned/` and `damage/` can be read: everybody who opens the repository has to."""
-    found = []
-    for name, read, remedy in (
-        ("condemned/", list_condemned, Remedy.NONE),
-        ("damage/", damaged_copies, Remedy.DELETE),
-    ):
-        try:
-            read(repository.documents)
-        except FormatError:
-            found += [
-                Finding("I-9", name + word, str(why), remedy=remedy) for word, why in _unreadable(repository.documents, name)
-            ]
-    return found
+def check_condemned(repository: Repository, suspicions: Suspicions) -> None:
+    """`condemned/` can be read: everybody who opens the repository has to, and who cannot, stops."""
+    _each(repository, suspicions, condemned.PREFIX, Condemnation.from_json)
+
+
+def check_damage(repository: Repository) -> list[Finding]:
+    """`damage/` can be read: everybody who opens the repository has to."""
+    try:
+        damaged_copies(repository.documents)
+    except FormatError:
+        unreadable = _unreadable(repository.documents, damage.PREFIX)
+        return [Finding("I-9", damage.PREFIX + word, str(why), remedy=Remedy.DELETE) for word, why in unreadable]
+    return []
 
 
 def names_of_pairs(store: ObjectReader, prefix: str) -> set[str]:
