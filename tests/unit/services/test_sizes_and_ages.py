@@ -115,7 +115,6 @@ def test_every_failure_has_a_code_of_its_own_and_the_exit_code_of_the_contract()
         "wrong_usage": 2,
         "damaged": 3,
         "busy": 4,
-        "less_than_asked": 5,
         "not_found": 6,
         "not_allowed": 7,
         "out_of_space": 8,
