@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from everywhen.interfaces.cli.main import main
+from everywhen.interfaces.cli.main import MODULES, main
 
 PROGRAM = Path(sys.executable).parent / "everywhen"
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["everywhen.interfaces.cli.main"])
+_SERVER.set_forkserver_preload(["everywhen.interfaces.cli.main", *(f"everywhen.interfaces.cli.{name}" for name in MODULES)])
 BLOCK = 65536
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from everywhen.interfaces.cli import main  # noqa: F401 - registers the commands
 from everywhen.interfaces.cli.completing import after_break, candidates, commands_file, split_line
 from everywhen.interfaces.cli.completion import write_commands
+from everywhen.interfaces.cli.main import load_commands
+
+load_commands("--help")  # registers all of them
 
 NAMES = {
     "vms": {

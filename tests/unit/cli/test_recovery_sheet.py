@@ -9,12 +9,14 @@ import re
 import pytest
 import typer
 
-from everywhen.interfaces.cli import main  # noqa: F401 - registers the commands
 from everywhen.interfaces.cli.app import app
 from everywhen.interfaces.cli.help_topics import topics
+from everywhen.interfaces.cli.main import load_commands
 from everywhen.interfaces.cli.recovery_sheet import page
 from everywhen.repository.keys.keys import Mint, create
 from everywhen.storage.memory import MemoryStore
+
+load_commands("--help")  # registers all of them
 
 PHRASE = "correct horse"
 
