@@ -12,7 +12,7 @@ from everywhen.formats.ids import ChunkName, PackId
 from everywhen.formats.pack import KIND_DATA
 from everywhen.formats.point import RecoveryPoint, Tombstone
 from everywhen.repository.errors import Damaged
-from everywhen.repository.gc import gc
+from everywhen.repository.gc import gc, live
 from everywhen.repository.gc.marks import Marks
 from everywhen.repository.keys.keys import Unlocked
 from everywhen.repository.ledger import Ledger, Undone
@@ -77,7 +77,7 @@ def test_gc_does_not_take_an_orphaned_delta_for_a_copy(place: Place, monkeypatch
 
 
 def test_without_setting_them_aside_the_only_good_copy_would_go(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gc, "set_aside_stale", lambda *_: False)
+    monkeypatch.setattr(live, "_note_stale", lambda *_: False)
     with place.open() as repository:
         repository.refresh()
         spare_orphans(place.put_orphan(repository), monkeypatch)
@@ -160,7 +160,7 @@ def test_a_tombstone_is_not_hidden_by_the_cache_of_points(place: Place) -> None:
 
 def test_gc_deletes_nothing_when_more_is_undecodable_than_it_looked_at(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """What marking tells of undecodable chunks is a sample: beyond it may be one whose only good copy would go."""
-    real = gc._mark_once
+    real = live.mark_live
 
     def marked(*arguments: Any) -> Marks:
         marks = real(*arguments)
@@ -168,7 +168,7 @@ def test_gc_deletes_nothing_when_more_is_undecodable_than_it_looked_at(place: Pl
         return marks
 
     before = {found.name for found in place.store.list("packs/")}
-    monkeypatch.setattr(gc, "_mark_once", marked)
+    monkeypatch.setattr(gc, "mark_live", marked)
     with place.open() as repository, pytest.raises(Damaged, match="cannot be decoded"):
         place.world.collect(repository)
     assert {found.name for found in place.store.list("packs/")} == before

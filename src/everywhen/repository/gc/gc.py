@@ -18,14 +18,13 @@ from everywhen.formats.errors import FormatError
 from everywhen.formats.ids import PackId, PointId, pack_object, pack_of_object, random_word
 from everywhen.formats.point import Tombstone
 from everywhen.repository import damage
-from everywhen.repository.blockmap import names_needed
 from everywhen.repository.condemned import Condemnation, list_condemned, publish, withdraw
 from everywhen.repository.errors import Busy, Damaged
+from everywhen.repository.gc.live import mark_live
 from everywhen.repository.gc.marking import Marker
 from everywhen.repository.gc.marks import Marks, PackUse
 from everywhen.repository.gc.rescue import Vanished, rescue, second_copies
 from everywhen.repository.gc.roots import Roots, find_roots
-from everywhen.repository.gc.stale import set_aside_stale
 from everywhen.repository.packs import PACK_SIZE
 from everywhen.repository.presence import SECOND, Attendance, Presence, list_presences
 from everywhen.repository.repository import Repository
@@ -99,10 +98,13 @@ def collect(repository: Repository, *, wait: bool, dry_run: bool, note: Note, pa
 
 def mark(repository: Repository, roots: Roots, twinned: set[PackId], note: Note) -> Marks:
     """Which copies of which chunks the live points need. Raises Damaged, FormatError."""
-    while True:
-        marks = _mark_once(repository, roots, twinned, note)
-        if not set_aside_stale(repository, marks):
-            break
+    scratch = str(repository.cache / "scratch")
+
+    def step(done: int, total: int) -> None:
+        note("finding what is needed", done, total)
+
+    with Marker(repository.index, scratch, _MARKING_MEMORY, threshold=_POPULAR, preferred=twinned) as marker:
+        marks = mark_live(repository, repository, roots.live, marker, step)
     if marks.broken.count > len(marks.broken.names):
         # Only a sample of them was looked at: among the others may be some whose only good copy would be deleted.
         raise Damaged(
@@ -110,18 +112,6 @@ def mark(repository: Repository, roots: Roots, twinned: set[PackId], note: Note)
             "at hand. Find out what is lost: everywhen verify"
         )
     return marks
-
-
-def _mark_once(repository: Repository, roots: Roots, twinned: set[PackId], note: Note) -> Marks:
-    seen: set[bytes] = set()
-    scratch = str(repository.cache / "scratch")
-    with Marker(repository.index, scratch, _MARKING_MEMORY, threshold=_POPULAR, preferred=twinned) as marker:
-        for done, point in enumerate(roots.live, 1):
-            note("finding what is needed", done, len(roots.live))
-            for tree in point.trees():
-                for names in names_needed(repository.fetcher.read_many, tree, seen):
-                    marker.add(names)
-        return marker.finish()
 
 
 class _Run:

@@ -15,7 +15,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from types import TracebackType
 from typing import Self
 
@@ -42,6 +43,9 @@ _WANTED = np.dtype([("rest", np.uint64, (3,)), ("count", np.uint32), ("unused", 
 """A live name and how often it was added."""
 _BASE = np.dtype([("delta_key", np.uint64), ("delta_rest", np.uint64, (3,)), ("delta", np.uint64)])
 """That the live copy `delta` (dense number) of a chunk needs a base; keyed by the base."""
+
+Copies = Mapping[PackId, AbstractSet[int]]
+"""Offsets of copies, by pack."""
 
 _PIECE_ROW = 480
 """Bytes of memory that a row of a piece takes at the worst moment (measured with 100 million chunks: about 460)."""
@@ -113,13 +117,14 @@ class Marker:
         self._directory = tempfile.mkdtemp(prefix="marking-", dir=scratch_directory)
         # While names are collected nothing else needs the budget; bases are collected beside pieces: half of it each.
         self._wanted = _Spill(self._directory, "names", _WANTED, budget // _SPILL_ROW)
-        self._bases = _Spill(self._directory, "bases", _BASE, budget // 2 // _SPILL_ROW)
+        self._base_rows = budget // 2 // _SPILL_ROW
+        self._finished = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._wanted.runs, self._bases.runs = [], []
+        self._wanted.runs = []
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def add(self, names: Names) -> None:
@@ -129,18 +134,30 @@ class Marker:
         records["rest"], records["count"] = rest, 1
         self._wanted.add(keys, records)
 
-    def finish(self) -> Marks:
-        """Choose the copies. To be called once. Raises CacheDamaged, OSError."""
+    def finish(self, passed_over: Copies | None = None) -> Marks:
+        """Choose the copies, none of those `passed_over`. May be called again, to pass over others, but nothing added then.
+
+        Raises CacheDamaged, OSError.
+        """
         view = self._index.view()
         marks = Marks(self._index.packs)
         self._is_preferred = self._index.packs.flags(self._preferred)
+        self._no_good = np.concatenate((self._index.damaged_codes(), self._codes(passed_over or {})))
         self._wanted.flush()
+        bases = _Spill(self._directory, f"bases-{self._finished}", _BASE, self._base_rows)
+        self._finished += 1
         for wanted, entries in self._joint_pieces(self._wanted.runs, view):
-            self._choose(marks, _united(*sorted_piece(wanted)), entries)
-        self._bases.flush()
-        for bases, entries in self._joint_pieces(self._bases.runs, view):
-            self._keep_bases(marks, sorted_piece(bases), entries)
+            self._choose(marks, _united(*sorted_piece(wanted)), entries, bases)
+        bases.flush()
+        for needed, entries in self._joint_pieces(bases.runs, view):
+            self._keep_bases(marks, sorted_piece(needed), entries)
         return marks
+
+    def _codes(self, copies: Copies) -> NDArray[np.uint64]:
+        """As `ChunkIndex.damaged_codes`."""
+        placed = [(self._index.packs.number(pack), offsets) for pack, offsets in copies.items()]
+        codes = [number << 32 | offset for number, offsets in placed if number is not None for offset in offsets]
+        return np.array(codes, dtype=np.uint64)
 
     def _joint_pieces(
         self, runs: list[Run], view: tuple[PlacedRun, ...]
@@ -155,12 +172,11 @@ class Marker:
             yield mine, sorted_piece([*placed_parts, empty])
 
     def _present(self, placed: PlacedRun, keys: Keys, entries: Records) -> tuple[Keys, Records]:
-        """The entries of packs that are present and of copies that are not damaged, with the process's pack numbers."""
+        """The entries of packs that are present and of copies that may be chosen, with the process's pack numbers."""
         packs = placed.packs(entries)
         good = self._index.packs.present.take(packs)
-        codes = self._index.damaged_codes()
-        if len(codes):
-            good &= ~np.isin(packs.astype(np.uint64) << np.uint64(32) | entries["offset"], codes)
+        if len(self._no_good):
+            good &= ~np.isin(packs.astype(np.uint64) << np.uint64(32) | entries["offset"], self._no_good)
         if not good.all():
             rows = np.nonzero(good)[0]
             keys, entries, packs = keys.take(rows), entries.take(rows), packs.take(rows)
@@ -169,7 +185,7 @@ class Marker:
         entries["pack"] = packs
         return keys, entries
 
-    def _choose(self, marks: Marks, wanted: tuple[Keys, Records], entries: tuple[Keys, Records]) -> None:
+    def _choose(self, marks: Marks, wanted: tuple[Keys, Records], entries: tuple[Keys, Records], bases: _Spill) -> None:
         keys, names = wanted
         marks.live_names += len(keys)
         which, found = _joined(keys, names["rest"], *entries)
@@ -185,17 +201,17 @@ class Marker:
         marks.missing.note(join_names(keys[lost], names["rest"][lost]))
         many = np.nonzero(names["count"] >= self._threshold)[0]
         marks.popular.note(join_names(keys[many], names["rest"][many]), names["count"][many].astype(np.int64), full[many])
-        self._need_bases(keys.take(of), chosen, copies)
+        self._need_bases(keys.take(of), chosen, copies, bases)
 
-    def _need_bases(self, keys: Keys, chosen: Records, copies: NDArray[np.int64]) -> None:
-        """Remember the bases of the chosen copies that are deltas."""
+    def _need_bases(self, keys: Keys, chosen: Records, copies: NDArray[np.int64], bases: _Spill) -> None:
+        """Remember in `bases` those of the chosen copies that are deltas."""
         count = base_counts(chosen["shape"])
         for base in range(2):
             deltas = np.nonzero(count > base)[0]
             records = np.zeros(len(deltas), dtype=_BASE)
             records["delta_key"], records["delta_rest"] = keys[deltas], chosen["rest"][deltas]
             records["delta"] = copies[deltas]
-            self._bases.add(chosen["bases"][deltas, base], records)
+            bases.add(chosen["bases"][deltas, base], records)
 
     def _keep_bases(self, marks: Marks, bases: tuple[Keys, Records], entries: tuple[Keys, Records]) -> None:
         """Mark one full copy of each base; note the deltas of bases that have none."""

@@ -19,6 +19,7 @@ from everywhen.formats.pack import FRAME_SIZE, PackIndex
 from everywhen.repository.chunk import Encoded
 from everywhen.repository.errors import Damaged
 from everywhen.repository.gc.marks import Marks
+from everywhen.repository.gc.records import is_decodable
 from everywhen.repository.ingest import ChunkSink
 from everywhen.repository.near import near
 from everywhen.repository.packs import OpenPack
@@ -98,7 +99,8 @@ def second_copies(repository: Repository, marks: Marks, twinned: set[PackId], se
     try:
         for row in np.unique(marks.popular.names, axis=0):
             name = ChunkName(row.tobytes())
-            if any(copy.pack in twinned for copy in repository.index.all_copies(name)):
+            copies = repository.index.all_copies(name)
+            if any(copy.pack in twinned and is_decodable(repository, repository.index, copy) for copy in copies):
                 continue
             try:
                 chunk = _from_elsewhere(repository, name)

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from everywhen.formats.errors import FormatError
-from everywhen.formats.ids import PackId, pack_object
-from everywhen.formats.pack import FRAME_SIZE, MAX_BODY, Record
+from everywhen.formats.ids import pack_object
+from everywhen.formats.pack import Record
+from everywhen.repository.gc.records import read_record
 from everywhen.repository.repository import Repository
-from everywhen.repository.twins import twin_of
 from everywhen.repository.verify.findings import BadRecord, Finding
 from everywhen.repository.verify.survey import Survey
-from everywhen.storage.base import ObjectNotFound
 
 _NOWHERE = "packs/"
 
@@ -79,18 +77,3 @@ def unreadable_copies(repository: Repository, survey: Survey, lost: Mapping[byte
             record = read_record(repository, copy.pack, copy.offset)
             if isinstance(record, str):
                 yield BadRecord(copy.pack, copy.offset, name, record)
-
-
-def read_record(repository: Repository, pack: PackId, offset: int, *, copies: tuple[bool, ...] = (False, True)) -> Record | str:
-    """The record at `offset`, from the pack or its twin (`copies`); else what is wrong with it there."""
-    why = "missing"
-    for twin in copies:
-        name = twin_of(pack_object(pack)) if twin else pack_object(pack)
-        try:
-            opened = repository.packs.open(pack, twin=twin)
-            return opened.open_record(repository.store.get_range(name, offset, FRAME_SIZE + MAX_BODY))
-        except ObjectNotFound:
-            continue
-        except FormatError as error:
-            why = str(error)
-    return why

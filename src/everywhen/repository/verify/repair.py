@@ -28,12 +28,13 @@ from everywhen.formats.pack import KIND_META, Record
 from everywhen.repository import damage
 from everywhen.repository.chunk import Encoded
 from everywhen.repository.condemned import Condemnation, publish
+from everywhen.repository.gc.records import read_record
 from everywhen.repository.ingest import ChunkSink
 from everywhen.repository.repository import Repository
 from everywhen.repository.similarity import Likeness, page_fingerprints
 from everywhen.repository.twins import TWINS
 from everywhen.repository.verify.affected import LossFinder, losses, lost_names
-from everywhen.repository.verify.causes import Causes, read_record
+from everywhen.repository.verify.causes import Causes
 from everywhen.repository.verify.findings import Finding, Remedy
 from everywhen.repository.verify.mending import mend_pack
 from everywhen.repository.verify.repair_sources import Source
@@ -202,14 +203,14 @@ def _fetch(repository: Repository, session: str, source: Source, wanted: dict[by
 
 def _lost(judgement: Judgement, survey: Survey) -> dict[bytes, bool]:
     """Names of lost chunks, and whether each is a node."""
-    finder = LossFinder(survey.fetcher.read, survey.index.decodable)
+    finder = LossFinder(survey.fetcher.read, survey.decodable)
     return lost_names(judgement.live, finder)
 
 
 def _update(repository: Repository, judgement: Judgement, survey: Survey) -> None:
     """What is still lost, by cause; what was lost and is not any more was repaired."""
     findings = judgement.verdict.findings
-    finder = LossFinder(survey.fetcher.read, survey.index.decodable)
+    finder = LossFinder(survey.fetcher.read, survey.decodable)
     causes = Causes(repository, survey, findings)
     still = losses(judgement.live, finder, causes.of)
     for number, finding in enumerate(findings):

@@ -15,10 +15,15 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import NamedTuple, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from everywhen.formats.errors import Corrupt, FormatError
 from everywhen.formats.ids import PackId, pack_object, pack_of_object
+from everywhen.formats.node import Names
 from everywhen.formats.pack import HEADER_SIZE, KIND_META, PackHeader, PackIndex, Record
 from everywhen.repository.fetch import ChunkFetcher
+from everywhen.repository.gc.live import decodable
 from everywhen.repository.index.index import ChunkIndex
 from everywhen.repository.repository import Repository
 from everywhen.repository.twins import TWINS, twin_of
@@ -94,6 +99,10 @@ class Survey:
             index = self.read_index(pack)
             if index is not None:
                 yield pack, index
+
+    def decodable(self, names: Names) -> NDArray[np.bool_]:
+        """Of which of the names (n, 32) there is a copy that can be decoded, as far as the index tells."""
+        return decodable(self._repository, self.index, names)
 
     def read_index(self, pack: PackId) -> PackIndex | None:
         """A pack's index, from whichever copy has one, or made by a scan; None when it is gone or has none."""

@@ -25,15 +25,16 @@ from everywhen.formats.ids import PackId, pack_object, random_word
 from everywhen.formats.pack import Record
 from everywhen.formats.point import RecoveryPoint
 from everywhen.repository import damage
-from everywhen.repository.blockmap import names_needed
 from everywhen.repository.condemned import Condemnation, list_condemned
 from everywhen.repository.errors import Damaged
+from everywhen.repository.gc.live import mark_live
 from everywhen.repository.gc.marking import Marker
+from everywhen.repository.gc.records import read_record
 from everywhen.repository.repository import Repository
 from everywhen.repository.twins import twin_of
 from everywhen.repository.verify import check_objects, check_points
 from everywhen.repository.verify.affected import LossFinder, losses, lost_names
-from everywhen.repository.verify.causes import Causes, read_record, unreadable_copies
+from everywhen.repository.verify.causes import Causes, unreadable_copies
 from everywhen.repository.verify.check_content import read_everything
 from everywhen.repository.verify.check_packs import confirmed, pack_findings
 from everywhen.repository.verify.findings import BadRecord, Finding, Remedy, Verdict
@@ -255,23 +256,21 @@ class _Run:
 
     def _whole(self) -> bool:
         """Whether all that the live points need is there: one sorted comparison of names, nothing looked up one by one."""
-        seen: set[bytes] = set()
-        scratch = self._survey.directory + "/marking"
-        with Marker(self._survey.index, scratch, _MARKING_MEMORY, threshold=_NEVER) as marker:
-            for done, point in enumerate(self.judgement.live):
-                self._watching.step("moments", done, len(self.judgement.live))
-                for tree in point.trees():
-                    try:
-                        for names in names_needed(self._survey.fetcher.read_many, tree, seen):
-                            marker.add(names)
-                    except (Damaged, FormatError):
-                        return False
-            marks = marker.finish()
+        survey, live = self._survey, self.judgement.live
+
+        def step(done: int, total: int) -> None:
+            self._watching.step("moments", done, total)
+
+        with Marker(survey.index, survey.directory + "/marking", _MARKING_MEMORY, threshold=_NEVER) as marker:
+            try:
+                marks = mark_live(self._repository, survey, live, marker, step)
+            except (Damaged, FormatError):
+                return False
         return not marks.missing.count and not marks.broken.count
 
     def _trace(self) -> None:
         self._watching.step("what is lost", 0, None)
-        finder = LossFinder(self._survey.fetcher.read, self._survey.index.decodable)
+        finder = LossFinder(self._survey.fetcher.read, self._survey.decodable)
         for record in unreadable_copies(self._repository, self._survey, lost_names(self.judgement.live, finder)):
             self._add_bad(record)
         causes = Causes(self._repository, self._survey, self._verdict.findings)
