@@ -225,7 +225,10 @@ class World:
         if twins:
             names = {found.name for found in repository.store.list()}
             for name in names:
-                if name.startswith(("points/", "vms/", "drops/", "holds/", "keys/")) or name == "everywhen":
+                if (
+                    name.startswith(("points/", "vms/", "drops/", "undone/", "holds/", "condemned/", "keys/"))
+                    or name == "everywhen"
+                ):
                     assert twin_of(name) in names, f"{name} has no twin"
                 if name.startswith("twins/"):
                     assert name.removeprefix("twins/") in names, f"{name} has no first"

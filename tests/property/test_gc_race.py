@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,10 @@ from everywhen.repository.points import RecoveryPoints
 from everywhen.repository.presence import Attendance
 from everywhen.repository.reading import opened_points
 from everywhen.repository.repository import Repository
+from everywhen.services import pruning
+from everywhen.services.catalog import read_catalog
+from everywhen.services.failures import NotFound
+from everywhen.services.pruning import undo
 from everywhen.storage.memory import MemoryStore, StoredObject
 from tests.interleaving import Bounds, Play, Step, Switch, explore, no_threads
 from tests.laboratory import SparseDisk, World, block, shrink_packs, touched, truth_of
@@ -149,6 +153,19 @@ class Run:
 
         self.play.actor(name, body)
 
+    def taker_back(self, name: str) -> None:
+        """Takes the fading point back; gives it when that is said to have worked."""
+
+        def body() -> RecoveryPoint | None:
+            with self.open(name) as repository:
+                try:
+                    back, _ = undo(repository, read_catalog(repository), [self.stage.fading.point])
+                except NotFound:
+                    return None
+                return self.stage.fading if back else None
+
+        self.play.actor(name, body)
+
     def finish(self) -> Play:
         """Play, and check: every live point, and every point that a writer was told is made, is whole."""
         self.play.run()
@@ -232,7 +249,19 @@ def reader_of_live_and_gcs(run: Run) -> None:
     run.collector("gc2")
 
 
+def taker_back_and_gc(run: Run) -> None:
+    run.taker_back("taker")
+    run.collector("gc")
+
+
+def gc_and_taker_back(run: Run) -> None:
+    run.collector("gc")
+    run.taker_back("taker")
+
+
 CASTS: list[Cast] = [
+    taker_back_and_gc,
+    gc_and_taker_back,
     writer_and_gc,
     gc_and_writer,
     successor_and_gc,
@@ -367,6 +396,17 @@ def _condemned_points_are_read(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Repository, "refresh", forgetting)
 
 
+def _no_second_look(patch: pytest.MonkeyPatch) -> None:
+    """Who takes a point back looks for what is condemned before that only."""
+    refuse = pruning._refuse_condemned
+
+    def before_only(repository: Repository, points: Collection[str], *, written: bool) -> None:
+        if not written:
+            refuse(repository, points, written=written)
+
+    patch.setattr(pruning, "_refuse_condemned", before_only)
+
+
 def _no_leases(patch: pytest.MonkeyPatch) -> None:
     """A reader that leaves no lease."""
     begin = Attendance.begin
@@ -384,6 +424,7 @@ MUTATIONS: list[tuple[Callable[[pytest.MonkeyPatch], None], Cast, float]] = [
     (_condemned_is_ignored, gc_and_writer, 0),
     (_no_tombstones, writer_and_gc, 2),
     (_any_base, successor_of_doomed, 0),
+    (_no_second_look, taker_back_and_gc, 2),
     (_no_leases, reader_and_gc, 0),
 ]
 
