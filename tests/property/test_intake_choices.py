@@ -102,14 +102,15 @@ class Sink:
 
     def take(self, batch: Batch) -> Taken:
         self.blocks += len(batch.contents)
-        names = np.stack([np.frombuffer(name_of(content), np.uint8) for content in batch.contents])
+        names = np.stack([np.frombuffer(name_of(bytes(content)), np.uint8) for content in batch.contents])
         changed = (names != batch.before).any(axis=1)
         return Taken(names, int(changed.sum()) * BLOCK_SIZE, 0)
 
-    def put_node(self, content: bytes, _before: ChunkName | None) -> ChunkName:
-        name = ChunkName(hashlib.blake2b(content, digest_size=32).digest())
-        self.nodes[name] = content
-        return name
+    def put_nodes(self, contents: list[bytes], before: list[ChunkName | None]) -> list[ChunkName]:
+        assert len(contents) == len(before)
+        names = [ChunkName(hashlib.blake2b(content, digest_size=32).digest()) for content in contents]
+        self.nodes.update(zip(names, contents, strict=True))
+        return names
 
     def read_many(self, names: Names) -> list[bytes]:
         return [self.nodes[row.tobytes()] for row in names]

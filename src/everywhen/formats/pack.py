@@ -158,7 +158,7 @@ def find_frame(data: bytes, start: int) -> int:
     return data.find(_RECORD_MAGIC, start)
 
 
-def encode_body(form: int, raw_length: int, name: bytes, bases: tuple[bytes, ...], payload: bytes) -> bytes:
+def encode_body(form: int, raw_length: int, name: bytes, bases: tuple[bytes, ...], payload: bytes | memoryview) -> bytes:
     """The plaintext of a record."""
     return b"".join((_BODY.pack(form, raw_length, name), *bases, payload))
 

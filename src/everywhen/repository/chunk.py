@@ -7,7 +7,7 @@ costs about 4.2 KB instead of 26 KB. Contexts are per codec and a codec is per t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import zstandard
 from blake3 import blake3
@@ -16,16 +16,18 @@ from everywhen.formats.errors import Corrupt
 from everywhen.formats.ids import ChunkName
 from everywhen.formats.pack import DELTA_ONE, DELTA_TWO, FULL_RAW, FULL_ZSTD, Record, bases_of
 
+Content = bytes | memoryview
+"""What a block holds; a view into the buffer that it was read in where copying it would be a waste."""
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
+
+class Encoded(NamedTuple):
     """A chunk ready to be sealed into a pack: `form` and `payload` as in `formats/pack.py`."""
 
     name: ChunkName
     form: int
     raw_length: int
     bases: tuple[bytes, ...]
-    payload: bytes
+    payload: Content
 
 
 class ChunkCodec:
@@ -36,18 +38,18 @@ class ChunkCodec:
         self._compressor = zstandard.ZstdCompressor(level=level)
         self._decompressor = zstandard.ZstdDecompressor()
 
-    def name(self, content: bytes) -> ChunkName:
+    def name(self, content: Content) -> ChunkName:
         """The keyed BLAKE3 hash that names `content`."""
         return ChunkName(blake3(content, key=self._naming_key).digest())
 
-    def encode_full(self, name: ChunkName, content: bytes) -> Encoded:
+    def encode_full(self, name: ChunkName, content: Content) -> Encoded:
         """Stored by itself: compressed, or as it is where compression gains nothing."""
         packed = self._compressor.compress(content)
         if len(packed) < len(content):
             return Encoded(name, FULL_ZSTD, len(content), (), packed)
         return Encoded(name, FULL_RAW, len(content), (), content)
 
-    def encode_delta(self, name: ChunkName, content: bytes, bases: list[tuple[bytes, bytes]]) -> Encoded:
+    def encode_delta(self, name: ChunkName, content: Content, bases: list[tuple[bytes, bytes]]) -> Encoded:
         """Stored against one or two bases, given as (name, content)."""
         form = DELTA_ONE if len(bases) == 1 else DELTA_TWO
         dictionary = zstandard.ZstdCompressionDict(

@@ -18,12 +18,12 @@ from everywhen.block.device import BLOCK_SIZE
 from everywhen.formats.ids import CHUNK_NAME_SIZE, ChunkName, PackId, PointId, Randomness
 from everywhen.formats.node import Names
 from everywhen.formats.pack import KIND_DATA, KIND_META, PackIndex
-from everywhen.repository.chunk import ChunkCodec, Encoded
+from everywhen.repository.chunk import ChunkCodec, Content, Encoded
 from everywhen.repository.fetch import ChunkFetcher
 from everywhen.repository.index.index import ChunkIndex
 from everywhen.repository.keys.cipher import Ciphers
 from everywhen.repository.packs import PackBuilder, store_pack
-from everywhen.repository.similarity import Likeness, Similarity
+from everywhen.repository.similarity import Likeness, Similarity, sampled
 from everywhen.storage.base import ObjectStore
 
 _PACKS_WAITING = 2
@@ -38,7 +38,7 @@ _NO_NAME = bytes(CHUNK_NAME_SIZE)
 class Batch:
     """Blocks to take in: contents (the last one of a disk may be short), and the names they had before, (n, 32)."""
 
-    contents: list[bytes]
+    contents: list[Content]
     before: Names
 
 
@@ -88,8 +88,8 @@ class ChunkSink:
     def take(self, batch: Batch) -> Taken:
         """Name the blocks of a batch, store those that are new. Raises StorageError, Damaged."""
         codec, slot = self._thread()
-        contents = [content if len(content) == BLOCK_SIZE else content.ljust(BLOCK_SIZE, b"\0") for content in batch.contents]
-        names = _rows([None if content == _ZERO else codec.name(content) for content in contents])
+        contents = [content if len(content) == BLOCK_SIZE else _padded(content) for content in batch.contents]
+        names = _rows([None if _is_zero(content) else codec.name(content) for content in contents])
         changed = (names != batch.before).any(axis=1)
         fresh = np.flatnonzero(changed & names.any(axis=1))
         known = self._w.index.decodable(names[fresh])
@@ -104,7 +104,7 @@ class ChunkSink:
                 unlike.append(row)
         for row, likeness in zip(unlike, self._w.similarity.search([contents[row] for row in unlike]), strict=True):
             chunk = self._encode(codec, ChunkName(names[row].tobytes()), contents[row], likeness)
-            stored += self._put(slot, chunk, [] if chunk.bases else likeness.fingerprints)
+            stored += self._put(slot, chunk, [] if chunk.bases else sampled(likeness.pages))
         lengths = np.array([len(content) for content in batch.contents])
         return Taken(names, int(lengths[changed].sum()), stored)
 
@@ -150,7 +150,7 @@ class ChunkSink:
         """Stop the storing threads; what they have begun is ended first."""
         self._storing.shutdown(wait=True)
 
-    def _encode(self, codec: ChunkCodec, name: ChunkName, content: bytes, likeness: Likeness) -> Encoded:
+    def _encode(self, codec: ChunkCodec, name: ChunkName, content: Content, likeness: Likeness) -> Encoded:
         similar = self._w.similarity.bases(likeness)
         delta = codec.encode_delta(name, content, similar) if similar else None
         if delta is not None and len(delta.payload) <= _GOOD_DELTA:
@@ -220,6 +220,15 @@ class ChunkSink:
             raise
         finally:
             self._room.release()
+
+
+def _padded(content: Content) -> bytes:
+    return bytes(content).ljust(BLOCK_SIZE, b"\0")
+
+
+def _is_zero(content: Content) -> bool:
+    # The first byte spares nearly all blocks of data the copy: comparing a view compares byte by byte, in 130 µs.
+    return not content[0] and bytes(content) == _ZERO
 
 
 def _rows(names: Sequence[ChunkName | None]) -> Names:

@@ -21,6 +21,7 @@ from everywhen.block.device import BLOCK_SIZE, BlockDevice
 from everywhen.formats.node import FANOUT, Names
 from everywhen.formats.point import Tree
 from everywhen.repository.blockmap import TOGETHER, BlockMap, BlockMapBuilder, blocks_of
+from everywhen.repository.chunk import Content
 from everywhen.repository.ingest import Batch, ChunkSink, Taken
 
 _BATCH = 64
@@ -59,7 +60,7 @@ class _Part:
 
     leaf: _Leaf
     slots: npt.NDArray[np.intp]
-    contents: list[bytes]
+    contents: list[Content]
 
 
 def take_disk(
@@ -149,13 +150,13 @@ def _read(device: BlockDevice, base: BlockMap | None, changed: Ranges | None) ->
             yield _Part(leaf, slots, _contents(device, first, slots))
 
 
-def _contents(device: BlockDevice, first: int, slots: npt.NDArray[np.intp]) -> list[bytes]:
+def _contents(device: BlockDevice, first: int, slots: npt.NDArray[np.intp]) -> list[Content]:
     """Contents of blocks `first` + slots, neighbours read together."""
-    contents = []
+    contents: list[Content] = []
     for run in np.split(slots, np.flatnonzero(np.diff(slots) != 1) + 1):
         start = (first + int(run[0])) * BLOCK_SIZE
         length = min(len(run) * BLOCK_SIZE, device.size - start)
-        read = device.read(start, length)
+        read = memoryview(device.read(start, length))
         contents += [read[at : at + BLOCK_SIZE] for at in range(0, length, BLOCK_SIZE)]
     return contents
 

@@ -10,13 +10,14 @@ correctness: the delta is coded against the bases' real content.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from dataclasses import dataclass
+from collections import Counter, OrderedDict
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from everywhen.formats.ids import ChunkName
+from everywhen.repository.chunk import Content
 from everywhen.repository.errors import Damaged
 from everywhen.repository.fetch import ChunkFetcher
 from everywhen.repository.index.fingerprints import FingerprintTable
@@ -38,16 +39,15 @@ _REMEMBERED = 8
 """Candidates kept per thread from block to block."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
+class _Candidate(NamedTuple):
     name: bytes
     content: bytes
     pages: frozenset[int]
 
 
-def page_fingerprints(content: bytes) -> npt.NDArray[np.uint64]:
-    """(pages,) uint64: one fingerprint per 4 KiB page; 0 for a page of zeroes. About 11 µs for 64 KiB."""
-    pages = np.frombuffer(content, np.uint64).reshape(-1, PAGE // 8)
+def page_fingerprints(contents: list[Content]) -> npt.NDArray[np.uint64]:
+    """(n, pages) uint64: one fingerprint per 4 KiB page of blocks; 0 for a page of zeroes. About 10 µs for 64 KiB."""
+    pages = np.frombuffer(b"".join(contents), np.uint64).reshape(len(contents), -1, PAGE // 8)
     sums = pages @ _WEIGHTS
     # Low bits of the sum depend on few bits of the page: mix, so that sampling by low bits is fair (MurmurHash3 finalizer).
     sums = sums ^ (sums >> np.uint64(33))
@@ -56,17 +56,31 @@ def page_fingerprints(content: bytes) -> npt.NDArray[np.uint64]:
     return mixed
 
 
-@dataclass(frozen=True, slots=True)
-class Likeness:
-    """The fingerprints of a block's pages, (pages,) uint64, and names of full chunks that share sampled ones."""
+def sampled(pages: list[int]) -> list[int]:
+    """Of a block's fingerprints those that go into the table when it is stored full."""
+    return [value for value in dict.fromkeys(pages) if value and not value % SAMPLED]
 
-    pages: npt.NDArray[np.uint64]
+
+class Likeness(NamedTuple):
+    """The fingerprints of a block's pages, and names of full chunks that share sampled ones."""
+
+    pages: list[int]
     candidates: list[bytes]
 
-    @property
-    def fingerprints(self) -> list[int]:
-        """What goes into the table when the block is stored full."""
-        return list(dict.fromkeys(value for value in self.pages.tolist() if value and not value % SAMPLED))
+
+class _Recent:
+    """The candidates of the blocks before, of one thread."""
+
+    def __init__(self) -> None:
+        self.chunks: OrderedDict[bytes, _Candidate] = OrderedDict()
+        self.pages: frozenset[int] = frozenset()
+        """Of all of them: most blocks share none, and one look tells."""
+
+    def add(self, candidate: _Candidate) -> None:
+        self.chunks[candidate.name] = candidate
+        while len(self.chunks) > _REMEMBERED:
+            self.chunks.popitem(last=False)
+        self.pages = frozenset().union(*(known.pages for known in self.chunks.values()))
 
 
 class Similarity:
@@ -83,57 +97,52 @@ class Similarity:
         self._fetcher = fetcher
         self._threads = threading.local()
 
-    def search(self, contents: list[bytes]) -> list[Likeness]:
+    def search(self, contents: list[Content]) -> list[Likeness]:
         """What is like each of these blocks. Many at once: a search in the table costs 100 µs, for one block or for 64."""
         if not contents:
             return []
-        prints = np.stack([page_fingerprints(content) for content in contents])
+        prints = page_fingerprints(contents)
         owners, places = np.nonzero((prints != 0) & (prints % np.uint64(SAMPLED) == 0))
         found = self._table.candidates(prints[owners, places])
         names: list[list[bytes]] = [[] for _ in contents]
         if len(found.chunk):
-            pairs = np.stack((owners[found.which].astype(np.uint64), found.chunk), axis=1)
-            pairs, counts = np.unique(pairs, axis=0, return_counts=True)
-            keys = np.unique(pairs[:, 1])
-            full = self._index.names_of_full(keys)
+            shared = Counter(zip(owners[found.which].tolist(), found.chunk.tolist(), strict=True))
+            keys = sorted({chunk for _, chunk in shared})
+            full = dict(zip(keys, self._index.names_of_full(np.array(keys, np.uint64)), strict=True))
             # Best first: those that share most pages with their block.
-            for owner, chunk in pairs[np.lexsort((-counts, pairs[:, 0]))].tolist():
-                name = full[int(np.searchsorted(keys, np.uint64(chunk)))]
-                if len(names[owner]) < _TRIED and name.any():
-                    names[owner].append(name.tobytes())
-        return [Likeness(*parts) for parts in zip(prints, names, strict=True)]
+            for (owner, chunk), _ in sorted(shared.items(), key=lambda item: (-item[1], item[0])):
+                if len(names[owner]) < _TRIED and full[chunk].any():
+                    names[owner].append(full[chunk].tobytes())
+        return [Likeness(*parts) for parts in zip(prints.tolist(), names, strict=True)]
 
     def bases(self, likeness: Likeness) -> list[tuple[bytes, bytes]]:
         """One or two full chunks, (name, content), that share pages with the block; none where none do."""
-        wanted = set(likeness.pages.tolist()) - {0}
-        recent: OrderedDict[bytes, _Candidate] = self._recent()
+        recent = self._recent()
         for name in likeness.candidates:
-            if name not in recent:
+            if name not in recent.chunks:
                 self._load(name, recent)
-        if not recent or not wanted:
+        wanted = recent.pages.intersection(likeness.pages)
+        if not wanted:
             return []
-        first = max(recent.values(), key=lambda candidate: len(wanted & candidate.pages))
+        chunks = recent.chunks
+        first = max(chunks.values(), key=lambda candidate: len(wanted & candidate.pages))
+        chunks.move_to_end(first.name)
         left = wanted - first.pages
-        if len(left) == len(wanted):
-            return []
-        recent.move_to_end(first.name)
-        second = max(recent.values(), key=lambda candidate: len(left & candidate.pages))
-        if not left & second.pages:
+        if not left:
             return [(first.name, first.content)]
-        recent.move_to_end(second.name)
+        second = max(chunks.values(), key=lambda candidate: len(left & candidate.pages))
+        chunks.move_to_end(second.name)
         return [(first.name, first.content), (second.name, second.content)]
 
-    def _load(self, name: bytes, recent: OrderedDict[bytes, _Candidate]) -> None:
+    def _load(self, name: bytes, recent: _Recent) -> None:
         try:
             content = self._fetcher.read(ChunkName(name))
         except Damaged:
             return  # a hint that cannot be read is no base
-        recent[name] = _Candidate(name, content, frozenset(page_fingerprints(content).tolist()) - {0})
-        while len(recent) > _REMEMBERED:
-            recent.popitem(last=False)
+        recent.add(_Candidate(name, content, frozenset(page_fingerprints([content])[0].tolist()) - {0}))
 
-    def _recent(self) -> OrderedDict[bytes, _Candidate]:
+    def _recent(self) -> _Recent:
         if not hasattr(self._threads, "recent"):
-            self._threads.recent = OrderedDict()
-        recent: OrderedDict[bytes, _Candidate] = self._threads.recent
+            self._threads.recent = _Recent()
+        recent: _Recent = self._threads.recent
         return recent

@@ -57,7 +57,7 @@ def test_other_content_and_other_alignment_are_not(world: World, repository: Rep
 
 def test_wrong_hints_cost_space_only(world: World, repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fingerprints that are all the same: everything looks like everything."""
-    monkeypatch.setattr(similarity, "page_fingerprints", lambda _content: np.full(PAGES, 2, np.uint64))
+    monkeypatch.setattr(similarity, "page_fingerprints", lambda contents: np.full((len(contents), PAGES), 2, np.uint64))
     first = world.back_up(repository, {"vda": disk_of(FILE)})
     other = world.back_up(repository, {"vda": disk_of(random.Random(3).randbytes(len(FILE)))}, vm="1" * 32)
     for point in (first, other):
@@ -78,18 +78,18 @@ def test_hints_that_cannot_be_read(world: World, repository: Repository) -> None
 
 def test_fingerprints() -> None:
     content = FILE[:BLOCK_SIZE]
-    prints = page_fingerprints(content)
+    (prints,) = page_fingerprints([content])
     assert prints.shape == (PAGES,)
     assert len(set(prints.tolist())) == PAGES
-    swapped = page_fingerprints(content[PAGE:] + content[:PAGE])
+    (swapped,) = page_fingerprints([content[PAGE:] + content[:PAGE]])
     assert swapped.tolist() == [*prints[1:].tolist(), prints[0]]
-    assert not page_fingerprints(bytes(BLOCK_SIZE)).any()
+    assert not page_fingerprints([bytes(BLOCK_SIZE)]).any()
     # Low bits decide what is kept in the table: half of all pages, whatever they hold.
     texts = b"".join(b"%08d" % number for number in range(200 * BLOCK_SIZE // 8))
-    rows = [page_fingerprints(texts[at : at + BLOCK_SIZE]) for at in range(0, len(texts), BLOCK_SIZE)]
-    even = np.concatenate(rows) % np.uint64(similarity.SAMPLED) == 0
+    rows = page_fingerprints([texts[at : at + BLOCK_SIZE] for at in range(0, len(texts), BLOCK_SIZE)])
+    even = rows % np.uint64(similarity.SAMPLED) == 0
     assert 0.45 < even.mean() < 0.55
     for bit in (0, 7, 8 * PAGE - 1):
         flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << bit % 8
-        assert page_fingerprints(bytes(flipped))[0] != prints[0]
+        assert page_fingerprints([bytes(flipped)])[0, 0] != prints[0]

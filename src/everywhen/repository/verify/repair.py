@@ -31,7 +31,7 @@ from everywhen.repository.condemned import Condemnation, publish
 from everywhen.repository.gc.records import read_record
 from everywhen.repository.ingest import ChunkSink
 from everywhen.repository.repository import Repository
-from everywhen.repository.similarity import Likeness, page_fingerprints
+from everywhen.repository.similarity import page_fingerprints, sampled
 from everywhen.repository.twins import TWINS
 from everywhen.repository.verify.affected import LossFinder, losses, lost_names
 from everywhen.repository.verify.causes import Causes
@@ -193,7 +193,7 @@ def _fetch(repository: Repository, session: str, source: Source, wanted: dict[by
             if name not in wanted or codec.name(content) != name:
                 continue
             is_node = wanted.pop(name)
-            prints = [] if is_node else Likeness(page_fingerprints(content), []).fingerprints
+            prints = [] if is_node else sampled(page_fingerprints([content])[0].tolist())
             sink.put_copy(codec.encode_full(ChunkName(name), content), twinned=is_node, fingerprints=prints)
             done.chunks[source.name] = done.chunks.get(source.name, 0) + 1
         sink.finish()
