@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.lab import ROOT, Lab
 from bench.tools import version
 
-_LIBRARIES = ("blake3", "cryptography", "numpy", "zstandard")
+_LIBRARIES = ("blake3", "cryptography", "numpy", "backports.zstd")
 _MAKERS = ("mke2fs", "mkfs.xfs", "ntfs-3g")
 
 

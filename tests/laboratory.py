@@ -250,7 +250,7 @@ def content_of(repository: Repository, tree: Tree) -> tuple[int, Blocks]:
     for index, names in BlockMap(repository.fetcher.read_many, tree).leaves():
         used = np.flatnonzero(names.any(axis=1))
         contents = repository.fetcher.read_many(names[used])
-        codec = repository.make_codec()
+        codec = repository.codec
         for slot, content in zip(used.tolist(), contents, strict=True):
             if codec.name(content) != names[slot].tobytes():
                 raise Damaged(f"block {index * 256 + slot} is not what its name says")

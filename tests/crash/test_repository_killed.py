@@ -76,7 +76,7 @@ def stored(store: PosixStore) -> int:
 
 def copies(repository: Repository) -> list[Copy]:
     """All stored copies of the disk's blocks."""
-    codec = repository.make_codec()
+    codec = repository.codec
     return [copy for content in DISK.blocks.values() for copy in repository.index.all_copies(codec.name(content))]
 
 

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
 from everywhen.block.host_file import HostFile
@@ -22,6 +21,8 @@ from everywhen.block.image import Image
 from everywhen.block.image_errors import ImageDamaged, layout_errors
 from everywhen.block.mapping import PACKED, PARENT, PLAIN, ZERO, Kinds, TableLayout, TwoLevelMap, Units, Unpack
 from everywhen.block.references import Chain, qemu_name
+from everywhen.formats import zstd
+from everywhen.formats.errors import Corrupt
 from everywhen.formats.images.qcow2 import HEADER_BYTES, Qcow2Header, parse_header
 
 _COPIED: Final = np.uint64(1 << 63)
@@ -31,7 +32,7 @@ _L1_RESERVED: Final = np.uint64(0x7F000000000001FF)
 _L2_RESERVED: Final = np.uint64(0x3F000000000001FE)
 _ZERO_FLAG: Final = np.uint64(1)
 _SUBCLUSTERS: Final = 32
-_ZSTD_WINDOW: Final = 8 << 20  # four times the largest cluster; a frame that wants more is an attack on our memory
+_ZSTD_WINDOW_LOG: Final = 23  # 8 MiB: four times the largest cluster; a frame that wants more is an attack on our memory
 _QEMU_FORMATS: Final = {"vpc": "vhd", "host_device": "raw", "file": "raw"}
 
 
@@ -135,18 +136,15 @@ def _cluster_kinds(
 
 
 def _unpacker(host: HostFile, header: Qcow2Header) -> Unpack:
-    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
-
     def unpack(place: int, size: int) -> bytes:
         # The size counts whole sectors, the last of which the file need not have.
         packed = host.read_up_to(place, size)
         try:
             if header.zstd:
-                with decompressor.stream_reader(packed, read_across_frames=True) as reader:
-                    cluster = reader.read(header.cluster_size)
+                cluster = zstd.decompress_up_to(packed, header.cluster_size, _ZSTD_WINDOW_LOG)
             else:
                 cluster = zlib.decompressobj(-15).decompress(packed, header.cluster_size)
-        except (zlib.error, zstandard.ZstdError) as error:
+        except (zlib.error, Corrupt) as error:
             raise ImageDamaged(f"{host.path}: the compressed cluster at byte {place} is damaged: {error}") from error
         if len(cluster) != header.cluster_size:
             raise ImageDamaged(f"{host.path}: the compressed cluster at byte {place} is too short")

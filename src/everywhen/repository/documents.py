@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import zstandard
-
+from everywhen.formats import zstd
 from everywhen.formats.document import DOCUMENT_NONCE, MAX_DOCUMENT, Envelope, document_aad
 from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json, canonical_json, parse_json
@@ -34,7 +33,7 @@ class Documents:
         plain = canonical_json(value)
         salt = self._randomness(32)
         cipher = self._ciphers.cipher(self._ciphers.kind, self._ciphers.generation, salt, "document")
-        body = zstandard.ZstdCompressor(level=3).compress(plain)
+        body = zstd.compress(plain, 3)
         sealed = cipher.seal(DOCUMENT_NONCE, body, document_aad(self._repository, name))
         envelope = Envelope(self._ciphers.kind, self._ciphers.generation, salt, sealed).encode()
         if if_absent:
@@ -61,10 +60,8 @@ class Documents:
         cipher = self._ciphers.cipher(envelope.cipher, envelope.generation, envelope.salt, "document")
         try:
             body = cipher.open(DOCUMENT_NONCE, envelope.body, document_aad(self._repository, name))
-            if zstandard.frame_content_size(body) > MAX_DOCUMENT:
-                raise Corrupt("document larger than 16 MiB")
-            return zstandard.ZstdDecompressor().decompress(body, max_output_size=MAX_DOCUMENT)
-        except (Corrupt, zstandard.ZstdError) as error:
+            return zstd.decompress(body, MAX_DOCUMENT)
+        except Corrupt as error:
             raise Corrupt(f"{name}: {error}") from error
 
     def delete(self, name: str) -> None:

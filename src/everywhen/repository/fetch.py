@@ -37,15 +37,12 @@ T = TypeVar("T")
 class ChunkFetcher:
     """Reads chunks of one repository. Safe to use from several threads."""
 
-    def __init__(
-        self, index: ChunkIndex, packs: PackReader, make_codec: Callable[[], ChunkCodec], refresh: Callable[[], None]
-    ) -> None:
+    def __init__(self, index: ChunkIndex, packs: PackReader, codec: ChunkCodec, refresh: Callable[[], None]) -> None:
         self._index = index
         self._packs = packs
-        self._make_codec = make_codec
+        self._codec = codec
         self._refresh = refresh
         self._opened: dict[PackId, OpenPack] = {}
-        self._threads = threading.local()
         self._contents: OrderedDict[bytes, bytes] = OrderedDict()
         self._contents_size = 0
         self._lock = threading.Lock()
@@ -140,11 +137,8 @@ class ChunkFetcher:
             self._remember(base, contents[base])
 
     def _decode(self, record: Record, contents: dict[bytes, bytes]) -> bytes:
-        codec: ChunkCodec | None = getattr(self._threads, "codec", None)
-        if codec is None:
-            codec = self._threads.codec = self._make_codec()
         try:
-            return codec.decode(record, [contents[base] for base in record.bases])
+            return self._codec.decode(record, [contents[base] for base in record.bases])
         except Corrupt as error:
             raise Damaged(f"chunk {record.name.hex()}: {error}") from error
 

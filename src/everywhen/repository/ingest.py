@@ -27,8 +27,9 @@ from everywhen.repository.similarity import Likeness, Similarity, sampled
 from everywhen.storage.base import ObjectStore
 
 _PACKS_WAITING = 2
-_GOOD_DELTA = BLOCK_SIZE // 8
-"""A delta up to this size is taken without asking what the full form would cost: two changed pages of sixteen."""
+_GOOD_DELTA = BLOCK_SIZE // 8 + 512
+"""A delta up to this size is taken without asking what the full form would cost: two changed pages of sixteen, and what
+zstd needs to say where the other fourteen are (70 bytes)."""
 
 _ZERO = bytes(BLOCK_SIZE)
 _NO_NAME = bytes(CHUNK_NAME_SIZE)
@@ -61,7 +62,7 @@ class Writing:
     index: ChunkIndex
     fetcher: ChunkFetcher
     similarity: Similarity
-    make_codec: Callable[[], ChunkCodec]
+    codec: ChunkCodec
     learn: Callable[[PackId, PackIndex], None]
     """Takes the index of a pack that is durable now into the caches."""
     randomness: Randomness
@@ -83,11 +84,10 @@ class ChunkSink:
         self._failure: BaseException | None = None
         """The first thing that kept a pack from being stored."""
         self._nodes = self._builder(KIND_META)
-        self._node_codec = writing.make_codec()
 
     def take(self, batch: Batch) -> Taken:
         """Name the blocks of a batch, store those that are new. Raises StorageError, Damaged."""
-        codec, slot = self._thread()
+        codec, slot = self._w.codec, self._slot()
         contents = [content if len(content) == BLOCK_SIZE else _padded(content) for content in batch.contents]
         names = _rows([None if _is_zero(content) else codec.name(content) for content in contents])
         changed = (names != batch.before).any(axis=1)
@@ -110,15 +110,15 @@ class ChunkSink:
 
     def put_nodes(self, contents: list[bytes], before: list[ChunkName | None]) -> list[ChunkName]:
         """Store block map nodes unless they are known; as deltas against the nodes they follow where that pays."""
-        names = [self._node_codec.name(content) for content in contents]
+        names = [self._w.codec.name(content) for content in contents]
         rows = np.frombuffer(b"".join(names), np.uint8).reshape(-1, CHUNK_NAME_SIZE)
         known = self._w.index.decodable(rows)
         new = [at for at in np.flatnonzero(~known).tolist() if self._claim(names[at])]
         bases = self._w.fetcher.full_forms(_rows([before[at] for at in new]))
         for at, likely in zip(new, bases, strict=True):
-            chunk = self._node_codec.encode_full(names[at], contents[at])
+            chunk = self._w.codec.encode_full(names[at], contents[at])
             if likely:
-                delta = self._node_codec.encode_delta(names[at], contents[at], likely[:1])
+                delta = self._w.codec.encode_delta(names[at], contents[at], likely[:1])
                 # Nodes hardly compress (they are hashes); half is where a delta stops being worth its second read.
                 if len(delta.payload) < len(chunk.payload) // 2:
                     chunk = delta
@@ -132,8 +132,7 @@ class ChunkSink:
         if twinned:
             self._put_twinned(chunk, fingerprints)
             return
-        _, slot = self._thread()
-        self._put(slot, chunk, fingerprints)
+        self._put(self._slot(), chunk, fingerprints)
 
     def finish(self) -> None:
         """Store what is left and wait until all is durable. Raises StorageError."""
@@ -172,13 +171,14 @@ class ChunkSink:
             slot[0] = self._builder(KIND_DATA)
         return size
 
-    def _thread(self) -> tuple[ChunkCodec, list[PackBuilder]]:
+    def _slot(self) -> list[PackBuilder]:
+        """This thread's open pack, alone in a list so that another can take its place."""
         if not hasattr(self._threads, "slot"):
-            self._threads.codec = self._w.make_codec()
             self._threads.slot = [self._builder(KIND_DATA)]
             with self._lock:
                 self._builders.append(self._threads.slot)
-        return self._threads.codec, self._threads.slot
+        slot: list[PackBuilder] = self._threads.slot
+        return slot
 
     def _builder(self, kind: int) -> PackBuilder:
         return PackBuilder(self._w.ciphers, self._w.repository, kind, self._session, self._w.randomness)

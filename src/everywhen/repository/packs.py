@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import zstandard
 
+from everywhen.formats import zstd
 from everywhen.formats.errors import BadMagic, Corrupt, FormatError, Truncated
 from everywhen.formats.ids import PackId, PointId, Randomness, pack_object
 from everywhen.formats.pack import (
@@ -87,7 +87,7 @@ class PackBuilder:
         plain = index.encode()
         if PackIndex.decode(plain).encode() != plain:
             raise Corrupt("pack index does not survive encoding")
-        sealed = self._cipher.seal(INDEX_NONCE, zstandard.ZstdCompressor(level=3).compress(plain), index_aad(self.header))
+        sealed = self._cipher.seal(INDEX_NONCE, zstd.compress(plain, 3), index_aad(self.header))
         footer = PackFooter(self.header, self.size, len(sealed), len(self._rows)).encode()
         return index, [*self._parts, sealed, footer]
 
@@ -164,10 +164,8 @@ class PackReader:
         sealed = tail[-need:-FOOTER_SIZE] if need <= guess else self.store.get_range(name, size - need, need - FOOTER_SIZE)
         try:
             packed = opened.cipher.open(INDEX_NONCE, sealed, index_aad(footer.header))
-            if zstandard.frame_content_size(packed) > _MAX_INDEX:
-                raise Corrupt(f"{name}: index too large")
-            index = PackIndex.decode(zstandard.ZstdDecompressor().decompress(packed, max_output_size=_MAX_INDEX))
-        except zstandard.ZstdError as error:
+            index = PackIndex.decode(zstd.decompress(packed, _MAX_INDEX))
+        except Corrupt as error:
             raise Corrupt(f"{name}: index: {error}") from error
         if len(index) != footer.count or self._end(index) != footer.index_offset:
             raise Corrupt(f"{name}: index and footer disagree")

@@ -64,8 +64,8 @@ class Repository:
         self.points = RecoveryPoints(self.documents, PointCache(self.cache / "points.sqlite"), unlocked.keyset.naming_key)
         self.packs = PackReader(store, self.id, self.ciphers)
         self.index, self.fingerprints = self._open_caches()
-        self.level = level
-        self.fetcher = ChunkFetcher(self.index, self.packs, self.make_codec, self.refresh)
+        self.codec = ChunkCodec(unlocked.keyset.naming_key, level)
+        self.fetcher = ChunkFetcher(self.index, self.packs, self.codec, self.refresh)
         self.similarity = Similarity(self.fingerprints, self.index, self.fetcher)
         self.condemned_points: frozenset[str] = frozenset()
         """Points that gc is about to delete, as of the last `refresh`: not to be opened or built upon any more."""
@@ -92,10 +92,6 @@ class Repository:
         self.fingerprints.close()
         self.points.close()
 
-    def make_codec(self) -> ChunkCodec:
-        """A codec for one thread."""
-        return ChunkCodec(self.unlocked.keyset.naming_key, self.level)
-
     def writing(self) -> Writing:
         """What a chunk sink needs."""
         return Writing(
@@ -105,7 +101,7 @@ class Repository:
             self.index,
             self.fetcher,
             self.similarity,
-            self.make_codec,
+            self.codec,
             self._learn_own,
             self.surroundings.randomness,
         )

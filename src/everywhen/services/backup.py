@@ -218,7 +218,7 @@ def _miss(repository: Repository, image: Image, base: Tree | None, ranges: Range
     if base is None or ranges is None:
         return None
     chance = random.Random(repository.surroundings.randomness(16))  # noqa: S311 - a sample, no secret
-    return find_miss(image, repository.block_map(base), ranges, repository.make_codec(), chance)
+    return find_miss(image, repository.block_map(base), ranges, repository.codec, chance)
 
 
 def _to_read(image: Image, changes: Ranges | None) -> int:

@@ -61,7 +61,7 @@ class Bench:
         with self.open() as repository:
             repository.refresh()
             sink = ChunkSink(repository.writing(), "copies")
-            codec = repository.make_codec()
+            codec = repository.codec
             for content in DISK.blocks.values():
                 sink.put_copy(codec.encode_full(codec.name(content), content), twinned=False, fingerprints=[])
             sink.finish()
@@ -123,7 +123,7 @@ def test_nothing_left_is_said_and_the_rest_can_be_read(bench: Bench) -> None:
     bench.store.delete(lost)
     with bench.open() as repository:
         repository.refresh()
-        codec = repository.make_codec()
+        codec = repository.codec
         readable = 0
         for content in DISK.blocks.values():
             name = codec.name(content)
@@ -139,7 +139,7 @@ def test_nothing_left_is_said_and_the_rest_can_be_read(bench: Bench) -> None:
 def test_order_and_repetition(bench: Bench) -> None:
     with bench.open() as repository:
         repository.refresh()
-        codec = repository.make_codec()
+        codec = repository.codec
         contents = [DISK.blocks[at] for at in (8, 2, 8, 30, 2)]
         names = names_of(*(codec.name(content) for content in contents))
         assert repository.fetcher.read_many(names) == contents
@@ -148,7 +148,7 @@ def test_order_and_repetition(bench: Bench) -> None:
 def test_a_base_is_always_full(bench: Bench) -> None:
     with bench.open() as repository:
         repository.refresh()
-        codec = repository.make_codec()
+        codec = repository.codec
         new = touched(DISK.blocks[4], "later")
         ((base,),) = repository.fetcher.full_forms(names_of(codec.name(new)))
         assert base == (codec.name(DISK.blocks[4]), DISK.blocks[4])

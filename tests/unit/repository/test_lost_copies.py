@@ -42,11 +42,11 @@ class Place:
         return self.world.open(self.store, self.unlocked)
 
     def name(self, repository: Repository) -> ChunkName:
-        return repository.make_codec().name(block(3))
+        return repository.codec.name(block(3))
 
     def put_orphan(self, repository: Repository) -> PackId:
         """A pack with the block as a delta against something that is nowhere, and ballast that is as live as the block."""
-        codec = repository.make_codec()
+        codec = repository.codec
         base = touched(block(3), "before")
         builder = PackBuilder(repository.ciphers, repository.id, KIND_DATA, self.point.point, self.world.random.randbytes)
         builder.add(codec.encode_delta(self.name(repository), block(3), [(codec.name(base), base)]))

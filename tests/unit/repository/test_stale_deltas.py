@@ -40,8 +40,8 @@ class Place:
             first = self.world.back_up(repository, {"vda": SparseDisk(1 << 20, {3: BASE})})
             second = self.world.back_up(repository, {"vda": SparseDisk(1 << 20, {3: CONTENT})}, parent=first)
             self.points: list[RecoveryPoint] = [first, second]
-            self.name = repository.make_codec().name(CONTENT)
-            base = repository.index.lookup_one(repository.make_codec().name(BASE), full_only=True)
+            self.name = repository.codec.name(CONTENT)
+            base = repository.index.lookup_one(repository.codec.name(BASE), full_only=True)
             [delta] = repository.index.all_copies(self.name)
             assert base is not None
             assert delta.is_delta
@@ -65,7 +65,7 @@ class Place:
         good = self.store.get(name)
         self.store.delete(name)
         with self.open() as repository:
-            codec = repository.make_codec()
+            codec = repository.codec
             for number in range(2):
                 gone = touched(CONTENT, number)
                 self.put(repository, codec.encode_delta(self.name, CONTENT, [(codec.name(gone), gone)]))
@@ -104,7 +104,7 @@ def test_what_is_really_broken_is_reported_and_nothing_else(place: Place, *, rea
     place.put_orphans()
     with place.open() as repository:
         other = place.world.back_up(repository, {"vda": SparseDisk(1 << 20, {1: block("other"), 3: CONTENT})})
-        lost = repository.index.lookup_one(repository.make_codec().name(block("other")))
+        lost = repository.index.lookup_one(repository.codec.name(block("other")))
         assert lost is not None
     place.store.delete(pack_object(lost.pack))
     losses = [loss for finding in place.verify(read_data=read_data).findings for loss in finding.losses]
@@ -123,7 +123,7 @@ def test_a_chunk_with_nothing_but_undecodable_deltas_is_lost(place: Place) -> No
 def test_nothing_is_forgotten_for_longer_than_one_marking(place: Place, tmp_path: Path) -> None:
     """The base may be on its way to another pack; then that delta is the good one, and the other copy may go."""
     with place.open() as repository:
-        codec = repository.make_codec()
+        codec = repository.codec
         late = touched(CONTENT, "late")
         place.put(repository, codec.encode_delta(place.name, CONTENT, [(codec.name(late), late)]))
         repository.refresh()
@@ -150,5 +150,5 @@ def test_decodable_looks_at_all_copies(place: Place) -> None:
 
 
 def names_of(repository: Repository, contents: list[bytes]) -> Names:
-    joined = b"".join(repository.make_codec().name(content) for content in contents)
+    joined = b"".join(repository.codec.name(content) for content in contents)
     return np.frombuffer(joined, np.uint8).reshape(len(contents), 32)

@@ -108,7 +108,7 @@ def test_a_bad_frame_is_found(lab: BrokenLab) -> None:
 def test_content_that_is_not_what_its_name_says(lab: BrokenLab) -> None:
     place = lab.place(2, 300)
     with lab.open() as repository:
-        wrong = repository.make_codec().encode_full(place.name, block("something else"))
+        wrong = repository.codec.encode_full(place.name, block("something else"))
         broken.remove(lab.store, place.pack)
         sink = ChunkSink(repository.writing(), lab.points[2].point)
         sink.put_copy(wrong, twinned=False, fingerprints=[])

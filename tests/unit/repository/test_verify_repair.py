@@ -218,7 +218,7 @@ class TestFromACopy:
 class TestFromADisk:
     def source(self, lab: BrokenLab, disk: SparseDisk) -> DeviceSource:
         with lab.open() as repository:
-            return DeviceSource("disk", disk, repository.make_codec())
+            return DeviceSource("disk", disk, repository.codec)
 
     def test_blocks_and_nodes_of_the_newest_moment_come_back(self, lab: BrokenLab) -> None:
         whole, node, root = lab.place(2, 300), lab.node(2, 0, 1), lab.node(2, 1, 0)
@@ -258,7 +258,7 @@ class TestFromADisk:
             tree = lab.points[2].disks["vda"].tree
             block_map = repository.block_map(tree)
             names = {name for level in (0, 1) for _, name in block_map.nodes(level)}
-            found = dict(DeviceSource("disk", lab.disk, repository.make_codec()).find(dict.fromkeys(names, True)))
+            found = dict(DeviceSource("disk", lab.disk, repository.codec).find(dict.fromkeys(names, True)))
             assert found.keys() == names
             assert all(repository.fetcher.read(ChunkName(name)) == content for name, content in found.items())
         assert lab.disk.size == SIZE

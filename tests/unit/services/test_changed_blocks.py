@@ -68,7 +68,7 @@ def test_misses_are_found_as_often_as_it_says(tmp_path: Path) -> None:
         disk = SparseDisk(200 * BLOCK_SIZE - 700, {at: block(at) for at in range(199)})
         point = world.back_up(repository, {"vda": disk})
         base = repository.block_map(point.disks["vda"].tree)
-        codec = repository.make_codec()
+        codec = repository.codec
 
         def misses(now: SparseDisk, listed: Ranges) -> int:
             tries = [find_miss(now, base, listed, codec, random.Random(seed)) for seed in range(20)]

@@ -147,7 +147,7 @@ def _image(repository: Repository, source: ImageArgument, opened: ExitStack) -> 
         raise NotFound(f"{vm.name} never had a disk {source.disk}.", on=f"{source.vm}/{source.disk}")
     image = open_image(source.path)
     opened.callback(image.close)
-    return DeviceSource(source.path, image, repository.make_codec())
+    return DeviceSource(source.path, image, repository.codec)
 
 
 @contextmanager

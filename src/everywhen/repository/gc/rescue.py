@@ -86,7 +86,7 @@ def _empty(
 
 def _from_elsewhere(repository: Repository, name: ChunkName) -> Encoded:
     """The chunk by any copy of it, full. Raises Damaged."""
-    return repository.make_codec().encode_full(name, repository.fetcher.read(name))
+    return repository.codec.encode_full(name, repository.fetcher.read(name))
 
 
 def second_copies(repository: Repository, marks: Marks, twinned: set[PackId], session: str) -> int:

@@ -21,7 +21,6 @@ from everywhen.formats.ids import PackId, pack_object
 from everywhen.formats.node import Names
 from everywhen.formats.pack import FRAME_SIZE, PackIndex, Record
 from everywhen.repository.available import available
-from everywhen.repository.chunk import ChunkCodec
 from everywhen.repository.fetch import ChunkFetcher
 from everywhen.repository.intake import WORKERS
 from everywhen.repository.packs import OpenPack
@@ -117,7 +116,6 @@ class _Checker:
     def __init__(self, repository: Repository, fetcher: ChunkFetcher) -> None:
         self._repository = repository
         self._fetcher = fetcher
-        self._threads = threading.local()
         self._bases: OrderedDict[bytes, bytes] = OrderedDict()
         self._size = 0
         self._lock = threading.Lock()
@@ -157,9 +155,7 @@ class _Checker:
                 self._judge(window, row, record, bases, bad)
 
     def _judge(self, window: _Window, row: int, record: Record, bases: list[bytes], bad: list[BadRecord]) -> None:
-        codec: ChunkCodec | None = getattr(self._threads, "codec", None)
-        if codec is None:
-            codec = self._threads.codec = self._repository.make_codec()
+        codec = self._repository.codec
         try:
             content = codec.decode(record, bases)
         except FormatError as error:

@@ -186,7 +186,7 @@ def _as_stored(record: Record) -> Encoded:
 
 def _fetch(repository: Repository, session: str, source: Source, wanted: dict[bytes, bool], done: Repaired) -> None:
     """Store what the source has of the wanted chunks, and take it out of `wanted`."""
-    codec = repository.make_codec()
+    codec = repository.codec
     sink = ChunkSink(repository.writing(), session)
     try:
         for name, content in source.find(dict(wanted)):

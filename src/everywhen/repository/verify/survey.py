@@ -67,7 +67,7 @@ class Survey:
         scratch.mkdir(exist_ok=True)
         self.directory = tempfile.mkdtemp(prefix="verify-", dir=scratch)
         self.index = ChunkIndex(f"{self.directory}/index", repository.surroundings.randomness)
-        self.fetcher = ChunkFetcher(self.index, repository.packs, repository.make_codec, lambda: None)
+        self.fetcher = ChunkFetcher(self.index, repository.packs, repository.codec, lambda: None)
         self.packs: dict[PackId, Seen] = {}
         self.flawed: dict[PackId, Flawed] = {}
 
