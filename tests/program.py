@@ -109,8 +109,8 @@ class Program:
         return self.ok("restore", moment, "--to", to, *arguments)
 
     def packs(self) -> int:
-        """Bytes of all packs, without their twins."""
-        return sum(path.stat().st_size for path in self.repo.glob("packs/*/*"))
+        """Bytes of all packs, without their twins and what a killed run left unfinished."""
+        return sum(path.stat().st_size for path in self.repo.glob("packs/*/[0-9a-f]*"))
 
 
 def _run_here(arguments: list[str], environment: dict[str, str], folder: Path, later_s: int, out: Path, err: Path) -> None:

@@ -191,7 +191,7 @@ def _hold_still(order: BackupOrder, files: tuple[str, ...], opened: ExitStack) -
 
 
 def _uses(path: str) -> list[str]:
-    """Who has a block device mounted or built upon; files have their fingerprint instead."""
+    """Who has a block device mounted or built upon; who writes without that shows in the fingerprint."""
     status = os.stat(path)
     return uses(status.st_rdev) if stat.S_ISBLK(status.st_mode) else []
 
