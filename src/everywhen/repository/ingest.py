@@ -134,16 +134,25 @@ class ChunkSink:
             return
         self._put(self._slot(), chunk, fingerprints)
 
-    def finish(self) -> None:
-        """Store what is left and wait until all is durable. Raises StorageError."""
+    def flush(self) -> None:
+        """Store what is there; on return it is durable and can be read. Nobody may `take` meanwhile. Raises StorageError."""
         for slot in self._builders:
             if len(slot[0]):
                 self._hand_over(slot[0])
+                slot[0] = self._builder(KIND_DATA)
         # Nodes last: they name the data (I-2); their pack is not begun before all of it was handed over.
         if len(self._nodes):
             self._hand_over(self._nodes)
-        self.close()
+            self._nodes = self._builder(KIND_META)
+        for _ in range(_PACKS_WAITING):
+            self._room.acquire()
+        self._room.release(_PACKS_WAITING)
         self._demand_whole()
+
+    def finish(self) -> None:
+        """Store what is left, wait until all is durable, and end. Raises StorageError."""
+        self.flush()
+        self.close()
 
     def close(self) -> None:
         """Stop the storing threads; what they have begun is ended first."""

@@ -24,6 +24,7 @@ class PointWriter:
         self._sink = ChunkSink(repository.writing(), point)
         # Read after the session began and after what is condemned was: gc keeps these until the session ends.
         points, _, _ = repository.points.list()
+        self._own: set[Tree] = set()
         self._kept = {tree for kept in points if kept.point not in repository.condemned_points for tree in kept.trees()}
 
     def take(self, device: BlockDevice, base: Tree | None, changed: Ranges | None, progress: Callable[[int], None]) -> Intake:
@@ -32,12 +33,16 @@ class PointWriter:
         A base that is no longer `usable` is passed over, and every block looked at. Raises DeviceError, StorageError, Damaged.
         """
         base = base if self.usable(base) else None
+        if base in self._own:
+            self._sink.flush()  # what is built upon must be readable
         base_map = self._repository.block_map(base) if base else None
-        return take_disk(self._sink, device, base_map, changed, progress)
+        intake = take_disk(self._sink, device, base_map, changed, progress)
+        self._own.add(intake.tree)  # a disk may be taken in by parts, each over the one before
+        return intake
 
     def usable(self, base: Tree | None) -> bool:
-        """Whether a point has this tree that gc is not about to delete: blocks are taken over from it unseen."""
-        return base in self._kept
+        """Whether blocks may be taken over unseen: a point that gc is not about to delete has this tree, or we stored it."""
+        return base in self._kept or base in self._own
 
     def take_file(self, content: bytes) -> Tree:
         """Store a configuration file."""

@@ -11,11 +11,9 @@ import os
 import random
 import stat
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from blake3 import blake3
 
 from everywhen import __version__
 from everywhen.block import qemu_locks
@@ -31,8 +29,8 @@ from everywhen.repository.writer import parent_link, write_point
 from everywhen.services.catalog import Catalog
 from everywhen.services.changed_blocks import find_miss, read_changed_blocks
 from everywhen.services.failures import Busy, Damage, WrongUsage
+from everywhen.services.identities import record, vm_by_name
 from everywhen.services.naming import is_name
-from everywhen.storage.base import AlreadyExists
 
 Report = Callable[[int, int | None], None]
 """Told bytes done and bytes in all."""
@@ -73,7 +71,7 @@ def back_up(repository: Repository, catalog: Catalog, order: BackupOrder, report
     if not is_name(order.vm):
         raise WrongUsage(f'"{order.vm}" is not a name for a VM: use a-z, 0-9, dot, dash and underscore.', on=order.vm)
     began = repository.surroundings.clock()
-    vm, known = _vm(repository, catalog, order.vm)
+    vm, known = vm_by_name(repository, catalog, order.vm)
     parent = catalog.newest(vm)
     contents = _read_files(order.files)
     with ExitStack() as opened:
@@ -95,9 +93,7 @@ def back_up(repository: Repository, catalog: Catalog, order: BackupOrder, report
             if any(image.fingerprint() != before[name] for name, image in images.items()):
                 whys.add(_MOVED)
             if not known:
-                # Of two first backups at once the later one must not undo what was set on the VM in between.
-                with suppress(AlreadyExists):
-                    repository.documents.put(f"vms/{vm.vm}", vm.to_json(), if_absent=True)
+                record(repository, vm)
             point = RecoveryPoint(
                 point=writer.point,
                 vm=vm.vm,
@@ -129,20 +125,6 @@ def _advancing(report: Report, total: int) -> Callable[[int], None]:
 
     report(0, total)
     return advance
-
-
-def _vm(repository: Repository, catalog: Catalog, name: str) -> tuple[Vm, bool]:
-    """The VM of that name, and whether it is known.
-
-    Images given by hand have no hypervisor's UUID: the identity follows from the name, so that two first backups at the
-    same time make one VM.
-    """
-    for vm in catalog.vms:
-        if vm.name == name:
-            return vm, True
-    key = repository.unlocked.keyset.naming_key
-    identity = blake3(b"vm by name\0" + name.encode(), key=key).hexdigest(16)
-    return Vm(identity, name, name, "", "", repository.surroundings.clock()), False
 
 
 def _opened(order: BackupOrder, name: str, path: str, opened: ExitStack, whys: set[str]) -> Image:

@@ -22,6 +22,7 @@ ALONE = {
     "key": "key",
     "points": "points",
     "policy": "policy",
+    "protect": "protect",
     "prune": "prune",
     "release": "hold",
     "restore": "restore",

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Our dirty bitmaps: on each disk's node one that records always, so that a gap's changes are known (docs/capture.md).
+
+`everywhen-p-…-DISK` records everything on that disk since the recovery point of that id: it was begun just before the instant
+that the point shows. Whether it can be used is seen from its name: by whoever knows that point and that disk, nobody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from everywhen.capture.nodes import OURS
+from everywhen.capture.qmp import Monitor
+from everywhen.formats.fields import Json
+from everywhen.formats.ids import PointId, is_point_id
+
+GRANULARITY = 65536
+"""Bytes a bit stands for: a block, which is what is compared and stored."""
+FROZEN = f"{OURS}frozen"
+_POINT = len("p-") + 12
+
+
+class Recording(NamedTuple):
+    """A bitmap that can be used: what it is called, and since when it records changes of which disk."""
+
+    name: str
+    point: PointId
+    disk: str
+
+
+def recordings(monitor: Monitor, node: str) -> list[Recording]:
+    """Our recording bitmaps on a node."""
+    found = []
+    for candidate in monitor.execute("query-named-block-nodes", {"flat": True}):
+        if candidate["node-name"] == node:
+            for bitmap in candidate.get("dirty-bitmaps", []):
+                name = str(bitmap.get("name", ""))
+                word = name.removeprefix(OURS)
+                point, disk = word[:_POINT], word[_POINT + 1 :]
+                usable = bitmap["recording"] and not bitmap.get("inconsistent")
+                if name.startswith(OURS) and is_point_id(point) and usable:
+                    found.append(Recording(name, PointId(point), disk))
+    return found
+
+
+def begin(monitor: Monitor, disks: Mapping[str, str], point: PointId) -> None:
+    """Record from now on, from the same instant, for a point that is about to be made; `disks`: names of disks by node.
+
+    This drains: every write that is not in these bitmaps has been answered by the sink when it returns.
+    """
+    _transaction(monitor, [_add(node, f"{OURS}{point}-{disk}") for node, disk in disks.items()])
+
+
+def freeze(monitor: Monitor, node: str, recording: Recording) -> None:
+    """Copy what was recorded into a bitmap that stands still and can be read; the other one goes on recording."""
+    merge = {"node": node, "target": FROZEN, "bitmaps": [recording.name]}
+    _transaction(monitor, [_add(node, FROZEN, disabled=True), {"type": "block-dirty-bitmap-merge", "data": merge}])
+
+
+def remove(monitor: Monitor, node: str, *names: str) -> None:
+    """Take bitmaps of ours off a node."""
+    _transaction(monitor, [{"type": "block-dirty-bitmap-remove", "data": {"node": node, "name": name}} for name in names])
+
+
+def _add(node: str, name: str, *, disabled: bool = False) -> Json:
+    data = {"node": node, "name": name, "granularity": GRANULARITY, "disabled": disabled}
+    return {"type": "block-dirty-bitmap-add", "data": data}
+
+
+def _transaction(monitor: Monitor, actions: list[Json]) -> None:
+    if actions:
+        monitor.execute("transaction", {"actions": actions})

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The page that the sink writes and the watchdog reads: how far each connection has come.
+
+Words of 64 bits in shared memory, each written by one process and read by others without a lock: an aligned word is stored and
+loaded whole on every 64-bit machine. Times are CLOCK_MONOTONIC, which all processes of a host share.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+CONNECTIONS = 62
+"""Connections at once: two for each of the disks of a VM (its tap, and its copy)."""
+_PER_CONNECTION = 8
+_SIZE = 4096
+
+# Words of the sink as a whole
+TAKEN, DURABLE, WRITTEN_BYTES, STATE = range(4)
+# Words of a connection
+RECEIVED, REQUESTS, ANSWERED, OLDEST_NS, SERVED_NS, WORST_NS = range(6)
+
+FINE, SPOOL_FULL, SPOOL_SLOW, SPOOL_FAILED = range(4)
+"""Values of STATE: why the sink has let go of its taps."""
+
+
+class Counters:
+    """A view of the page; `descriptor` is passed on to the other process."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._map = mmap.mmap(descriptor, _SIZE)
+        self._words = memoryview(self._map).cast("Q")
+
+    @classmethod
+    def create(cls) -> Counters:
+        """A new page of zeroes, inherited by child processes that are given its descriptor."""
+        descriptor = os.memfd_create("everywhen-counters")
+        os.ftruncate(descriptor, _SIZE)
+        return cls(descriptor)
+
+    def close(self) -> None:
+        """Unmap the page."""
+        self._words.release()
+        self._map.close()
+        os.close(self.descriptor)
+
+    def get(self, word: int) -> int:
+        """A word of the sink as a whole."""
+        return self._words[word]
+
+    def put(self, word: int, value: int) -> None:
+        """Set a word of the sink as a whole."""
+        self._words[word] = value
+
+    def of(self, connection: int, word: int) -> int:
+        """A word of a connection."""
+        return self._words[_PER_CONNECTION * (2 + connection) + word]
+
+    def put_of(self, connection: int, word: int, value: int) -> None:
+        """Set a word of a connection."""
+        self._words[_PER_CONNECTION * (2 + connection) + word] = value
+
+    def clear(self, connection: int) -> None:
+        """Make ready for a new connection under that number."""
+        for word in range(_PER_CONNECTION):
+            self.put_of(connection, word, 0)

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What a killed run of ours left in a hypervisor, known by its names, and taken away before we begin again.
+
+Our sink ended with that run. The job of a tap ends with the first write after that; the job of an idle disk is still there.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from everywhen.capture import bitmaps
+from everywhen.capture.nodes import OURS, DiskNode
+from everywhen.capture.qmp import CommandFailed, Monitor
+from everywhen.capture.tap import ENDED
+
+_END_S = 10.0
+
+
+def clear(monitor: Monitor, disks: list[DiskNode]) -> None:
+    """Remove all of ours but the recording bitmaps. Raises MonitorError, CommandFailed."""
+    for job in monitor.execute("query-block-jobs"):
+        if str(job["device"]).startswith(OURS):
+            _end(monitor, str(job["device"]))
+    for export in monitor.execute("query-block-exports"):
+        if str(export["id"]).startswith(OURS):
+            monitor.execute("block-export-del", {"id": export["id"], "mode": "hard"})
+            with suppress(CommandFailed):  # it was another's server, with another's exports
+                monitor.execute("nbd-server-stop")
+    nodes = monitor.execute("query-named-block-nodes", {"flat": True})
+    for node in nodes:
+        if str(node["node-name"]).startswith(f"{OURS}tap-"):
+            monitor.execute("blockdev-del", {"node-name": node["node-name"]})
+    for disk in disks:
+        names = {
+            str(bitmap.get("name"))
+            for node in nodes
+            if node["node-name"] == disk.node
+            for bitmap in node.get("dirty-bitmaps", [])
+        }
+        if bitmaps.FROZEN in names:
+            bitmaps.remove(monitor, disk.node, bitmaps.FROZEN)
+
+
+def _end(monitor: Monitor, job: str) -> None:
+    """End the job of a tap whose sink is gone. Its connection is yanked first: cancelling drains, which must not wait (F2)."""
+    with suppress(CommandFailed):  # a storage daemon has no yank
+        monitor.execute("yank", {"instances": [{"type": "block-node", "node-name": job}]})
+    with suppress(CommandFailed):  # it has ended just now
+        monitor.execute("block-job-cancel", {"device": job, "force": True})
+    monitor.next_event(_END_S, lambda event: event.name in ENDED and event.data.get("device") == job)

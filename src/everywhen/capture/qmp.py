@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""QEMU's monitor protocol (docs/interop/qmp-spec of QEMU): one JSON object a line, replies by id, events between them.
+
+`QmpSession` is the protocol without I/O; `Monitor` runs it over a socket, for one thread. Every wait has a limit: a monitor
+that does not answer means that QEMU's main loop is blocked, or that nobody is there.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from everywhen.formats.errors import Corrupt
+from everywhen.formats.fields import Json, parse_json, text, whole
+
+_LONGEST_LINE = 16 << 20
+"""query-named-block-nodes of a VM with a hundred disks is 0.5 MB."""
+
+
+class MonitorError(Exception):
+    """The monitor cannot be used: nobody is there, it does not answer, or it answers something that is no QMP."""
+
+
+class CommandFailed(Exception):
+    """QEMU refused a command. `kind` is its error class, the message its description."""
+
+    def __init__(self, command: str, kind: str, description: str) -> None:
+        super().__init__(description)
+        self.command = command
+        self.kind = kind
+
+
+class Event(NamedTuple):
+    """Something that happened: its name, its data, and when by QEMU's clock (ns since 1970)."""
+
+    name: str
+    data: Json
+    time_ns: int
+
+
+class Answer(NamedTuple):
+    """The reply to the command `number`: what it returned, or the class and description of its error."""
+
+    number: int
+    value: Any
+    error: tuple[str, str] | None
+
+
+class QmpSession:
+    """Bytes in, answers and events out. Raises Corrupt for what is no QMP."""
+
+    def __init__(self) -> None:
+        self._input = bytearray()
+        self._number = 0
+        self.greeted = False
+
+    def command(self, name: str, arguments: Json | None = None) -> tuple[int, bytes]:
+        """The number and the bytes of a command."""
+        self._number += 1
+        message: Json = {"execute": name, "id": self._number}
+        if arguments:
+            message["arguments"] = arguments
+        return self._number, json.dumps(message).encode() + b"\n"
+
+    def receive(self, data: bytes) -> list[Answer | Event]:
+        """What is complete now."""
+        self._input += data
+        *lines, rest = self._input.split(b"\n")
+        self._input = rest
+        if len(rest) > _LONGEST_LINE:
+            raise Corrupt(f"a line of more than {_LONGEST_LINE} bytes")
+        found: list[Answer | Event] = []
+        for line in lines:
+            if line.strip():
+                self._message(parse_json("the monitor's answer", bytes(line)), found)
+        return found
+
+    def _message(self, message: Json, found: list[Answer | Event]) -> None:
+        if "QMP" in message:
+            self.greeted = True
+        elif "event" in message:
+            data, stamp = message.get("data", {}), message.get("timestamp", {})
+            if not isinstance(data, dict) or not isinstance(stamp, dict):
+                raise Corrupt("an event without its fields")
+            time_ns = whole(stamp, "seconds", 0) * 10**9 + whole(stamp, "microseconds", 0) * 1000
+            found.append(Event(text(message, "event"), data, time_ns))
+        elif "return" in message:
+            found.append(Answer(whole(message, "id"), message["return"], None))
+        elif isinstance(error := message.get("error"), dict):
+            found.append(Answer(whole(message, "id", 0), None, (text(error, "class", ""), text(error, "desc", ""))))
+        else:
+            raise Corrupt("a message that is neither a return, an error nor an event")
+
+
+class Monitor:
+    """A connected monitor. Events that come while a command is answered are kept for `next_event`."""
+
+    def __init__(self, connection: socket.socket, timeout: float) -> None:
+        """Take over a socket whose other end is a QMP monitor; waits for its greeting. Raises MonitorError."""
+        self._socket = connection
+        self._session = QmpSession()
+        self._events: deque[Event] = deque()
+        self._answers: dict[int, Answer] = {}
+        self.timeout = timeout
+        connection.setblocking(False)
+        self._wait(lambda: self._session.greeted, timeout)
+        self.execute("qmp_capabilities")
+
+    @classmethod
+    def connect(cls, path: str, timeout: float = 10.0) -> Monitor:
+        """The monitor at a unix socket. QEMU serves one client at a time. Raises MonitorError."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(timeout)
+        try:
+            connection.connect(path)
+            return cls(connection, timeout)
+        except OSError as error:
+            connection.close()
+            raise MonitorError(f"{path}: {error.strerror or error}") from error
+        except MonitorError as error:
+            connection.close()
+            raise MonitorError(f"{path}: {error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        self._socket.close()
+
+    def fileno(self) -> int:
+        """For `select`: readable when events may have come."""
+        return self._socket.fileno()
+
+    def execute(self, name: str, arguments: Json | None = None, *, timeout: float | None = None) -> Any:  # noqa: ANN401 - JSON
+        """Run a command and wait for what it returns. Raises CommandFailed, MonitorError."""
+        number, line = self._session.command(name, arguments)
+        self._send(line)
+        self._wait(lambda: number in self._answers, self.timeout if timeout is None else timeout)
+        answer = self._answers.pop(number)
+        if answer.error is not None:
+            raise CommandFailed(name, *answer.error)
+        return answer.value
+
+    def next_event(self, timeout: float, wanted: Callable[[Event], bool] = lambda _: True) -> Event | None:
+        """The oldest event that is wanted, taken out; None when none comes in time. Raises MonitorError."""
+
+        def found() -> Event | None:
+            return next((event for event in self._events if wanted(event)), None)
+
+        try:
+            self._wait(lambda: found() is not None, timeout)
+        except TimeoutError:
+            return None
+        event = found()
+        if event is not None:
+            self._events.remove(event)
+        return event
+
+    def _send(self, line: bytes) -> None:
+        self._socket.settimeout(self.timeout)
+        try:
+            self._socket.sendall(line)
+        except OSError as error:
+            raise MonitorError(f"the monitor does not take commands: {error}") from error
+        finally:
+            self._socket.setblocking(False)
+
+    def _wait(self, done: Callable[[], bool], timeout: float) -> None:
+        end = monotonic() + timeout
+        while not done():
+            left = end - monotonic()
+            if left <= 0 or not select.select([self._socket], [], [], left)[0]:
+                raise _Late(f"the monitor does not answer within {timeout:g} s")
+            try:
+                data = self._socket.recv(1 << 20)
+            except OSError as error:
+                raise MonitorError(f"the monitor hung up: {error}") from error
+            if not data:
+                raise MonitorError("the monitor hung up")
+            try:
+                received = self._session.receive(data)
+            except Corrupt as error:
+                raise MonitorError(f"no QMP monitor: {error}") from error
+            for item in received:
+                if isinstance(item, Event):
+                    self._events.append(item)
+                else:
+                    self._answers[item.number] = item
+
+
+class _Late(MonitorError, TimeoutError):
+    """Nothing came in time."""

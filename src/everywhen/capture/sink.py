@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The sink: an NBD server that answers every write at once and hands it to the spool. One process per VM.
+
+Exports: `disk-N` for the tap of disk N; `mark-N`, whose writes are marks in the sequence of records; `probe`, to see that it
+answers. It serves no reads: with a minimum block of 1 byte QEMU never needs any. A guest's flushes never come here; a flush is
+answered and means nothing.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from time import monotonic_ns
+
+from everywhen.capture.counters import ANSWERED, FINE, OLDEST_NS, RECEIVED, REQUESTS, SERVED_NS, STATE, WORST_NS, Counters
+from everywhen.formats.fields import canonical_json
+from everywhen.formats.spool import MARK, WRITE, ZERO
+from everywhen.nbd import protocol as p
+from everywhen.nbd.server import Export, Phase, Request, ServerSession
+
+_FLAGS = p.SEND_FLUSH | p.SEND_FUA | p.SEND_WRITE_ZEROES | p.SEND_FAST_ZERO
+_RECEIVE = 1 << 20
+_TAP, _MARKS = "disk", "mark"
+_LONGEST_MARK = 64 << 10
+
+Take = Callable[[int, int, int, int, bytes], int | None]
+"""`SpoolWriter.take`."""
+
+
+@dataclass(slots=True)
+class _Connection:
+    number: int
+    socket: socket.socket
+    session: ServerSession
+    kind: str = ""
+    """The export's name up to the dash; '' until the client has chosen one."""
+    disk: int = 0
+
+
+class Sink:
+    """Serves the connections that come over `control`, until it is closed or the spool takes no more."""
+
+    def __init__(self, sizes: list[int], take: Take, counters: Counters, control: socket.socket) -> None:
+        """`sizes`: bytes of each disk."""
+        self._exports = {f"{_TAP}-{disk}": Export(size, _FLAGS) for disk, size in enumerate(sizes)}
+        self._exports |= {f"{_MARKS}-{disk}": Export(_LONGEST_MARK, 0) for disk in range(len(sizes))}
+        self._exports["probe"] = Export(0, p.READ_ONLY)
+        self._take = take
+        self._counters = counters
+        self._control = control
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(control, selectors.EVENT_READ)
+        self._buffer = memoryview(bytearray(_RECEIVE))
+
+    def run(self) -> None:
+        """Serve. On return all connections are shut down."""
+        try:
+            while self._counters.get(STATE) == FINE:
+                for key, _ in self._selector.select(0.1):
+                    if key.data is None:
+                        if not self._welcome():
+                            return
+                    elif not self._serve(key.data):
+                        self._end(key.data)
+        finally:
+            for key in list(self._selector.get_map().values()):
+                if key.data is not None:
+                    self._end(key.data)
+            self._selector.close()
+
+    def _welcome(self) -> bool:
+        """A connection that the watchdog accepted; False when the watchdog is gone."""
+        number, descriptors, *_ = socket.recv_fds(self._control, 1, 1)
+        if not number or not descriptors:
+            return False
+        connection = _Connection(number[0], socket.socket(fileno=descriptors[0]), ServerSession(self._exports))
+        self._selector.register(connection.socket, selectors.EVENT_READ, connection)
+        connection.socket.sendall(connection.session.take_output())
+        return True
+
+    def _serve(self, connection: _Connection) -> bool:
+        """Take what came in and answer it; False when the connection is over."""
+        try:
+            count = connection.socket.recv_into(self._buffer)
+            if not count:
+                return False
+            began = monotonic_ns()
+            requests = connection.session.receive(self._buffer[:count])
+            counters, number = self._counters, connection.number
+            counters.put_of(number, RECEIVED, counters.of(number, RECEIVED) + count)
+            if not connection.kind and connection.session.phase is Phase.TRANSMISSION:
+                self._chosen(connection)
+            if requests:
+                counters.put_of(number, OLDEST_NS, began)
+                counters.put_of(number, REQUESTS, counters.of(number, REQUESTS) + len(requests))
+                if not all(self._answer(connection, request) for request in requests):
+                    return False
+            output = connection.session.take_output()
+            if output:
+                connection.socket.sendall(output)
+        except (OSError, p.ProtocolError):
+            return False
+        if requests:
+            took = monotonic_ns() - began
+            counters.put_of(number, ANSWERED, counters.of(number, ANSWERED) + len(requests))
+            counters.put_of(number, OLDEST_NS, 0)
+            counters.put_of(number, SERVED_NS, counters.of(number, SERVED_NS) + took)
+            counters.put_of(number, WORST_NS, max(counters.of(number, WORST_NS), took))
+        return connection.session.phase is not Phase.ENDED
+
+    def _answer(self, connection: _Connection, request: Request) -> bool:
+        """Take one request; False when the spool takes no more: then nothing is answered, and the tap ends."""
+        if request.command == p.CMD_FLUSH:
+            connection.session.reply(request.cookie)
+            return True
+        if request.command not in (p.CMD_WRITE, p.CMD_WRITE_ZEROES):
+            connection.session.reply(request.cookie, p.EINVAL)
+            return True
+        kind = MARK if connection.kind == _MARKS else WRITE if request.command == p.CMD_WRITE else ZERO
+        if request.length and self._take(kind, connection.disk, request.offset, request.length, request.data) is None:
+            return False
+        connection.session.reply(request.cookie)
+        return True
+
+    def _chosen(self, connection: _Connection) -> None:
+        connection.kind, _, disk = connection.session.name.partition("-")
+        connection.disk = int(disk or 0)
+        self._mark(connection, "tap opened")
+
+    def _end(self, connection: _Connection) -> None:
+        """Hang up, also for the watchdog's duplicate of the socket."""
+        self._selector.unregister(connection.socket)
+        with suppress(OSError):  # the other side was faster
+            connection.socket.shutdown(socket.SHUT_RDWR)
+        connection.socket.close()
+        self._mark(connection, "tap closed")
+
+    def _mark(self, connection: _Connection, what: str) -> None:
+        """Say in the sequence what becomes of a tap."""
+        if connection.kind == _TAP:
+            text = canonical_json({"mark": what})
+            self._take(MARK, connection.disk, 0, len(text), text)

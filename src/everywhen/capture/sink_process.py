@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The sink as a process: `python -m everywhen.capture.sink_process CONTROL COUNTERS`, its order as JSON on standard input.
+
+It is killed without warning by the watchdog, and may be: all it owns is the newest spool file, whose torn end is expected.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from everywhen.capture.counters import Counters
+from everywhen.capture.sink import Sink
+from everywhen.capture.spool_writer import SpoolPlace, SpoolWriter
+from everywhen.formats.fields import canonical_json, hexbytes, parse_json, text, whole
+from everywhen.formats.spool import SpoolHeader
+from everywhen.repository.keys.cipher import Cipher
+from everywhen.repository.keys.spool_keys import SpoolRecipient
+
+_LONGEST_ORDER = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class SinkOrder:
+    """What a sink is to do: sizes of the disks in bytes; where it spools, how much, from which sequence number, for whom."""
+
+    sizes: list[int]
+    folder: str
+    limit: int
+    vm: str
+    epoch: int
+    sequence: int
+    repository: str
+    generation: int
+    public: str
+
+    def encode(self) -> bytes:
+        """As `decode` reads it."""
+        return canonical_json(asdict(self))
+
+    @classmethod
+    def decode(cls, data: bytes) -> SinkOrder:
+        """Raises Corrupt."""
+        value = parse_json("the sink's order", data)
+        sizes = [whole({"size": size}, "size") for size in value.get("sizes", [])]
+        return cls(
+            sizes=sizes,
+            folder=text(value, "folder"),
+            limit=whole(value, "limit"),
+            vm=hexbytes(value, "vm", 16).hex(),
+            epoch=whole(value, "epoch"),
+            sequence=whole(value, "sequence"),
+            repository=hexbytes(value, "repository", 16).hex(),
+            generation=whole(value, "generation"),
+            public=text(value, "public"),
+        )
+
+    def place(self) -> SpoolPlace:
+        """The spool as the writer wants it."""
+        recipient = SpoolRecipient(bytes.fromhex(self.repository), self.generation, bytes.fromhex(self.public))
+        vm = bytes.fromhex(self.vm)
+
+        def begin(number: int, sequence: int, time_ns: int) -> tuple[SpoolHeader, Cipher]:
+            key, cipher = recipient.new_file(os.urandom)
+            identity = (recipient.cipher, self.generation, recipient.repository, vm, self.epoch, number, sequence, time_ns, key)
+            return SpoolHeader(*identity), cipher
+
+        return SpoolPlace(Path(self.folder), self.limit, begin)
+
+
+def main(arguments: list[str]) -> int:
+    """Descriptors: the socket to the watchdog, and the page of counters."""
+    control, page = map(int, arguments)
+    # Ctrl-C in the terminal is for `protect`, which ends us in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    order = SinkOrder.decode(sys.stdin.buffer.read(_LONGEST_ORDER))
+    counters = Counters(page)
+    writer = SpoolWriter(order.place(), counters, order.sequence)
+    try:
+        Sink(order.sizes, writer.take, counters, socket.socket(fileno=control)).run()
+    finally:
+        writer.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The spool's writing end: records in order, grouped, compressed, sealed, appended, made durable (docs/capture.md).
+
+`take` is called by the sink's loop and returns at once; a thread of its own does the rest. A group is closed when it has
+4 MiB or 250 ms have passed; `fdatasync` follows at least once a second. When the thread cannot keep up, the spool is full or
+the disk fails, the state says so, nothing more is taken, and the sink lets go of its taps: a guest never waits for the spool.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, time_ns
+from typing import Protocol
+
+from everywhen.capture.counters import (
+    DURABLE,
+    FINE,
+    SPOOL_FAILED,
+    SPOOL_FULL,
+    SPOOL_SLOW,
+    STATE,
+    TAKEN,
+    WRITTEN_BYTES,
+    Counters,
+)
+from everywhen.formats.spool import HEADER_SIZE, SpoolHeader, encode_frame, encode_group, group_aad, group_nonce
+
+_GROUP_BYTES = 4 << 20
+_GROUP_SECONDS = 0.25
+_SYNC_SECONDS = 1.0
+_FILE_BYTES = 64 << 20
+_WAITING_BYTES = 256 << 20
+"""Bytes taken and not yet written, at which the spool counts as too slow."""
+_GROUP_RECORDS = 65_536
+
+
+class GroupCipher(Protocol):
+    """Seals the groups of one file."""
+
+    def seal(self, nonce: bytes, plaintext: bytes, aad: bytes) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolPlace:
+    """Where the files go, how much room there is (bytes), and how a file is begun: header fields in, header and cipher out."""
+
+    folder: Path
+    limit: int
+    begin: Callable[[int, int, int], tuple[SpoolHeader, GroupCipher]]
+    """(number, first sequence, time in ns) → header and cipher of a new file."""
+
+
+class SpoolWriter:
+    """Owns the newest file of one epoch. `take` from one thread."""
+
+    def __init__(self, place: SpoolPlace, counters: Counters, sequence: int) -> None:
+        self._place = place
+        self._counters = counters
+        self._next = sequence
+        self._written = sequence
+        self._records: list[tuple[int, int, int, int, int]] = []
+        self._parts: list[bytes] = []
+        self._bytes = 0
+        self._base_ns = 0
+        self._last_ns = 0
+        self._waiting = 0
+        self._lock = threading.Lock()
+        self._work = threading.Event()
+        self._ending = False
+        self._number = 0
+        self._spooled = 0
+        """Bytes that the spool has at most: files may have been removed since."""
+        self._file: _SpoolFile | None = None
+        self._unsynced_since: float | None = None
+        self._thread = threading.Thread(target=self._run, name="spool")
+        self._thread.start()
+
+    def take(self, kind: int, disk: int, offset: int, length: int, data: bytes) -> int | None:
+        """A record, stamped with the time now; its sequence number, or None when nothing is taken any more."""
+        with self._lock:
+            if self._counters.get(STATE) != FINE or self._ending:
+                return None
+            if self._waiting > _WAITING_BYTES:
+                self._counters.put(STATE, SPOOL_SLOW)
+                return None
+            # Recorded time never runs backwards, whatever the clock does.
+            now = max(time_ns(), self._last_ns)
+            self._last_ns = now
+            if not self._records:
+                self._base_ns = now
+            self._records.append((kind, disk, offset, length, min(now - self._base_ns, 0xFFFFFFFF)))
+            if data:
+                self._parts.append(data)
+            self._bytes += len(data)
+            self._waiting += len(data)
+            number = self._next
+            self._next += 1
+            self._counters.put(TAKEN, self._next)
+            if self._bytes >= _GROUP_BYTES or len(self._records) >= _GROUP_RECORDS:
+                self._work.set()
+        return number
+
+    def close(self) -> None:
+        """Write and sync what was taken, and end the thread."""
+        with self._lock:
+            self._ending = True
+        self._work.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._ending:
+                self._work.wait(_GROUP_SECONDS)
+                self._work.clear()
+                self._write_group()
+                self._sync(_SYNC_SECONDS)
+            self._write_group()
+            self._sync(0)
+        except OSError:
+            self._counters.put(STATE, SPOOL_FAILED)
+        finally:
+            if self._file is not None:
+                os.close(self._file.descriptor)
+
+    def _write_group(self) -> None:
+        with self._lock:
+            records, parts, first, base_ns = self._records, self._parts, self._next - len(self._records), self._base_ns
+            self._records, self._parts, taken, self._bytes = [], [], self._bytes, 0
+        if not records:
+            return
+        plain = encode_group(first, base_ns, records, parts, 1)
+        file = self._file
+        if file is None or file.size + len(plain) > _FILE_BYTES:
+            file = self._begin_file(first, base_ns)
+        sealed = file.cipher.seal(group_nonce(file.groups), plain, group_aad(file.header, file.groups))
+        frame = encode_frame(file.groups, len(sealed)) + sealed
+        if self._spooled + len(frame) > self._place.limit:
+            # Whoever consumes the spool removes files: look again before giving up.
+            self._spooled = sum(path.stat().st_size for path in self._place.folder.glob("*.spool"))
+            if self._spooled + len(frame) > self._place.limit:
+                self._counters.put(STATE, SPOOL_FULL)
+                return
+        _write_all(file.descriptor, frame)
+        file.groups += 1
+        file.size += len(frame)
+        self._spooled += len(frame)
+        self._counters.put(WRITTEN_BYTES, self._counters.get(WRITTEN_BYTES) + len(frame))
+        self._written = first + len(records)
+        self._unsynced_since = self._unsynced_since or monotonic()
+        with self._lock:
+            self._waiting -= taken
+
+    def _begin_file(self, first: int, base_ns: int) -> _SpoolFile:
+        if self._file is not None:
+            self._sync(0)
+            os.close(self._file.descriptor)
+            self._file = None
+        header, cipher = self._place.begin(self._number, first, base_ns)
+        path = self._place.folder / f"{header.epoch:016x}-{self._number:016x}.spool"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._file = _SpoolFile(descriptor, header, cipher)
+        _write_all(descriptor, header.encode())
+        folder = os.open(self._place.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        self._number += 1
+        return self._file
+
+    def _sync(self, after: float) -> None:
+        """Make durable what was written, when the oldest of it has waited for `after` seconds."""
+        if self._file is None or self._unsynced_since is None or monotonic() - self._unsynced_since < after - _GROUP_SECONDS:
+            return
+        os.fdatasync(self._file.descriptor)
+        self._unsynced_since = None
+        self._counters.put(DURABLE, self._written)
+
+
+@dataclass(slots=True)
+class _SpoolFile:
+    """The file that is written: how many groups and bytes it has."""
+
+    descriptor: int
+    header: SpoolHeader
+    cipher: GroupCipher
+    groups: int = 0
+    size: int = HEADER_SIZE
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

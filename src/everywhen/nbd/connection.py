@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A client's connection over a socket, for one thread: requests may be under way together, answers are waited for."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from everywhen.nbd import protocol as p
+from everywhen.nbd.client import ClientSession, Offer, Reply, Status
+
+
+class NbdError(Exception):
+    """The server cannot be used, or failed a request."""
+
+
+class NbdConnection:
+    """Connected to one export. Every wait ends after `timeout` seconds."""
+
+    def __init__(self, path: str, name: str, *, timeout: float, contexts: Sequence[str] = ()) -> None:
+        """Connect to a unix socket. Raises NbdError."""
+        self._path = path
+        self._session = ClientSession(name, contexts)
+        self._replies: dict[int, Reply] = {}
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout)
+        try:
+            self._socket.connect(path)
+            while not self._session.ready:
+                self._exchange()
+            self._flush()
+        except OSError as error:
+            self._socket.close()
+            raise NbdError(f"{path}: {error}") from error
+        except NbdError:
+            self._socket.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def offer(self) -> Offer:
+        """What the server told about the export."""
+        return self._session.offer
+
+    def close(self) -> None:
+        """Say goodbye where that is possible, and hang up."""
+        try:
+            self._session.disconnect()
+            self._flush()
+        except NbdError:
+            pass  # who is gone needs no goodbye
+        self._socket.close()
+
+    def ask(self, offset: int, length: int) -> int:
+        """Begin a read; its cookie."""
+        return self._begun(self._session.read(offset, length))
+
+    def send(self, offset: int, data: bytes) -> int:
+        """Begin a write; its cookie."""
+        return self._begun(self._session.write(offset, data))
+
+    def send_zeroes(self, offset: int, length: int) -> int:
+        """Begin a write of zeroes; its cookie."""
+        return self._begun(self._session.write_zeroes(offset, length))
+
+    def answer(self, cookie: int) -> Reply:
+        """Wait for the answer to a request. Raises NbdError, also for one that failed."""
+        while cookie not in self._replies:
+            self._exchange()
+        reply = self._replies.pop(cookie)
+        if reply.error:
+            raise NbdError(f"{self._path}: a request failed with error {reply.error}")
+        return reply
+
+    def extents(self, context: str, offset: int, length: int) -> list[Status]:
+        """The extents of a range in one of the contexts that were asked for. Raises NbdError."""
+        number = self.offer.contexts.get(context)
+        if number is None:
+            raise NbdError(f"{self._path} has no {context}")
+        found: list[Status] = []
+        end = offset + length
+        while offset < end:
+            some = self.answer(self._begun(self._session.block_status(offset, end - offset))).extents.get(number, [])
+            if not some or any(not extent.length for extent in some):
+                raise NbdError(f"{self._path} does not say what is at byte {offset}")
+            for extent in some:
+                kept = min(extent.length, end - offset)
+                if kept:
+                    found.append(Status(kept, extent.flags))
+                offset += kept
+        return found
+
+    def _begun(self, cookie: int) -> int:
+        self._flush()
+        return cookie
+
+    def _flush(self) -> None:
+        output = self._session.take_output()
+        try:
+            if output:
+                self._socket.sendall(output)
+        except OSError as error:
+            raise NbdError(f"{self._path}: {error}") from error
+
+    def _exchange(self) -> None:
+        """Send what waits, and take what comes next."""
+        self._flush()
+        try:
+            data = self._socket.recv(1 << 20)
+            if not data:
+                raise NbdError(f"{self._path}: the server hung up")
+            self._replies.update((reply.cookie, reply) for reply in self._session.receive(data))
+        except OSError as error:
+            raise NbdError(f"{self._path}: {error}") from error
+        except p.ProtocolError as error:
+            raise NbdError(f"{self._path}: {error}") from error

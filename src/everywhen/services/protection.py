@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""One running VM under capture, into a repository on this host: taps on, what they cannot know copied, the journal sealed.
+
+The order of things, and what each crash leaves: docs/capture.md. The oldest of our bitmaps on a disk always covers everything
+since the VM's newest point; so after any end of ours only what it names is read again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from everywhen.block.device import BLOCK_SIZE, DeviceError
+from everywhen.capture import bitmaps, leftovers
+from everywhen.capture.counters import FINE
+from everywhen.capture.export import CannotExport, DangerousExport, ExportedDisk, Pace, exported
+from everywhen.capture.nodes import DiskNode, NoDisks, find_disks
+from everywhen.capture.qmp import CommandFailed, Monitor, MonitorError
+from everywhen.capture.reception import Reception
+from everywhen.capture.sink_process import SinkOrder
+from everywhen.capture.spool_reader import SpoolDamaged, SpoolFile, read_groups, spool_files
+from everywhen.capture.tap import Tap, TapFailed
+from everywhen.formats.fields import canonical_json
+from everywhen.formats.ids import PointId
+from everywhen.formats.point import RecoveryPoint
+from everywhen.formats.spool import Group, SpoolHeader
+from everywhen.nbd.connection import NbdConnection, NbdError
+from everywhen.repository.intake import Ranges
+from everywhen.repository.keys.cipher import Cipher
+from everywhen.repository.keys.spool_keys import SpoolRecipient, open_file
+from everywhen.repository.ledger import Vm
+from everywhen.repository.repository import Repository
+from everywhen.repository.writer import PointWriter, write_point
+from everywhen.services.catalog import read_catalog
+from everywhen.services.failures import Failed, Failure, WrongUsage
+from everywhen.services.identities import record, vm_by_name
+from everywhen.services.naming import is_name
+from everywhen.services.sealing import SealedDisk, Sealer
+from everywhen.storage.base import StorageError
+
+Wait = Callable[[float], bool]
+"""Waits for so many seconds; True as soon as somebody wants the end."""
+
+_LOOK_S = 0.25
+_BACK_OFF_S, _LONGEST_BACK_OFF_S, _LASTED_S = 1.0, 300.0, 600.0
+_DURABLE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ProtectOrder:
+    """What to protect: the monitor's socket; the folder of sockets and spool; the spool's limit in bytes; bytes a second to
+    copy (0: no limit); seconds between two points."""
+
+    monitor: str
+    folder: Path
+    spool_limit: int
+    rate: int
+    seal_s: float
+
+
+class Told(Protocol):
+    """Who is told how it goes."""
+
+    def attached(self, disks: list[str]) -> None: ...
+
+    def copying(self, done: int, total: int) -> None: ...
+
+    def sealed(self, point: RecoveryPoint, records: int) -> None: ...
+
+    def lost(self, why: str) -> None: ...
+
+    def waiting(self, why: str) -> None: ...
+
+
+class CaptureLost(Exception):
+    """The taps are gone; what changes from now on is known by the bitmaps alone. Says why."""
+
+
+_ENDS = (
+    CaptureLost,
+    MonitorError,
+    CommandFailed,
+    TapFailed,
+    NbdError,
+    DeviceError,
+    NoDisks,
+    CannotExport,
+    DangerousExport,
+    SpoolDamaged,
+)
+"""What ends a stretch of capture, and is no reason not to try again."""
+
+
+def protect(
+    repository: Repository, name: str, order: ProtectOrder, told: Told, wait: Wait, monotonic: Callable[[], float]
+) -> RecoveryPoint | None:
+    """Capture until the end is wanted, again and again if it is lost; gives the newest point.
+
+    Raises Failure where it cannot be begun at all: no such monitor, nothing to capture, a disk that cannot be captured.
+    """
+    if not is_name(name):
+        raise WrongUsage(f'"{name}" is not a name for a VM: use a-z, 0-9, dot, dash and underscore.', on=name)
+    catalog = read_catalog(repository)
+    vm, known = vm_by_name(repository, catalog, name)
+    if not known:
+        record(repository, vm)
+    points = {point.point: point.number for point in catalog.points if point.vm == vm.vm}
+    newest, back_off, attached = catalog.newest(vm), _BACK_OFF_S, False
+    while True:
+        capture = Capture(repository, vm, order, told, wait, monotonic, newest, points)
+        began = monotonic()
+        try:
+            return capture.run()
+        except _ENDS as error:
+            newest = capture.parent
+            attached = attached or newest is not None
+            if not attached:
+                raise _not_begun(name, order, error) from error
+            told.lost(str(error))
+        # A capture that lasted has earned a quick try.
+        back_off = _BACK_OFF_S if monotonic() - began > _LASTED_S else min(2 * back_off, _LONGEST_BACK_OFF_S)
+        if wait(back_off):
+            return newest
+
+
+def _not_begun(name: str, order: ProtectOrder, error: Exception) -> Failure:
+    return Failed(
+        f"{name} cannot be captured: {error}.",
+        on=order.monitor,
+        safe="Nothing is left attached; the VM was not changed.",
+    )
+
+
+@dataclass(slots=True)
+class Capture:
+    """One stretch of capture, from attaching to the loss of the taps or the wish to end."""
+
+    repository: Repository
+    vm: Vm
+    order: ProtectOrder
+    told: Told
+    wait: Wait
+    monotonic: Callable[[], float]
+    parent: RecoveryPoint | None
+    known: dict[PointId, int] = field(default_factory=dict)
+    """Numbers of the VM's points."""
+    _read: dict[Path, int] = field(default_factory=dict)
+    """How many groups of a spool file were fed."""
+
+    def run(self) -> RecoveryPoint | None:
+        """Protect until the end is wanted; gives the newest point. Raises CaptureLost and the errors of the layers below."""
+        with Monitor.connect(self.order.monitor) as monitor, ExitStack() as opened:
+            nodes = find_disks(monitor)
+            for node in nodes:
+                if node.iothread:
+                    raise DangerousExport(f"{node.device} has an iothread, and reading such a disk from QEMU is not built yet")
+            leftovers.clear(monitor, nodes)
+            spool = self.order.folder / "spool"
+            spool.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for old in spool_files(spool):
+                old.path.unlink()  # all that it had beyond the newest point is in the bitmaps, too
+            sealer = self._sealer(nodes)
+            reception = opened.enter_context(Reception(self.order.folder / "sink.sock", self._sink_order(nodes, sealer)))
+            taps = [Tap(monitor, node, number) for number, node in enumerate(nodes)]
+            for tap in taps:
+                tap.attach(str(reception.socket_path))
+            self.told.attached([disk.name for disk in sealer.disks])
+            self._close_gap(monitor, nodes, reception, sealer)
+            try:
+                self._follow(monitor, nodes, reception, sealer, taps)
+            finally:
+                if reception.alive:
+                    for tap in taps:
+                        with suppress(CommandFailed, MonitorError):  # QEMU may be gone, and its end is no failure of ours
+                            tap.detach()
+        return self.parent
+
+    def _sealer(self, nodes: list[DiskNode]) -> Sealer:
+        disks = []
+        for name, node in zip(_names(nodes), nodes, strict=True):
+            known = self.parent.disks.get(name) if self.parent else None
+            disks.append(SealedDisk(name, node.size, known.tree if known else None))
+        epoch = self.parent.epoch + 1 if self.parent else 1
+        return Sealer(self.repository, self.vm.vm, disks, epoch)
+
+    def _covering(self, monitor: Monitor, node: DiskNode, disk: SealedDisk) -> bitmaps.Recording | None:
+        """The bitmap that has recorded every change of the disk since the newest possible one of the VM's points."""
+        found = bitmaps.recordings(monitor, node.node)
+        usable = [one for one in found if one.disk == disk.name and one.point in self.known]
+        return max(usable, key=lambda one: self.known[one.point], default=None)
+
+    def _sink_order(self, nodes: list[DiskNode], sealer: Sealer) -> SinkOrder:
+        recipient = SpoolRecipient.of(self.repository.id, self.repository.unlocked.keyset)
+        return SinkOrder(
+            sizes=[node.size for node in nodes],
+            folder=str(self.order.folder / "spool"),
+            limit=self.order.spool_limit,
+            vm=self.vm.vm,
+            epoch=self.parent.epoch + 1 if self.parent else 1,
+            sequence=sealer.sequence,
+            repository=recipient.repository.hex(),
+            generation=recipient.generation,
+            public=recipient.public.hex(),
+        )
+
+    def _close_gap(self, monitor: Monitor, nodes: list[DiskNode], reception: Reception, sealer: Sealer) -> None:
+        """Read what the taps cannot know, lay the journal over it, and make the first point."""
+        pace = Pace(self.order.rate, self.monotonic, self._pause)
+        began = self.monotonic()
+        with write_point(self.repository, f"protect {self.vm.name}", first_copy=self.parent is None) as writer:
+            total = sum(node.size for node in nodes)
+            done = 0
+
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                self.told.copying(min(done, total), total)
+
+            for number, node in enumerate(nodes):
+                disk = sealer.disks[number]
+                with self._exported(monitor, node, disk, pace) as (device, ranges):
+                    disk.take_in(writer, device, ranges, advance)
+                self._mark_complete(reception, number)
+            self._seal(monitor, nodes, reception, sealer, writer, began)
+
+    def _pause(self, seconds: float) -> None:
+        self.wait(seconds)
+
+    @contextmanager
+    def _exported(
+        self, monitor: Monitor, node: DiskNode, disk: SealedDisk, pace: Pace
+    ) -> Iterator[tuple[ExportedDisk, Ranges | None]]:
+        """The disk to be read, and the blocks that are to be looked at: those a bitmap names, or None for all of them."""
+        path = str(self.order.folder / "export.sock")
+        since = self._covering(monitor, node, disk)
+        if since is None:
+            with exported(monitor, node, path, pace, None) as device:
+                yield device, None
+            return
+        bitmaps.freeze(monitor, node.node, since)
+        try:
+            with exported(monitor, node, path, pace, bitmaps.FROZEN) as device:
+                yield device, _blocks(device.dirty(bitmaps.FROZEN))
+        finally:
+            bitmaps.remove(monitor, node.node, bitmaps.FROZEN)
+
+    def _mark_complete(self, reception: Reception, number: int) -> None:
+        with NbdConnection(str(reception.socket_path), f"mark-{number}", timeout=_DURABLE_S) as connection:
+            connection.answer(connection.send(0, canonical_json({"mark": "complete"})))
+
+    def _follow(self, monitor: Monitor, nodes: list[DiskNode], reception: Reception, sealer: Sealer, taps: list[Tap]) -> None:
+        """Seal from time to time, until the end is wanted. Raises CaptureLost."""
+        last = self.monotonic()
+        while True:
+            ending = self.wait(_LOOK_S)
+            for tap in taps:
+                if (why := tap.ended(0)) is not None:
+                    tap.clear()
+                    raise CaptureLost(f"{tap.disk.device}: {why}")
+            if not reception.alive or reception.state != FINE:
+                raise CaptureLost(f"the sink ended (state {reception.state})")
+            if not ending and self.monotonic() - last < self.order.seal_s:
+                continue
+            try:
+                self._make_point(monitor, nodes, reception, sealer)
+            except StorageError as error:
+                if ending:
+                    raise
+                # Capture goes on: the spool holds what the repository does not take, as long as there is room.
+                self.told.waiting(str(error))
+            last = self.monotonic()
+            if ending:
+                return
+
+    def _make_point(self, monitor: Monitor, nodes: list[DiskNode], reception: Reception, sealer: Sealer) -> None:
+        """A point of what was written since the last one, if anything was."""
+        if reception.taken > sealer.sequence:
+            with write_point(self.repository, f"protect {self.vm.name}", first_copy=False) as writer:
+                self._seal(monitor, nodes, reception, sealer, writer, self.monotonic())
+
+    def _seal(
+        self,
+        monitor: Monitor,
+        nodes: list[DiskNode],
+        reception: Reception,
+        sealer: Sealer,
+        writer: PointWriter,
+        began: float,
+    ) -> None:
+        """Begin new bitmaps, make the point of that instant, and let go of older bitmaps and of the spool up to there."""
+        old = {node.node: bitmaps.recordings(monitor, node.node) for node in nodes}
+        names = {node.node: disk.name for node, disk in zip(nodes, sealer.disks, strict=True)}
+        bitmaps.begin(monitor, names, writer.point)
+        self._feed(reception, sealer, reception.taken)
+        if not sealer.is_moment:
+            raise CaptureLost("a tap ended")
+        records = sealer.records
+        with sealer.attempt():
+            sealer.take_in(writer)
+            point = sealer.point(writer, self.parent, self.monotonic() - began)
+            writer.commit(point)
+        self.parent, self.known[point.point] = point, point.number
+        self.told.sealed(point, records)
+        for place, recordings in old.items():
+            bitmaps.remove(monitor, place, *(recording.name for recording in recordings))
+        self._drop_read()
+
+    def _feed(self, reception: Reception, sealer: Sealer, until: int) -> None:
+        """Feed the sealer all records before `until`, as soon as they are durable. Raises CaptureLost."""
+        end = self.monotonic() + _DURABLE_S
+        while reception.durable < until:
+            if not reception.alive or self.monotonic() > end:
+                raise CaptureLost("the spool does not become durable")
+            self.wait(0.02)
+        for group in self._groups():
+            sealer.feed(group, until)
+        if sealer.sequence < until:
+            raise CaptureLost(f"the spool ends at record {sealer.sequence}, and {until} were durable")
+
+    def _groups(self) -> Iterator[Group]:
+        """The groups that were not fed to the end, from the one that was fed last."""
+        files = spool_files(self.order.folder / "spool")
+        for file in files:
+            done = self._read.get(file.path, 0)
+            for ordinal, group in enumerate(read_groups(file, self._opener, last=file == files[-1])):
+                if ordinal >= done - 1:
+                    self._read[file.path] = ordinal + 1
+                    yield group
+
+    def _drop_read(self) -> None:
+        """Remove the spool files that are in a point: all but the newest, which is still written."""
+        files = spool_files(self.order.folder / "spool")
+        for file in files[:-1]:
+            if file.path in self._read and self._is_behind(file, files):
+                file.path.unlink()
+                del self._read[file.path]
+
+    def _is_behind(self, file: SpoolFile, files: list[SpoolFile]) -> bool:
+        """Whether reading has come to a later file."""
+        return any(later.path in self._read for later in files if later > file)
+
+    def _opener(self, header: SpoolHeader) -> Cipher:
+        keyset = self.repository.unlocked.keyset
+        return open_file(keyset, self.repository.id, header.cipher, header.generation, header.key)
+
+
+def _names(nodes: list[DiskNode]) -> list[str]:
+    """Names of ours for the disks, after the hypervisor's devices: they must not change when a disk is added or removed."""
+    names = [re.sub(r"[^a-z0-9._-]+", "-", node.device.lower()).strip("-.") for node in nodes]
+    return [name if is_name(name) and names.count(name) == 1 else f"disk{number}" for number, name in enumerate(names)]
+
+
+def _blocks(dirty: list[tuple[int, int]]) -> Ranges:
+    """Byte ranges as ranges of blocks, sorted and disjoint."""
+    ranges: Ranges = []
+    for start, end in dirty:
+        first, last = start // BLOCK_SIZE, -(-end // BLOCK_SIZE)
+        if ranges and first <= ranges[-1][1]:
+            ranges[-1] = (ranges[-1][0], max(last, ranges[-1][1]))
+        else:
+            ranges.append((first, last))
+    return ranges

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""`everywhen protect` on a real QEMU: every write comes back, nothing of ours is left, and the guest never sees an error."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hypervisor import Hypervisor, eventually
+from tests.program import Done, Program, ended
+
+MIB = 1 << 20
+SIZES = [24 * MIB, 8 * MIB + 4096]
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    return Program(tmp_path).init()
+
+
+@pytest.fixture
+def hypervisor(tmp_path: Path) -> Iterator[Hypervisor]:
+    with Hypervisor(tmp_path, SIZES) as running:
+        running.write(0, 0, 2 * MIB, 1)
+        running.write(1, 3 * MIB, MIB, 2)
+        yield running
+
+
+def started(program: Program, hypervisor: Hypervisor, *more: str) -> subprocess.Popen[str]:
+    """Capture, followed until its first point is there."""
+    points = len(program.ok("points"))
+    process = program.start(
+        "protect", "web1", "--qmp", hypervisor.qmp, "--folder", program.folder / "host", "--pace", "0", *more
+    )
+    eventually(lambda: process.poll() is not None or len(program.ok("points")) > points, "a first point")
+    assert process.poll() is None, ended(process)
+    return process
+
+
+def stopped(process: subprocess.Popen[str]) -> Done:
+    """The capture ended in order."""
+    process.send_signal(signal.SIGINT)
+    done = ended(process)
+    assert done.code == 0, done
+    return done
+
+
+def restored(program: Program, number: int) -> bytes:
+    path = program.folder / "back.raw"
+    program.restore(f"web1/vd{number}", path, "--overwrite")
+    return path.read_bytes()
+
+
+def same(program: Program, hypervisor: Hypervisor) -> None:
+    """The newest point holds what the disks hold."""
+    for number in range(len(SIZES)):
+        assert restored(program, number) == hypervisor.content(number), f"disk {number} differs"
+
+
+def test_writes_come_back(program: Program, hypervisor: Hypervisor) -> None:
+    chance = random.Random(7)
+    process = started(program, hypervisor, "--seal-every", "1s")
+    for points in (2, 3):
+        for _ in range(150):
+            disk = chance.randrange(2)
+            offset = chance.randrange(SIZES[disk] // 512 - 64) * 512
+            how = chance.choice(["-z", "-P 3", "-P 4", "-P 5"])
+            hypervisor.io(disk, f"write {how} {offset} {512 * chance.randrange(1, 64)}")
+        eventually(lambda points=points: len(program.ok("points")) >= points, "points while it runs")  # type: ignore[misc]
+    hypervisor.write(0, 5 * MIB, 4096, 9)
+    stopped(process)
+    same(program, hypervisor)
+    newest = program.ok("points", "web1")[0]
+    assert newest["consistency"] == "crash"
+    # Only the bitmap that remembers what changes from now on is left.
+    assert hypervisor.ours() == {f"everywhen-{newest['id']}-vd{number}" for number in range(2)}
+    assert program.run("verify", "--read-data").code == 0
+
+
+def test_after_any_end_of_ours_only_what_changed_is_read(program: Program, hypervisor: Hypervisor) -> None:
+    process = started(program, hypervisor)
+    hypervisor.write(0, 7 * MIB, 65536, 4)
+    process.kill()
+    ended(process)
+    hypervisor.write(0, 9 * MIB, 65536, 5)
+    hypervisor.write(1, 0, 4096, 6)
+    assert hypervisor.write_errors(0) == hypervisor.write_errors(1) == 0
+    process = started(program, hypervisor)
+    stopped(process)
+    same(program, hypervisor)
+    disks = program.ok("points", "web1")[0]["disks"]
+    assert disks["vd0"]["bytes_read"] <= 3 * 65536, "only what changed was read"
+
+
+def test_a_killed_sink_costs_the_guest_nothing(program: Program, hypervisor: Hypervisor) -> None:
+    process = started(program, hypervisor)
+    points = len(program.ok("points"))
+    os.kill(child(process.pid, "sink_process"), signal.SIGKILL)
+    hypervisor.write(0, 11 * MIB, MIB, 8)
+    eventually(lambda: len(program.ok("points")) > points, "capture begins again by itself")
+    hypervisor.write(1, MIB, 4096, 8)
+    done = stopped(process)
+    assert "capture was lost" in done.err
+    assert hypervisor.write_errors(0) == 0
+    same(program, hypervisor)
+
+
+def test_a_hung_sink_stalls_a_write_for_the_watchdogs_limit_at_most(program: Program, hypervisor: Hypervisor) -> None:
+    process = started(program, hypervisor)
+    points = len(program.ok("points"))
+    os.kill(child(process.pid, "sink_process"), signal.SIGSTOP)
+    before = hypervisor.writes_answered(0)
+    began = time.monotonic()
+    hypervisor.io(0, f"aio_write -P 7 {12 * MIB} 65536")
+    eventually(lambda: hypervisor.writes_answered(0) > before, "the write is answered")
+    # 200 ms is the limit, 20 ms the watchdog's step; the rest is for a busy machine.
+    assert time.monotonic() - began < 2
+    eventually(lambda: len(program.ok("points")) > points, "capture begins again by itself")
+    stopped(process)
+    assert hypervisor.write_errors(0) == 0
+    same(program, hypervisor)
+
+
+def test_after_a_crash_of_qemu_the_disks_are_compared(program: Program, hypervisor: Hypervisor) -> None:
+    process = started(program, hypervisor)
+    hypervisor.kill()
+    stopped(process)
+    hypervisor.start()
+    hypervisor.write(0, 13 * MIB, 4096, 3)
+    stopped(started(program, hypervisor))
+    same(program, hypervisor)
+
+
+def test_another_repository_does_not_believe_our_bitmap(program: Program, hypervisor: Hypervisor) -> None:
+    stopped(started(program, hypervisor))
+    other = Program(program.folder, "other").init()
+    stopped(started(other, hypervisor))
+    hypervisor.write(0, 14 * MIB, 4096, 3)
+    stopped(started(program, hypervisor))
+    same(program, hypervisor)
+
+
+def test_a_disk_with_an_iothread_is_never_exported(program: Program, tmp_path: Path) -> None:
+    with Hypervisor(tmp_path, [MIB], iothread=True) as running:
+        done = program.run("protect", "web1", "--qmp", running.qmp, "--folder", tmp_path / "host")
+        assert done.code != 0
+        assert "iothread" in done.err
+        assert running.process.poll() is None
+        assert running.ours() == set()
+
+
+@pytest.mark.parametrize("kind", ["missing", "stale", "silent"])
+def test_a_monitor_that_is_none(program: Program, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "qmp.sock"
+    listening = socket.socket(socket.AF_UNIX)
+    if kind != "missing":
+        listening.bind(str(path))
+    if kind == "silent":
+        listening.listen()
+    done = program.run("protect", "web1", "--qmp", path, "--folder", tmp_path / "host")
+    listening.close()
+    assert done.code == 1, done
+    assert "cannot be captured" in done.err
+    assert "Traceback" not in done.err
+
+
+def child(parent: int, module: str) -> int:
+    """The process of ours that runs a module, somewhere below `parent`."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_text().split("\0")
+            above = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except (OSError, IndexError):
+            continue
+        if above == parent and any(word.endswith(module) for word in words):
+            return int(folder.name)
+    raise AssertionError(f"no {module} below {parent}")

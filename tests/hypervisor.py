@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A real QEMU with real disks, whose processor stands still: the test writes in its guest's place, by its virtio devices."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from everywhen.capture.qmp import Monitor, MonitorError
+
+QEMU = "qemu-system-x86_64"
+
+
+def eventually(done: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+    """Wait for something that must come true."""
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.01)
+
+
+class Hypervisor:
+    """QEMU in `folder` with disks of these sizes; `qmp` is for the code under test, the test has a monitor of its own."""
+
+    def __init__(self, folder: Path, sizes: list[int], *, iothread: bool = False, image_format: str = "raw") -> None:
+        self.folder = folder
+        self.qmp = folder / "qmp.sock"
+        self.images = [folder / f"disk{number}.{image_format}" for number in range(len(sizes))]
+        for image, size in zip(self.images, sizes, strict=True):
+            subprocess.run(["qemu-img", "create", "-q", "-f", image_format, image, str(size)], check=True)
+        self._format = image_format
+        self._iothread = iothread
+        self.start()
+
+    def start(self) -> None:
+        """Start it, after an end too."""
+        command = [QEMU, "-S", "-nodefaults", "-display", "none", "-M", "q35", "-m", "32", "-object", "iothread,id=io0"]
+        for number, image in enumerate(self.images):
+            served = ",iothread=io0" if self._iothread else ""
+            command += ["-blockdev", f"driver=file,node-name=file{number},filename={image}"]
+            command += ["-blockdev", f"driver={self._format},node-name=node{number},file=file{number}"]
+            command += ["-device", f"virtio-blk-pci,drive=node{number},id=vd{number}{served}"]
+        own = self.folder / "own.sock"
+        for path in (self.qmp, own):
+            path.unlink(missing_ok=True)
+            command += ["-qmp", f"unix:{path},server=on,wait=off"]
+        with (self.folder / "qemu.log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        eventually(lambda: self._answers(own), "QEMU answers")
+
+    def _answers(self, path: Path) -> bool:
+        assert self.process.poll() is None, (self.folder / "qemu.log").read_text()
+        try:
+            self.monitor = Monitor.connect(str(path))
+        except MonitorError:
+            return False
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """End it as a crash of the host would."""
+        self.monitor.close()
+        self.process.kill()
+        self.process.wait()
+
+    def quit(self) -> None:
+        """End it in order."""
+        self.monitor.execute("quit")
+        self.monitor.close()
+        self.process.wait(20)
+
+    def io(self, disk: int, command: str) -> str:
+        """A command of qemu-io, as if the guest had sent it to its device."""
+        line = f'qemu-io -d /machine/peripheral/vd{disk}/virtio-backend "{command}"'
+        return str(self.monitor.execute("human-monitor-command", {"command-line": line}))
+
+    def write(self, disk: int, offset: int, length: int, value: int) -> None:
+        """Bytes of one value, answered before this returns."""
+        self.io(disk, f"write -P {value} {offset} {length}")
+
+    def writes_answered(self, disk: int) -> int:
+        """How many writes the guest has had an answer to."""
+        for stats in self.monitor.execute("query-blockstats"):
+            if f"/vd{disk}/" in str(stats.get("qdev")):
+                return int(stats["stats"]["wr_operations"])
+        raise AssertionError(f"no disk {disk}")
+
+    def write_errors(self, disk: int) -> int:
+        """How many writes failed as the guest sees it."""
+        for stats in self.monitor.execute("query-blockstats"):
+            if f"/vd{disk}/" in str(stats.get("qdev")):
+                return int(stats["stats"]["failed_wr_operations"])
+        raise AssertionError(f"no disk {disk}")
+
+    def ours(self) -> set[str]:
+        """Names of ours that are left on it: nodes, jobs, exports, bitmaps."""
+        nodes = self.monitor.execute("query-named-block-nodes", {"flat": True})
+        names = {str(node["node-name"]) for node in nodes}
+        names |= {str(bitmap.get("name")) for node in nodes for bitmap in node.get("dirty-bitmaps", [])}
+        names |= {str(job["device"]) for job in self.monitor.execute("query-block-jobs")}
+        names |= {str(export["id"]) for export in self.monitor.execute("query-block-exports")}
+        return {name for name in names if name.startswith("everywhen-")}
+
+    def content(self, disk: int) -> bytes:
+        """What the disk holds."""
+        raw = self.folder / f"content{disk}"
+        subprocess.run(["qemu-img", "convert", "-U", "-f", self._format, "-O", "raw", self.images[disk], raw], check=True)
+        return raw.read_bytes()

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Changes over a device are what they would be in one long array of bytes."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from everywhen.block.device import BLOCK_SIZE
+from everywhen.block.patched import PatchedDevice, Patches
+from tests.laboratory import SparseDisk, block
+
+SIZE = 3 * BLOCK_SIZE + 1000
+changes = st.lists(
+    st.tuples(st.booleans(), st.integers(0, SIZE - 1), st.sampled_from([1, 511, 512, 4096, BLOCK_SIZE, 2 * BLOCK_SIZE + 7])),
+    max_size=25,
+)
+
+
+def applied(content: bytearray, patches: Patches, steps: list[tuple[bool, int, int]], seed: int) -> None:
+    chance = random.Random(seed)
+    for zero, offset, length in steps:
+        length = min(length, SIZE - offset)
+        data = bytes(length) if zero else chance.randbytes(length)
+        content[offset : offset + length] = data
+        if zero:
+            patches.zero(offset, length)
+        else:
+            patches.write(offset, data)
+
+
+@settings(max_examples=150, deadline=None)
+@given(changes, changes, st.integers(0, SIZE), st.integers(0, SIZE))
+def test_like_an_array(below: list[tuple[bool, int, int]], above: list[tuple[bool, int, int]], one: int, other: int) -> None:
+    base = SparseDisk(2 * BLOCK_SIZE, {0: block(1), 1: block(2)})
+    content = bytearray(base.read(0, base.size).ljust(SIZE, b"\0"))
+    under, over = Patches(), Patches()
+    applied(content, under, below, 1)
+    applied(content, over, above, 2)
+    under.lay(over)
+    device = PatchedDevice(base, under, SIZE)
+    assert device.read(0, SIZE) == content
+    start, end = sorted((one, other))
+    assert device.read(start, end - start) == content[start:end]
+    touched = {number for first, last in under.ranges(SIZE) for number in range(first, last)}
+    before = base.read(0, base.size).ljust(SIZE, b"\0")
+    differing = {at for at in range(4) if content[at << 16 : at + 1 << 16] != before[at << 16 : at + 1 << 16]}
+    assert differing <= touched
+    assert len(under) == len(touched)

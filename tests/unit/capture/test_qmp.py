@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The monitor's protocol: answers by number, events between them, and peers that are none."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from everywhen.capture.qmp import Answer, CommandFailed, Event, Monitor, MonitorError, QmpSession
+from everywhen.formats.errors import Corrupt
+
+GREETING = b'{"QMP": {"version": {}, "capabilities": []}}\r\n'
+
+
+def line(**message: object) -> bytes:
+    return json.dumps(message).encode() + b"\r\n"
+
+
+def test_messages_come_in_whatever_pieces() -> None:
+    data = (
+        GREETING
+        + line(event="STOP", timestamp={"seconds": 3, "microseconds": 5})
+        + line(**{"return": {"a": 1}, "id": 4})
+        + line(error={"class": "GenericError", "desc": "no"}, id=5)
+    )
+    for size in (1, 7, len(data)):
+        session = QmpSession()
+        found = [item for at in range(0, len(data), size) for item in session.receive(data[at : at + size])]
+        assert session.greeted
+        assert found == [Event("STOP", {}, 3_000_005_000), Answer(4, {"a": 1}, None), Answer(5, None, ("GenericError", "no"))]
+
+
+@pytest.mark.parametrize("data", [b"HTTP/1.1 400", b"[]", b'{"x": 1}', b'{"return": 1}', b'{"event": "A", "data": 3}'])
+def test_what_is_no_qmp(data: bytes) -> None:
+    with pytest.raises(Corrupt):
+        QmpSession().receive(data + b"\n")
+
+
+@contextmanager
+def played(part: Callable[[socket.socket], None]) -> Iterator[socket.socket]:
+    """A socket to a peer that plays this part."""
+    mine, peer = socket.socketpair()
+    thread = threading.Thread(target=part, args=(peer,))
+    thread.start()
+    try:
+        yield mine
+    finally:
+        mine.close()
+        thread.join()
+        peer.close()
+
+
+def test_a_monitor() -> None:
+    def qemu(peer: socket.socket) -> None:
+        peer.sendall(GREETING)
+        stream = peer.makefile("rb")
+        for text in iter(stream.readline, b""):
+            command = json.loads(text)
+            peer.sendall(line(event="BEFORE", data={"of": command["execute"]}))
+            if command["execute"] == "bad":
+                peer.sendall(line(error={"class": "DeviceNotFound", "desc": "no such thing"}, id=command["id"]))
+            else:
+                peer.sendall(line(**{"return": command.get("arguments"), "id": command["id"]}))
+
+    with played(qemu) as mine:
+        monitor = Monitor(mine, 5)
+        assert monitor.execute("echo", {"a": [1]}) == {"a": [1]}
+        with pytest.raises(CommandFailed, match="no such thing") as caught:
+            monitor.execute("bad")
+        assert (caught.value.command, caught.value.kind) == ("bad", "DeviceNotFound")
+        wanted = monitor.next_event(1, lambda event: event.data["of"] == "bad")
+        assert wanted is not None
+        first = monitor.next_event(1)
+        assert first is not None
+        assert first.data == {"of": "qmp_capabilities"}
+        assert monitor.next_event(0, lambda event: event.name == "OTHER") is None
+
+
+def test_a_peer_that_is_silent_hangs_up_or_speaks_otherwise() -> None:
+    with played(lambda peer: None) as mine, pytest.raises(MonitorError, match="does not answer"):
+        Monitor(mine, 0.05)
+    with played(lambda peer: peer.close()) as mine, pytest.raises(MonitorError, match="hung up"):
+        Monitor(mine, 5)
+    with played(lambda peer: peer.sendall(b"220 smtp ready\r\n")) as mine, pytest.raises(MonitorError, match="no QMP"):
+        Monitor(mine, 5)

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The spool: what was taken comes back in order, whatever a crash cuts off; what cannot be taken is refused, not dropped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from everywhen.capture import spool_writer
+from everywhen.capture.counters import DURABLE, FINE, SPOOL_FAILED, SPOOL_FULL, SPOOL_SLOW, STATE, Counters
+from everywhen.capture.sink_process import SinkOrder
+from everywhen.capture.spool_reader import SpoolDamaged, SpoolFile, read_groups, spool_files
+from everywhen.capture.spool_writer import SpoolWriter
+from everywhen.formats.errors import Corrupt, UnsupportedVersion
+from everywhen.formats.keyslot import Keyset
+from everywhen.formats.spool import MARK, WRITE, ZERO, SpoolHeader
+from everywhen.repository.keys.cipher import Cipher
+from everywhen.repository.keys.spool_keys import SpoolRecipient, open_file
+from tests.hypervisor import eventually
+
+REPOSITORY = bytes(range(16))
+KEYSET = Keyset(b"n" * 32, {1: b"a" * 32, 2: b"b" * 32})
+Record = tuple[int, int, int, int, bytes]
+
+
+@dataclass
+class Spool:
+    """A spool that is written by one epoch, read with a keyset."""
+
+    folder: Path
+    keyset: Keyset
+
+    def writer(self, counters: Counters, *, epoch: int = 1, limit: int = 1 << 30, sequence: int = 0) -> SpoolWriter:
+        recipient = SpoolRecipient.of(REPOSITORY, self.keyset)
+        identity = (recipient.repository.hex(), recipient.generation, recipient.public.hex())
+        order = SinkOrder([1 << 20], str(self.folder), limit, "ab" * 16, epoch, sequence, *identity)
+        return SpoolWriter(SinkOrder.decode(order.encode()).place(), counters, sequence)
+
+    def opener(self, header: SpoolHeader) -> Cipher:
+        return open_file(self.keyset, REPOSITORY, header.cipher, header.generation, header.key)
+
+    def records(self, file: SpoolFile, *, last: bool = True) -> list[Record]:
+        found: list[Record] = []
+        for group in read_groups(file, self.opener, last=last):
+            data, start = group.data(), 0
+            columns = (group.kinds, group.disks, group.offsets, group.lengths, group.data_ends())
+            for kind, disk, offset, length, end in zip(*(column.tolist() for column in columns), strict=True):
+                found.append((kind, disk, offset, length, data[start:end]))
+                start = end
+        return found
+
+
+@pytest.fixture(params=[KEYSET, Keyset(b"n" * 32, {})], ids=["encrypted", "not encrypted"])
+def spool(tmp_path: Path, request: pytest.FixtureRequest) -> Spool:
+    return Spool(tmp_path, request.param)
+
+
+@pytest.fixture
+def counters() -> Iterator[Counters]:
+    page = Counters.create()
+    yield page
+    page.close()
+
+
+def written(spool: Spool, counters: Counters, count: int = 30) -> list[Record]:
+    """Records of all kinds, in several groups."""
+    writer = spool.writer(counters)
+    taken: list[Record] = []
+    for number in range(count):
+        data = bytes([number]) * (1 + number % 5)
+        record = [
+            (WRITE, 0, number * 512, len(data), data),
+            (ZERO, 1, number, 1 << 31, b""),
+            (MARK, 0, 0, len(data), data),
+        ][number % 3]
+        assert writer.take(*record) == number
+        taken.append(record)
+        if number % 10 == 9:
+            eventually(lambda upto=number + 1: counters.get(DURABLE) >= upto, "durable")  # type: ignore[misc]
+    writer.close()
+    assert counters.get(DURABLE) == count
+    assert counters.get(STATE) == FINE
+    return taken
+
+
+def test_records_come_back_and_are_unreadable_without_the_keys(spool: Spool, counters: Counters) -> None:
+    taken = written(spool, counters)
+    (file,) = spool_files(spool.folder)
+    assert spool.records(file) == spool.records(file, last=False) == taken
+    if spool.keyset.generations:
+        other = Spool(spool.folder, Keyset(b"n" * 32, {2: b"c" * 32}))
+        assert other.records(file) == []
+        with pytest.raises(SpoolDamaged):
+            other.records(file, last=False)
+
+
+def test_every_cut_leaves_the_records_before_it(spool: Spool, counters: Counters) -> None:
+    taken = written(spool, counters)
+    (file,) = spool_files(spool.folder)
+    whole = file.path.read_bytes()
+    seen = set()
+    for size in range(len(whole)):
+        file.path.write_bytes(whole[:size])
+        found = spool.records(file)
+        assert found == taken[: len(found)]
+        seen.add(len(found))
+    assert {0, 10, 20} <= seen
+
+
+def test_every_flipped_byte_is_noticed(spool: Spool, counters: Counters) -> None:
+    taken = written(spool, counters)
+    (file,) = spool_files(spool.folder)
+    whole = file.path.read_bytes()
+    for at in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[at] ^= 0x10
+        file.path.write_bytes(damaged)
+        with pytest.raises((SpoolDamaged, Corrupt, UnsupportedVersion)):
+            spool.records(file, last=False)
+    file.path.write_bytes(whole)
+    assert spool.records(file) == taken
+
+
+def test_files_follow_one_another(spool: Spool, counters: Counters, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool_writer, "_FILE_BYTES", 300)
+    taken = written(spool, counters)
+    files = spool_files(spool.folder)
+    assert len(files) == 3
+    assert [record for file in files for record in spool.records(file, last=False)] == taken
+    files[1].path.rename(files[1].path.with_name(f"{1:016x}-{7:016x}.spool"))
+    with pytest.raises(SpoolDamaged, match="renamed"):
+        spool.records(spool_files(spool.folder)[-1], last=False)
+
+
+def test_a_full_spool_takes_nothing_more_until_files_are_gone(tmp_path: Path, counters: Counters) -> None:
+    spool = Spool(tmp_path, KEYSET)
+    writer = spool.writer(counters, limit=100_000)
+    for number in range(20):
+        if writer.take(WRITE, 0, 0, 50_000, os.urandom(50_000)) is None:
+            break
+        eventually(lambda upto=number + 1: counters.get(DURABLE) >= upto or counters.get(STATE) != FINE, "written")  # type: ignore[misc]
+    writer.close()
+    assert counters.get(STATE) == SPOOL_FULL
+    assert sum(len(spool.records(file)) for file in spool_files(tmp_path)) == 1
+
+
+def test_a_spool_that_cannot_be_written_says_so(tmp_path: Path, counters: Counters) -> None:
+    folder = tmp_path / "gone"
+    writer = Spool(folder, KEYSET).writer(counters)
+    assert writer.take(ZERO, 0, 0, 1, b"") == 0
+    eventually(lambda: counters.get(STATE) == SPOOL_FAILED, "failed")
+    assert writer.take(ZERO, 0, 0, 1, b"") is None
+    writer.close()
+    assert counters.get(DURABLE) == 0
+
+
+def test_a_spool_that_is_too_slow_is_let_go(tmp_path: Path, counters: Counters, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool_writer, "_WAITING_BYTES", 1000)
+    monkeypatch.setattr(SpoolWriter, "_write_group", lambda self: None)
+    writer = Spool(tmp_path, KEYSET).writer(counters)
+    assert [writer.take(WRITE, 0, 0, 600, bytes(600)) for _ in range(3)] == [0, 1, None]
+    assert counters.get(STATE) == SPOOL_SLOW
+    writer.close()
