@@ -141,6 +141,7 @@ def test_after_a_crash_of_qemu_the_disks_are_compared(program: Program, hypervis
 
 def test_another_repository_does_not_believe_our_bitmap(program: Program, hypervisor: Hypervisor) -> None:
     stopped(started(program, hypervisor))
+    hypervisor.write(0, 15 * MIB, 4096, 4)  # the other's bitmaps will begin after this
     other = Program(program.folder, "other").init()
     stopped(started(other, hypervisor))
     hypervisor.write(0, 14 * MIB, 4096, 3)
