@@ -11,7 +11,7 @@ import itertools
 import operator
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -62,20 +62,26 @@ class ChunkFetcher:
 
     def read_many(self, names: Names) -> list[bytes]:
         """Contents of chunks given as (n, 32), none all-zero, in that order. Raises Damaged."""
+        return list(self.each(names))
+
+    def each(self, names: Names) -> Iterator[bytes]:
+        """`read_many` for who uses them one by one: all are read together, each is unpacked when its turn comes."""
         keys = [row.tobytes() for row in names]
         contents: dict[bytes, bytes] = {}
         try:
             records = self._records(list(dict.fromkeys(keys)))
             self._load_bases(records, contents)
-            for key, record in records.items():
-                if key not in contents:
-                    contents[key] = self._decode(record, contents)
         except Damaged:
-            # A copy that can be opened need not be one that can be decoded: gc may have left a delta without its base.
-            for key in keys:
-                if key not in contents:
-                    contents[key] = self._salvage(key)
-        return [contents[key] for key in keys]
+            records = {}
+        for key in keys:
+            content = contents.get(key)
+            if content is None:
+                try:
+                    content = self._decode(records[key], contents) if key in records else self._salvage(key)
+                except Damaged:
+                    # A copy that can be opened need not be one that can be decoded: gc may have left a delta without its base.
+                    content = self._salvage(key)
+            yield content
 
     def full_forms(self, names: Names) -> list[list[tuple[bytes, bytes]]]:
         """What successors of these chunks, (n, 32), can be deltas against: for each (name, content) of itself, or of its bases.

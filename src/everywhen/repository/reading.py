@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +24,8 @@ from everywhen.repository.repository import Repository
 from everywhen.storage.base import AccessDenied, OutOfSpace, ReadOnly
 
 _BATCH = 64
+_WRITTEN = 8
+"""Blocks unpacked and written together: 512 KiB are still in the processor's cache when the kernel copies them."""
 _FAR_READERS = 8
 """Threads for a store far away: with 30 ms a request and 1 MB in each, eight of them fill a line of 250 MB/s."""
 
@@ -167,15 +170,15 @@ def _zeroing(sink: Sink, start: int, length: int) -> Callable[[], int]:
 
 def _writing(fetcher: ChunkFetcher, sink: Sink, size: int, group: list[tuple[int, Names]]) -> Callable[[], int]:
     def job() -> int:
-        contents = fetcher.read_many(np.concatenate([names for _, names in group]))
-        done = taken = 0
+        contents = fetcher.each(np.concatenate([names for _, names in group]))
+        done = 0
         for first, names in group:
-            start = first * BLOCK_SIZE
-            length = min(len(names) * BLOCK_SIZE, size - start)
-            data = b"".join(contents[taken : taken + len(names)])
-            sink.write(start, data if len(data) == length else data[:length])
-            taken += len(names)
-            done += length
+            for at in range(0, len(names), _WRITTEN):
+                start = (first + at) * BLOCK_SIZE
+                length = min(min(_WRITTEN, len(names) - at) * BLOCK_SIZE, size - start)
+                data = b"".join(islice(contents, min(_WRITTEN, len(names) - at)))
+                sink.write(start, data if len(data) == length else data[:length])
+                done += length
         return done
 
     return job
