@@ -129,6 +129,39 @@ def test_a_hung_sink_stalls_a_write_for_the_watchdogs_limit_at_most(program: Pro
     same(program, hypervisor)
 
 
+def test_a_full_spool_costs_the_guest_nothing(program: Program, hypervisor: Hypervisor) -> None:
+    process = started(program, hypervisor, "--spool-limit", "1M")
+    points = len(program.ok("points"))
+    noise = program.folder / "noise"
+    noise.write_bytes(random.Random(5).randbytes(4 * MIB))
+    hypervisor.io(0, f"write -s {noise} {16 * MIB} {4 * MIB}")
+    eventually(lambda: len(program.ok("points")) > points, "capture begins again by itself")
+    done = stopped(process)
+    assert "the spool is full" in done.err
+    assert hypervisor.write_errors(0) == 0
+    same(program, hypervisor)
+
+
+def test_a_repository_that_is_away_does_not_end_capture(program: Program, hypervisor: Hypervisor) -> None:
+    process = started(program, hypervisor, "--seal-every", "1s")
+    sink = child(process.pid, "sink_process")
+    away = program.repo.with_name("away")
+    program.repo.rename(away)
+    hypervisor.write(0, 17 * MIB, 65536, 6)
+    said = ""
+    while "Capture goes on" not in said:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        assert said, "it ended"
+    hypervisor.write(1, 2 * MIB, 4096, 6)
+    away.rename(program.repo)
+    points = len(program.ok("points"))
+    eventually(lambda: len(program.ok("points")) > points, "a point when the repository is back")
+    assert child(process.pid, "sink_process") == sink
+    stopped(process)
+    same(program, hypervisor)
+
+
 def test_after_a_crash_of_qemu_the_disks_are_compared(program: Program, hypervisor: Hypervisor) -> None:
     process = started(program, hypervisor)
     hypervisor.kill()

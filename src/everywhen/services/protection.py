@@ -16,7 +16,7 @@ from typing import Protocol
 
 from everywhen.block.device import BLOCK_SIZE, DeviceError
 from everywhen.capture import bitmaps, leftovers
-from everywhen.capture.counters import FINE
+from everywhen.capture.counters import FINE, SPOOL_FAILED, SPOOL_FULL, SPOOL_SLOW
 from everywhen.capture.export import CannotExport, DangerousExport, ExportedDisk, Pace, exported
 from everywhen.capture.nodes import DiskNode, NoDisks, find_disks
 from everywhen.capture.qmp import CommandFailed, Monitor, MonitorError
@@ -45,6 +45,12 @@ from everywhen.storage.base import StorageError
 Wait = Callable[[float], bool]
 """Waits for so many seconds; True as soon as somebody wants the end."""
 
+_WHY = {
+    FINE: "the sink ended, or was taken away because it hung",
+    SPOOL_FULL: "the spool is full",
+    SPOOL_SLOW: "this host's disk is too slow for the spool",
+    SPOOL_FAILED: "the spool cannot be written",
+}
 _LOOK_S = 0.25
 _BACK_OFF_S, _LONGEST_BACK_OFF_S, _LASTED_S = 1.0, 300.0, 600.0
 _DURABLE_S = 10.0
@@ -257,12 +263,12 @@ class Capture:
         last = self.monotonic()
         while True:
             ending = self.wait(_LOOK_S)
+            if not reception.alive or reception.state != FINE:
+                raise CaptureLost(_WHY[reception.state])
             for tap in taps:
                 if (why := tap.ended(0)) is not None:
                     tap.clear()
                     raise CaptureLost(f"{tap.disk.device}: {why}")
-            if not reception.alive or reception.state != FINE:
-                raise CaptureLost(f"the sink ended (state {reception.state})")
             if not ending and self.monotonic() - last < self.order.seal_s:
                 continue
             try:
