@@ -41,7 +41,8 @@ Body, once opened:
 | … | | payload | content or zstd frame |
 
 Index, once opened and decompressed (columns, for `count` records): names 32 × n · body lengths u32 × n ·
-raw lengths u32 × n · forms u8 × n · fingerprint counts u8 × n · base names 32 × (sum of bases) · fingerprints u64.
+raw lengths u32 × n · forms u8 × n · fingerprint counts u8 × n · base names 32 × (sum of bases) · fingerprints u64 (hints:
+of a block's pages, or of a node's smallest entries; how they are made may change with any version).
 
 Footer, 160 bytes: a copy of the header (128), then index offset u64, index length u32, record count u32,
 crc u32 of these 16 bytes, magic `EWPACKX1` and 4 zero bytes.

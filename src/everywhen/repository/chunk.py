@@ -48,11 +48,10 @@ class ChunkCodec:
             return Encoded(name, FULL_ZSTD, len(content), (), packed)
         return Encoded(name, FULL_RAW, len(content), (), content)
 
-    def encode_delta(self, name: ChunkName, content: Content, bases: list[tuple[bytes, bytes]]) -> Encoded:
+    def encode_delta(self, name: ChunkName, content: Content, bases: list[tuple[bytes, bytes]], level: int) -> Encoded:
         """Stored against one or two bases, given as (name, content)."""
         form = DELTA_ONE if len(bases) == 1 else DELTA_TWO
-        # Level 1 always: against a good base higher levels gain under 2 % and cost twice as much.
-        packed = zstd.compress(content, 1, b"".join(base for _, base in bases))
+        packed = zstd.compress(content, level, b"".join(base for _, base in bases))
         return Encoded(name, form, len(content), tuple(base for base, _ in bases), packed)
 
     def decode(self, record: Record, bases: list[bytes]) -> bytes:

@@ -23,9 +23,12 @@ from everywhen.repository.fetch import ChunkFetcher
 from everywhen.repository.index.index import ChunkIndex
 from everywhen.repository.keys.cipher import Ciphers
 from everywhen.repository.packs import PackBuilder, store_pack
-from everywhen.repository.similarity import Likeness, Similarity, sampled
+from everywhen.repository.similarity import Likeness, Similarity, node_fingerprints, sampled
 from everywhen.storage.base import ObjectStore
 
+_IN_PLACE, _MOVED = 1, 3
+"""zstd's levels for deltas. Where most of a block is where it was, level 3 gains 1.5 % and takes twice as long (105 µs instead
+of 50); where its pages have moved, 17 % (2,377 bytes instead of 2,850; 150 µs instead of 80)."""
 _PACKS_WAITING = 2
 _GOOD_DELTA = BLOCK_SIZE // 8 + 512
 """A delta up to this size is taken without asking what the full form would cost: two changed pages of sixteen, and what
@@ -97,7 +100,7 @@ class ChunkSink:
         stored = 0
         unlike: list[int] = []
         for row, bases in zip(new, self._w.fetcher.full_forms(batch.before[new]), strict=True):
-            delta = codec.encode_delta(ChunkName(names[row].tobytes()), contents[row], bases) if bases else None
+            delta = codec.encode_delta(ChunkName(names[row].tobytes()), contents[row], bases, _IN_PLACE) if bases else None
             if delta is not None and len(delta.payload) <= _GOOD_DELTA:
                 stored += self._put(slot, delta, [])
             else:
@@ -109,20 +112,24 @@ class ChunkSink:
         return Taken(names, int(lengths[changed].sum()), stored)
 
     def put_nodes(self, contents: list[bytes], before: list[ChunkName | None]) -> list[ChunkName]:
-        """Store block map nodes unless they are known; as deltas against the nodes they follow where that pays."""
+        """Store block map nodes unless they are known; as deltas against nodes they follow or are like, where it pays."""
         names = [self._w.codec.name(content) for content in contents]
         rows = np.frombuffer(b"".join(names), np.uint8).reshape(-1, CHUNK_NAME_SIZE)
         known = self._w.index.decodable(rows)
         new = [at for at in np.flatnonzero(~known).tolist() if self._claim(names[at])]
         bases = self._w.fetcher.full_forms(_rows([before[at] for at in new]))
-        for at, likely in zip(new, bases, strict=True):
+        prints = [node_fingerprints(contents[at]) for at in new]
+        lone = [row for row, likely in enumerate(bases) if not likely]
+        for row, found in zip(lone, self._w.similarity.nodes([prints[row] for row in lone]), strict=True):
+            bases[row] = found
+        for at, likely, fingerprints in zip(new, bases, prints, strict=True):
             chunk = self._w.codec.encode_full(names[at], contents[at])
             if likely:
-                delta = self._w.codec.encode_delta(names[at], contents[at], likely[:1])
+                delta = self._w.codec.encode_delta(names[at], contents[at], likely[:1], _IN_PLACE)
                 # Nodes hardly compress (they are hashes); half is where a delta stops being worth its second read.
                 if len(delta.payload) < len(chunk.payload) // 2:
                     chunk = delta
-            self._put_twinned(chunk, [])
+            self._put_twinned(chunk, [] if chunk.bases else fingerprints)
         return names
 
     def put_copy(self, chunk: Encoded, *, twinned: bool, fingerprints: list[int]) -> None:
@@ -160,7 +167,7 @@ class ChunkSink:
 
     def _encode(self, codec: ChunkCodec, name: ChunkName, content: Content, likeness: Likeness) -> Encoded:
         similar = self._w.similarity.bases(likeness)
-        delta = codec.encode_delta(name, content, similar) if similar else None
+        delta = codec.encode_delta(name, content, similar, _MOVED) if similar else None
         if delta is not None and len(delta.payload) <= _GOOD_DELTA:
             return delta
         full = codec.encode_full(name, content)

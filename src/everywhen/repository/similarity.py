@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from everywhen.formats.ids import ChunkName
+from everywhen.formats.ids import CHUNK_NAME_SIZE, ChunkName
+from everywhen.formats.node import NODE_SIZE
 from everywhen.repository.chunk import Content
 from everywhen.repository.errors import Damaged
 from everywhen.repository.fetch import ChunkFetcher
@@ -33,6 +34,9 @@ SAMPLED = 2
 """One page in so many is in the table (20 bytes each). Of a second, 3 % different NTFS installation with 96 MB of its own
 (8 MB of it random) 7.4 MB were new with every page in the table, 8.0 with every second, 11.4 with every fourth, 25 with
 every eighth."""
+
+_OF_NODES = 0x4E4F4445_4E4F4445
+"""Keeps the fingerprints of nodes apart from those of pages."""
 
 _TRIED = 4
 _REMEMBERED = 8
@@ -54,6 +58,15 @@ def page_fingerprints(contents: list[Content]) -> npt.NDArray[np.uint64]:
     sums = sums * np.uint64(0xFF51AFD7ED558CCD)
     mixed: npt.NDArray[np.uint64] = sums ^ (sums >> np.uint64(33))
     return mixed
+
+
+def node_fingerprints(content: bytes) -> list[int]:
+    """Two fingerprints of a block map node: its smallest entries, which two nodes that differ in a few entries share.
+
+    (Broder 1997, "On the resemblance and containment of documents": the smallest of many hashes is a fair sample.)
+    """
+    entries = np.frombuffer(content, np.uint64, NODE_SIZE // 8 - 1, 8)[:: CHUNK_NAME_SIZE // 8]
+    return [value ^ _OF_NODES for value in sorted(set(entries.tolist()) - {0})[:2]]
 
 
 def sampled(pages: list[int]) -> list[int]:
@@ -103,17 +116,37 @@ class Similarity:
             return []
         prints = page_fingerprints(contents)
         owners, places = np.nonzero((prints != 0) & (prints % np.uint64(SAMPLED) == 0))
-        found = self._table.candidates(prints[owners, places])
-        names: list[list[bytes]] = [[] for _ in contents]
+        names = self._candidates(len(contents), owners, prints[owners, places])
+        return [Likeness(*parts) for parts in zip(prints.tolist(), names, strict=True)]
+
+    def nodes(self, prints: list[list[int]]) -> list[list[tuple[bytes, bytes]]]:
+        """For each node, given by `node_fingerprints`, a full one that has most of its entries, (name, content), if any has.
+
+        A VM that was cloned from another has a block map that differs in a few entries, and none of its own to follow.
+        """
+        owners = np.repeat(np.arange(len(prints)), [len(some) for some in prints])
+        flat = np.array([value for some in prints for value in some], np.uint64)
+        found: list[list[tuple[bytes, bytes]]] = []
+        for names in self._candidates(len(prints), owners, flat) if len(flat) else [[] for _ in prints]:
+            try:
+                found.append([(name, self._fetcher.read(ChunkName(name))) for name in names[:1]])
+            except Damaged:
+                found.append([])  # a hint that cannot be read is no base
+        return found
+
+    def _candidates(self, count: int, owners: npt.NDArray[np.intp], prints: npt.NDArray[np.uint64]) -> list[list[bytes]]:
+        """For each of `count` owners names of full chunks that share fingerprints (owners and prints: (n,)), best first."""
+        found = self._table.candidates(prints)
+        names: list[list[bytes]] = [[] for _ in range(count)]
         if len(found.chunk):
             shared = Counter(zip(owners[found.which].tolist(), found.chunk.tolist(), strict=True))
             keys = sorted({chunk for _, chunk in shared})
             full = dict(zip(keys, self._index.names_of_full(np.array(keys, np.uint64)), strict=True))
-            # Best first: those that share most pages with their block.
+            # Best first: those that share most.
             for (owner, chunk), _ in sorted(shared.items(), key=lambda item: (-item[1], item[0])):
                 if len(names[owner]) < _TRIED and full[chunk].any():
                     names[owner].append(full[chunk].tobytes())
-        return [Likeness(*parts) for parts in zip(prints.tolist(), names, strict=True)]
+        return names
 
     def bases(self, likeness: Likeness) -> list[tuple[bytes, bytes]]:
         """One or two full chunks, (name, content), that share pages with the block; none where none do."""

@@ -49,7 +49,7 @@ class Place:
         codec = repository.codec
         base = touched(block(3), "before")
         builder = PackBuilder(repository.ciphers, repository.id, KIND_DATA, self.point.point, self.world.random.randbytes)
-        builder.add(codec.encode_delta(self.name(repository), block(3), [(codec.name(base), base)]))
+        builder.add(codec.encode_delta(self.name(repository), block(3), [(codec.name(base), base)], 1))
         index = store_pack(self.store, builder)
         repository.learn(builder.pack, index)
         return builder.pack

@@ -68,7 +68,7 @@ class Place:
             codec = repository.codec
             for number in range(2):
                 gone = touched(CONTENT, number)
-                self.put(repository, codec.encode_delta(self.name, CONTENT, [(codec.name(gone), gone)]))
+                self.put(repository, codec.encode_delta(self.name, CONTENT, [(codec.name(gone), gone)], 1))
         self.store.put(name, [good])
         with self.open() as repository:
             repository.refresh()
@@ -125,7 +125,7 @@ def test_nothing_is_forgotten_for_longer_than_one_marking(place: Place, tmp_path
     with place.open() as repository:
         codec = repository.codec
         late = touched(CONTENT, "late")
-        place.put(repository, codec.encode_delta(place.name, CONTENT, [(codec.name(late), late)]))
+        place.put(repository, codec.encode_delta(place.name, CONTENT, [(codec.name(late), late)], 1))
         repository.refresh()
         marks = marks_of(repository, place.points, tmp_path)
         assert (marks.missing.count, marks.broken.count) == (0, 0)
