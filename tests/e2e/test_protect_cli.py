@@ -14,11 +14,17 @@ from pathlib import Path
 
 import pytest
 
+from everywhen.capture.spool_reader import read_groups, spool_files
+from everywhen.formats.keyslot import Keyset
+from everywhen.formats.spool import SpoolHeader
+from everywhen.repository.keys.cipher import Cipher
+from everywhen.repository.keys.spool_keys import open_file
 from tests.hypervisor import Hypervisor, eventually
 from tests.program import Done, Program, ended
 
 MIB = 1 << 20
 SIZES = [24 * MIB, 8 * MIB + 4096]
+_RUNNING: list[subprocess.Popen[str]] = []
 
 
 @pytest.fixture
@@ -34,12 +40,24 @@ def hypervisor(tmp_path: Path) -> Iterator[Hypervisor]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def running() -> Iterator[list[subprocess.Popen[str]]]:
+    """Captures that a failed test leaves behind are ended."""
+    _RUNNING.clear()
+    yield _RUNNING
+    for process in _RUNNING:
+        if process.poll() is None:
+            process.kill()
+        ended(process)
+
+
 def started(program: Program, hypervisor: Hypervisor, *more: str) -> subprocess.Popen[str]:
     """Capture, followed until its first point is there."""
     points = len(program.ok("points"))
     process = program.start(
         "protect", "web1", "--qmp", hypervisor.qmp, "--folder", program.folder / "host", "--pace", "0", *more
     )
+    _RUNNING.append(process)
     eventually(lambda: process.poll() is not None or len(program.ok("points")) > points, "a first point")
     assert process.poll() is None, ended(process)
     return process
@@ -162,6 +180,30 @@ def test_a_repository_that_is_away_does_not_end_capture(program: Program, hyperv
     same(program, hypervisor)
 
 
+def test_the_last_writes_before_the_guest_ended_are_in(program: Program, hypervisor: Hypervisor) -> None:
+    process = started(program, hypervisor)
+    points = len(program.ok("points"))
+    for number in range(40):
+        hypervisor.write(number % 2, MIB + 4096 * number, 4096, 40 + number)
+    hypervisor.quit()
+    eventually(lambda: len(program.ok("points")) > points, "a point of the last writes")
+    stopped(process)
+    same(program, hypervisor)
+
+
+def test_what_a_killed_sink_had_written_is_a_point(program: Program, hypervisor: Hypervisor) -> None:
+    process = started(program, hypervisor)
+    first = program.ok("points")[0]["id"]
+    before = spooled(program.folder)
+    hypervisor.write(0, 20 * MIB, 65536, 77)
+    eventually(lambda: spooled(program.folder) > before, "the write is in the spool")
+    os.kill(child(process.pid, "sink_process"), signal.SIGKILL)
+    hypervisor.kill()  # so that nothing but the spool can know it
+    eventually(lambda: program.ok("points")[0]["id"] != first, "a point of what was durable")
+    stopped(process)
+    assert restored(program, 0)[20 * MIB : 20 * MIB + 65536] == bytes([77]) * 65536
+
+
 def test_after_a_crash_of_qemu_the_disks_are_compared(program: Program, hypervisor: Hypervisor) -> None:
     process = started(program, hypervisor)
     hypervisor.kill()
@@ -204,6 +246,15 @@ def test_a_monitor_that_is_none(program: Program, tmp_path: Path, kind: str) -> 
     assert done.code == 1, done
     assert "cannot be captured" in done.err
     assert "Traceback" not in done.err
+
+
+def spooled(folder: Path) -> int:
+    """How many records are in the spool's files."""
+
+    def opener(header: SpoolHeader) -> Cipher:
+        return open_file(Keyset(b"", {}), header.repository, header.cipher, header.generation, header.key)
+
+    return sum(len(group) for file in spool_files(folder / "host" / "spool") for group in read_groups(file, opener, last=True))
 
 
 def child(parent: int, module: str) -> int:

@@ -178,8 +178,8 @@ class Monitor:
     def _wait(self, done: Callable[[], bool], timeout: float) -> None:
         end = monotonic() + timeout
         while not done():
-            left = end - monotonic()
-            if left <= 0 or not select.select([self._socket], [], [], left)[0]:
+            # With no time left what has come in already is still taken.
+            if not select.select([self._socket], [], [], max(0.0, end - monotonic()))[0]:
                 raise _Late(f"the monitor does not answer within {timeout:g} s")
             try:
                 data = self._socket.recv(1 << 20)

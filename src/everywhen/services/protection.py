@@ -154,11 +154,19 @@ class Capture:
     parent: RecoveryPoint | None
     known: dict[PointId, int] = field(default_factory=dict)
     """Numbers of the VM's points."""
+    _sealer: Sealer | None = None
     _read: dict[Path, int] = field(default_factory=dict)
     """How many groups of a spool file were fed."""
 
     def run(self) -> RecoveryPoint | None:
         """Protect until the end is wanted; gives the newest point. Raises CaptureLost and the errors of the layers below."""
+        try:
+            return self._run()
+        except _ENDS:
+            self._last_words()
+            raise
+
+    def _run(self) -> RecoveryPoint | None:
         with Monitor.connect(self.order.monitor) as monitor, ExitStack() as opened:
             nodes = find_disks(monitor)
             for node in nodes:
@@ -169,7 +177,7 @@ class Capture:
             spool.mkdir(parents=True, exist_ok=True, mode=0o700)
             for old in spool_files(spool):
                 old.path.unlink()  # all that it had beyond the newest point is in the bitmaps, too
-            sealer = self._sealer(nodes)
+            sealer = self._sealer = self._begin_sealing(nodes)
             reception = opened.enter_context(Reception(self.order.folder / "sink.sock", self._sink_order(nodes, sealer)))
             taps = [Tap(monitor, node, number) for number, node in enumerate(nodes)]
             for tap in taps:
@@ -185,7 +193,18 @@ class Capture:
                             tap.detach()
         return self.parent
 
-    def _sealer(self, nodes: list[DiskNode]) -> Sealer:
+    def _last_words(self) -> None:
+        """After a loss: a point of the last moment that the spool has. QEMU's end is such a loss; its last writes are in."""
+        sealer = self._sealer
+        if sealer is None:
+            return
+        for group in self._groups():
+            sealer.feed(group)
+        if sealer.is_moment and sealer.records:
+            with write_point(self.repository, f"protect {self.vm.name}", first_copy=False) as writer:
+                self._commit(writer, sealer, self.monotonic())
+
+    def _begin_sealing(self, nodes: list[DiskNode]) -> Sealer:
         disks = []
         for name, node in zip(_names(nodes), nodes, strict=True):
             known = self.parent.disks.get(name) if self.parent else None
@@ -304,6 +323,15 @@ class Capture:
         self._feed(reception, sealer, reception.taken)
         if not sealer.is_moment:
             raise CaptureLost("a tap ended")
+        self._commit(writer, sealer, began)
+        if sealer.ended:
+            raise CaptureLost("a tap ended")
+        for place, recordings in old.items():
+            bitmaps.remove(monitor, place, *(recording.name for recording in recordings))
+        self._drop_read()
+
+    def _commit(self, writer: PointWriter, sealer: Sealer, began: float) -> None:
+        """The point of what was fed."""
         records = sealer.records
         with sealer.attempt():
             sealer.take_in(writer)
@@ -311,9 +339,6 @@ class Capture:
             writer.commit(point)
         self.parent, self.known[point.point] = point, point.number
         self.told.sealed(point, records)
-        for place, recordings in old.items():
-            bitmaps.remove(monitor, place, *(recording.name for recording in recordings))
-        self._drop_read()
 
     def _feed(self, reception: Reception, sealer: Sealer, until: int) -> None:
         """Feed the sealer all records before `until`, as soon as they are durable. Raises CaptureLost."""
@@ -324,7 +349,7 @@ class Capture:
             self.wait(0.02)
         for group in self._groups():
             sealer.feed(group, until)
-        if sealer.sequence < until:
+        if sealer.sequence < until and not sealer.ended:
             raise CaptureLost(f"the spool ends at record {sealer.sequence}, and {until} were durable")
 
     def _groups(self) -> Iterator[Group]:

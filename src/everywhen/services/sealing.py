@@ -63,6 +63,8 @@ class Sealer:
         """The number after the newest record."""
         self.records = 0
         """Writes since the last point."""
+        self.ended = False
+        """Whether a tap was closed after the newest record, when all disks were complete."""
 
     @property
     def is_moment(self) -> bool:
@@ -70,7 +72,10 @@ class Sealer:
         return all(disk.complete for disk in self.disks)
 
     def feed(self, group: Group, until: int | None = None) -> None:
-        """Lay the group's records over the disks, those before the sequence number `until`. Raises Corrupt."""
+        """Lay the group's records over the disks, those before the sequence number `until`.
+
+        Not beyond the record at which a tap was closed: what came before it is the last moment. Raises Corrupt.
+        """
         data, begin = memoryview(group.data()), 0
         columns = (group.kinds, group.disks, group.offsets, group.lengths, group.data_ends(), group.times)
         rows = zip(*(column.tolist() for column in columns), strict=True)
@@ -78,13 +83,17 @@ class Sealer:
             start, begin = begin, end
             if sequence < self.sequence:
                 continue  # of a group that was fed in part
-            if until is not None and sequence >= until:
+            if self.ended or (until is not None and sequence >= until):
                 return
             if number >= len(self.disks):
                 raise Corrupt(f"record {sequence} is of disk {number}; there are {len(self.disks)}")
             disk = self.disks[number]
             if kind == MARK:
-                disk.complete = text(parse_json("a mark", bytes(data[start:end])), "mark") == "complete"
+                what = text(parse_json("a mark", bytes(data[start:end])), "mark")
+                if what == "tap closed" and self.is_moment:
+                    self.ended = True
+                    return
+                disk.complete = what == "complete"
             elif kind == WRITE:
                 disk.patches.write(offset, data[start:end])
                 self.records += 1

@@ -81,6 +81,21 @@ def test_a_monitor() -> None:
         assert monitor.next_event(0, lambda event: event.name == "OTHER") is None
 
 
+def test_an_event_that_has_come_is_found_without_waiting() -> None:
+    mine, peer = socket.socketpair()
+    with peer:
+        peer.sendall(GREETING + line(**{"return": {}, "id": 1}))
+        with Monitor(mine, 5) as monitor:
+            assert monitor.next_event(0) is None
+            peer.sendall(line(event="STOP"))
+            found = monitor.next_event(0)
+            assert found is not None
+            assert found.name == "STOP"
+            peer.close()
+            with pytest.raises(MonitorError, match="hung up"):
+                monitor.next_event(0)
+
+
 def test_a_peer_that_is_silent_hangs_up_or_speaks_otherwise() -> None:
     with played(lambda peer: None) as mine, pytest.raises(MonitorError, match="does not answer"):
         Monitor(mine, 0.05)
