@@ -49,7 +49,12 @@ def begin(monitor: Monitor, disks: Mapping[str, str], point: PointId) -> None:
 
     This drains: every write that is not in these bitmaps has been answered by the sink when it returns.
     """
-    _transaction(monitor, [_add(node, f"{OURS}{point}-{disk}") for node, disk in disks.items()])
+    _transaction(monitor, [_add(node, name) for node, name in begun(disks, point).items()])
+
+
+def begun(disks: Mapping[str, str], point: PointId) -> dict[str, str]:
+    """Names of the bitmaps that `begin` makes, by node."""
+    return {node: f"{OURS}{point}-{disk}" for node, disk in disks.items()}
 
 
 def freeze(monitor: Monitor, node: str, recording: Recording) -> None:

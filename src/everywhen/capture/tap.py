@@ -89,3 +89,9 @@ class Tap:
 
     def _is_mine(self, event: Event, *names: str) -> bool:
         return event.name in names and event.data.get("device") == self.name
+
+
+def attached(monitor: Monitor) -> set[str]:
+    """Names of our taps whose jobs are forwarding writes now, and so have been since they were attached."""
+    jobs = monitor.execute("query-block-jobs")
+    return {str(job["device"]) for job in jobs if str(job["device"]).startswith(OURS) and job.get("status") == "ready"}

@@ -23,7 +23,7 @@ from everywhen.capture.qmp import CommandFailed, Monitor, MonitorError
 from everywhen.capture.reception import Reception
 from everywhen.capture.sink_process import SinkOrder
 from everywhen.capture.spool_reader import SpoolDamaged, SpoolFile, read_groups, spool_files
-from everywhen.capture.tap import Tap, TapFailed
+from everywhen.capture.tap import Tap, TapFailed, attached
 from everywhen.formats.fields import canonical_json
 from everywhen.formats.ids import PointId
 from everywhen.formats.point import RecoveryPoint
@@ -141,6 +141,17 @@ def _not_begun(name: str, order: ProtectOrder, error: Exception) -> Failure:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """What stands while the taps do."""
+
+    monitor: Monitor
+    nodes: list[DiskNode]
+    reception: Reception
+    sealer: Sealer
+    taps: list[Tap]
+
+
 @dataclass(slots=True)
 class Capture:
     """One stretch of capture, from attaching to the loss of the taps or the wish to end."""
@@ -183,9 +194,10 @@ class Capture:
             for tap in taps:
                 tap.attach(str(reception.socket_path))
             self.told.attached([disk.name for disk in sealer.disks])
-            self._close_gap(monitor, nodes, reception, sealer)
+            stretch = _Stretch(monitor, nodes, reception, sealer, taps)
+            self._close_gap(stretch)
             try:
-                self._follow(monitor, nodes, reception, sealer, taps)
+                self._follow(stretch)
             finally:
                 if reception.alive:
                     for tap in taps:
@@ -232,12 +244,11 @@ class Capture:
             public=recipient.public.hex(),
         )
 
-    def _close_gap(self, monitor: Monitor, nodes: list[DiskNode], reception: Reception, sealer: Sealer) -> None:
+    def _close_gap(self, stretch: _Stretch) -> None:
         """Read what the taps cannot know, lay the journal over it, and make the first point."""
         pace = Pace(self.order.rate, self.monotonic, self._pause)
-        began = self.monotonic()
         with write_point(self.repository, f"protect {self.vm.name}", first_copy=self.parent is None) as writer:
-            total = sum(node.size for node in nodes)
+            total = sum(node.size for node in stretch.nodes)
             done = 0
 
             def advance(count: int) -> None:
@@ -245,12 +256,12 @@ class Capture:
                 done += count
                 self.told.copying(min(done, total), total)
 
-            for number, node in enumerate(nodes):
-                disk = sealer.disks[number]
-                with self._exported(monitor, node, disk, pace) as (device, ranges):
+            for number, node in enumerate(stretch.nodes):
+                disk = stretch.sealer.disks[number]
+                with self._exported(stretch.monitor, node, disk, pace) as (device, ranges):
                     disk.take_in(writer, device, ranges, advance)
-                self._mark_complete(reception, number)
-            self._seal(monitor, nodes, reception, sealer, writer, began)
+                self._mark_complete(stretch.reception, number)
+            self._seal(stretch, writer)
 
     def _pause(self, seconds: float) -> None:
         self.wait(seconds)
@@ -277,21 +288,21 @@ class Capture:
         with NbdConnection(str(reception.socket_path), f"mark-{number}", timeout=_DURABLE_S) as connection:
             connection.answer(connection.send(0, canonical_json({"mark": "complete"})))
 
-    def _follow(self, monitor: Monitor, nodes: list[DiskNode], reception: Reception, sealer: Sealer, taps: list[Tap]) -> None:
+    def _follow(self, stretch: _Stretch) -> None:
         """Seal from time to time, until the end is wanted. Raises CaptureLost."""
         last = self.monotonic()
         while True:
             ending = self.wait(_LOOK_S)
-            if not reception.alive or reception.state != FINE:
-                raise CaptureLost(_WHY[reception.state])
-            for tap in taps:
+            if not stretch.reception.alive or stretch.reception.state != FINE:
+                raise CaptureLost(_WHY[stretch.reception.state])
+            for tap in stretch.taps:
                 if (why := tap.ended(0)) is not None:
                     tap.clear()
                     raise CaptureLost(f"{tap.disk.device}: {why}")
             if not ending and self.monotonic() - last < self.order.seal_s:
                 continue
             try:
-                self._make_point(monitor, nodes, reception, sealer)
+                self._make_point(stretch)
             except StorageError as error:
                 if ending:
                     raise
@@ -301,33 +312,28 @@ class Capture:
             if ending:
                 return
 
-    def _make_point(self, monitor: Monitor, nodes: list[DiskNode], reception: Reception, sealer: Sealer) -> None:
+    def _make_point(self, stretch: _Stretch) -> None:
         """A point of what was written since the last one, if anything was."""
-        if reception.taken > sealer.sequence:
+        if stretch.reception.taken > stretch.sealer.sequence:
             with write_point(self.repository, f"protect {self.vm.name}", first_copy=False) as writer:
-                self._seal(monitor, nodes, reception, sealer, writer, self.monotonic())
+                self._seal(stretch, writer)
 
-    def _seal(
-        self,
-        monitor: Monitor,
-        nodes: list[DiskNode],
-        reception: Reception,
-        sealer: Sealer,
-        writer: PointWriter,
-        began: float,
-    ) -> None:
+    def _seal(self, stretch: _Stretch, writer: PointWriter) -> None:
         """Begin new bitmaps, make the point of that instant, and let go of older bitmaps and of the spool up to there."""
-        old = {node.node: bitmaps.recordings(monitor, node.node) for node in nodes}
-        names = {node.node: disk.name for node, disk in zip(nodes, sealer.disks, strict=True)}
+        began, monitor, sealer = self.monotonic(), stretch.monitor, stretch.sealer
+        names = {node.node: disk.name for node, disk in zip(stretch.nodes, sealer.disks, strict=True)}
+        old = {node: bitmaps.recordings(monitor, node) for node in names}
         bitmaps.begin(monitor, names, writer.point)
-        self._feed(reception, sealer, reception.taken)
-        if not sealer.is_moment:
+        there = attached(monitor)
+        self._feed(stretch.reception, sealer, stretch.reception.taken)
+        if sealer.ended or not sealer.is_moment or not there.issuperset(tap.name for tap in stretch.taps):
+            # What was written between the end of a tap and the beginning of these bitmaps is neither here nor there.
+            for node, bitmap in bitmaps.begun(names, writer.point).items():
+                bitmaps.remove(monitor, node, bitmap)
             raise CaptureLost("a tap ended")
         self._commit(writer, sealer, began)
-        if sealer.ended:
-            raise CaptureLost("a tap ended")
-        for place, recordings in old.items():
-            bitmaps.remove(monitor, place, *(recording.name for recording in recordings))
+        for node, recordings in old.items():
+            bitmaps.remove(monitor, node, *(recording.name for recording in recordings))
         self._drop_read()
 
     def _commit(self, writer: PointWriter, sealer: Sealer, began: float) -> None:

@@ -32,6 +32,7 @@ class SealedDisk:
     tree: Tree | None
     """What was taken in last; None before anything was."""
     patches: Patches = field(default_factory=Patches)
+    tapped: bool = False
     complete: bool = False
     read: int = 0
     changed: int = 0
@@ -93,7 +94,8 @@ class Sealer:
                 if what == "tap closed" and self.is_moment:
                     self.ended = True
                     return
-                disk.complete = what == "complete"
+                disk.tapped = what == "tap opened" or (disk.tapped and what != "tap closed")
+                disk.complete = disk.tapped and (disk.complete or what == "complete")
             elif kind == WRITE:
                 disk.patches.write(offset, data[start:end])
                 self.records += 1
