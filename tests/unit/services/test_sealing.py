@@ -12,6 +12,7 @@ from everywhen.block.device import BLOCK_SIZE
 from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import canonical_json
 from everywhen.formats.spool import MARK, WRITE, ZERO, Group, decode_group, encode_group
+from everywhen.repository.disk import PointDisk
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import write_point
 from everywhen.services.sealing import SealedDisk, Sealer
@@ -88,25 +89,25 @@ def test_a_record_of_a_disk_that_is_not_there(sealer: Sealer) -> None:
         sealer.feed(group(0, write(2, 0, b"x")))
 
 
+def failing(repository: Repository, sealer: Sealer) -> None:
+    """A point that is not committed."""
+    with write_point(repository, "test", first_copy=True) as writer, sealer.attempt():
+        sealer.take_in(writer)
+        raise RuntimeError("no room")
+
+
 def test_a_point_holds_what_was_written_and_a_failed_one_loses_nothing(repository: Repository, sealer: Sealer) -> None:
     zeroed = encode_group(6, 0, [(ZERO, 0, 3 * BLOCK_SIZE, BLOCK_SIZE, 0)], [], 1)
     sealer.feed(group(0, *OPENED, *COMPLETE, write(0, 3 * BLOCK_SIZE, b"x" * BLOCK_SIZE), write(1, 70_000, b"second")))
     sealer.feed(decode_group(zeroed))
-    with (
-        pytest.raises(RuntimeError, match="no room"),
-        write_point(repository, "test", first_copy=True) as writer,
-        sealer.attempt(),
-    ):
-        sealer.take_in(writer)
-        raise RuntimeError("no room")
+    with pytest.raises(RuntimeError, match="no room"):
+        failing(repository, sealer)
     assert sealer.records == 3
     with write_point(repository, "test", first_copy=True) as writer, sealer.attempt():
         sealer.take_in(writer)
         point = sealer.point(writer, None, 0.5)
         writer.commit(point)
     assert (sealer.records, len(sealer.disks[0].patches)) == (0, 0)
-    from everywhen.repository.disk import PointDisk
-
     content = {name: PointDisk(repository.fetcher, disk.tree).read(0, SIZE) for name, disk in point.disks.items()}
     assert content == {"vda": bytes(SIZE), "vdb": (bytes(70_000) + b"second").ljust(SIZE, b"\0")}
     assert (point.reached, point.number, point.epoch) == ("crash", 1, 1)
