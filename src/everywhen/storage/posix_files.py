@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from everywhen.storage.posix_calls import WINDOWS, PosixCalls
 
-KEPT_FILES = 0 if WINDOWS else 400  # of usually 1024 that a process may open, and it may have two repositories open
+KEPT_FILES = 0 if WINDOWS else 100  # of usually 1024 that a process may open
 
 
 @dataclass(slots=True, eq=False)
