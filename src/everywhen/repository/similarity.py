@@ -91,9 +91,23 @@ class _Recent:
 
     def add(self, candidate: _Candidate) -> None:
         self.chunks[candidate.name] = candidate
-        while len(self.chunks) > _REMEMBERED:
-            self.chunks.popitem(last=False)
+        self.forget(list(self.chunks)[:-_REMEMBERED])
+
+    def forget(self, names: list[bytes]) -> None:
+        for name in names:
+            del self.chunks[name]
         self.pages = frozenset().union(*(known.pages for known in self.chunks.values()))
+
+    def best(self, wanted: frozenset[int]) -> list[_Candidate]:
+        """The one or two that together have most of these pages, which some of them have."""
+        first = max(self.chunks.values(), key=lambda candidate: len(wanted & candidate.pages))
+        self.chunks.move_to_end(first.name)
+        left = wanted - first.pages
+        if not left:
+            return [first]
+        second = max(self.chunks.values(), key=lambda candidate: len(left & candidate.pages))
+        self.chunks.move_to_end(second.name)
+        return [first, second]
 
 
 class Similarity:
@@ -154,18 +168,14 @@ class Similarity:
         for name in likeness.candidates:
             if name not in recent.chunks:
                 self._load(name, recent)
-        wanted = recent.pages.intersection(likeness.pages)
-        if not wanted:
-            return []
-        chunks = recent.chunks
-        first = max(chunks.values(), key=lambda candidate: len(wanted & candidate.pages))
-        chunks.move_to_end(first.name)
-        left = wanted - first.pages
-        if not left:
-            return [(first.name, first.content)]
-        second = max(chunks.values(), key=lambda candidate: len(left & candidate.pages))
-        chunks.move_to_end(second.name)
-        return [(first.name, first.content), (second.name, second.content)]
+        while wanted := recent.pages.intersection(likeness.pages):
+            chosen = recent.best(wanted)
+            # What is remembered may be gone from the repository: a delta against it could never be read.
+            gone = [known.name for known in chosen if self._index.lookup_one(known.name, full_only=True) is None]
+            if not gone:
+                return [(known.name, known.content) for known in chosen]
+            recent.forget(gone)
+        return []
 
     def _load(self, name: bytes, recent: _Recent) -> None:
         try:

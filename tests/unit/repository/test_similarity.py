@@ -13,7 +13,7 @@ import pytest
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.repository import similarity
 from everywhen.repository.repository import Repository
-from everywhen.repository.similarity import PAGE, page_fingerprints
+from everywhen.repository.similarity import PAGE, Likeness, page_fingerprints
 from everywhen.storage.memory import MemoryStore
 from tests.laboratory import SparseDisk, World, truth_of
 
@@ -93,6 +93,18 @@ def test_fingerprints() -> None:
         flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << bit % 8
         assert page_fingerprints([bytes(flipped)])[0, 0] != prints[0]
+
+
+def test_what_is_gone_from_the_repository_is_no_base_although_it_is_remembered(world: World, repository: Repository) -> None:
+    content = FILE[:BLOCK_SIZE]
+    world.back_up(repository, {"vda": disk_of(content)})
+    name = repository.codec.name(content)
+    (likeness,) = repository.similarity.search([content])
+    assert [base for base, _ in repository.similarity.bases(likeness)] == [name]
+    found = repository.index.lookup_one(name)
+    assert found is not None
+    repository.index.exclude([found.pack])
+    assert repository.similarity.bases(Likeness(likeness.pages, [])) == []
 
 
 def test_the_block_map_of_a_clone_costs_what_differs(world: World, repository: Repository) -> None:
