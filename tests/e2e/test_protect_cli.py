@@ -54,9 +54,7 @@ def running() -> Iterator[list[subprocess.Popen[str]]]:
 def started(program: Program, hypervisor: Hypervisor, *more: str) -> subprocess.Popen[str]:
     """Capture, followed until its first point is there."""
     points = len(program.ok("points"))
-    process = program.start(
-        "protect", "web1", "--qmp", hypervisor.qmp, "--folder", program.folder / "host", "--pace", "0", *more
-    )
+    process = program.start("protect", "web1", "--qmp", hypervisor.qmp, "--folder", "host", "--pace", "0", *more)
     _RUNNING.append(process)
     eventually(lambda: process.poll() is not None or len(program.ok("points")) > points, "a first point")
     assert process.poll() is None, ended(process)
@@ -231,6 +229,50 @@ def test_a_disk_with_an_iothread_is_never_exported(program: Program, tmp_path: P
         assert "iothread" in done.err
         assert running.process.poll() is None
         assert running.ours() == set()
+
+
+def test_another_tools_job_on_a_disk(program: Program, hypervisor: Hypervisor) -> None:
+    """The first disk can be tapped, the second cannot: then neither is."""
+    hypervisor.monitor.execute("blockdev-add", {"driver": "null-co", "node-name": "theirs", "size": SIZES[1]})
+    job = {"job-id": "theirs", "device": "node1", "target": "theirs", "sync": "none"}
+    hypervisor.monitor.execute("blockdev-mirror", job)
+    done = program.run("protect", "web1", "--qmp", hypervisor.qmp, "--folder", program.folder / "host")
+    assert done.code == 1, done
+    assert "web1 cannot be captured: vd1" in done.err
+    assert hypervisor.ours() == set()
+    assert [found["device"] for found in hypervisor.monitor.execute("query-block-jobs")] == ["theirs"]
+
+
+def test_the_first_copy_can_be_given_up(program: Program, hypervisor: Hypervisor) -> None:
+    process = program.start("protect", "web1", "--qmp", hypervisor.qmp, "--folder", "host", "--pace", "200k")
+    _RUNNING.append(process)
+    eventually(lambda: "everywhen-export" in hypervisor.ours(), "the copy goes on")
+    process.send_signal(signal.SIGINT)
+    done = ended(process)
+    assert done.code == 0, done
+    assert "capture ended; newest recovery point none" in done.out
+    assert hypervisor.ours() == set()
+    assert program.ok("points") == []
+
+
+def test_who_hangs_up_at_once_ends_nothing(program: Program, hypervisor: Hypervisor) -> None:
+    process = started(program, hypervisor)
+    for _ in range(20):
+        with socket.socket(socket.AF_UNIX) as passer_by:
+            passer_by.connect(str(program.folder / "host" / "sink.sock"))
+    hypervisor.write(0, 18 * MIB, 4096, 5)
+    done = stopped(process)
+    assert "capture was lost" not in done.err
+    same(program, hypervisor)
+
+
+def test_a_wrong_monitor_is_said_at_once_although_the_vm_has_points(program: Program, tmp_path: Path) -> None:
+    image = tmp_path / "image.raw"
+    image.write_bytes(bytes(MIB))
+    program.backup("web1", f"vda={image}")
+    done = program.run("protect", "web1", "--qmp", tmp_path / "none.sock", "--folder", tmp_path / "host")
+    assert done.code == 1, done
+    assert "cannot be captured" in done.err
 
 
 @pytest.mark.parametrize("kind", ["missing", "stale", "silent"])

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,27 +22,32 @@ class Reception:
     """A running watchdog and sink; hypervisors connect to `socket_path`."""
 
     def __init__(self, socket_path: Path, order: SinkOrder) -> None:
-        """Start both. Raises OSError."""
+        """Start both. Raises OSError; then neither is left."""
         self.socket_path = socket_path
-        self.counters = Counters.create()
-        socket_path.unlink(missing_ok=True)
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listening.bind(str(socket_path))
-        listening.listen(8)
-        to_sink, to_watchdog = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._parent, for_watchdog = socket.socketpair()
-        page = self.counters.descriptor
-        self.sink = _start("sink_process", [to_watchdog.fileno(), page], subprocess.PIPE)
-        if self.sink.stdin is not None:
-            with self.sink.stdin:
-                self.sink.stdin.write(order.encode())
-        pidfd = os.pidfd_open(self.sink.pid)
-        inherited = [listening.fileno(), to_sink.fileno(), pidfd, page, for_watchdog.fileno()]
-        self.watchdog = _start("watchdog", inherited, subprocess.DEVNULL)
-        os.close(pidfd)
-        # What only one of them holds closes when that one ends: so each sees the other's end.
-        for ours in (listening, to_sink, to_watchdog, for_watchdog):
-            ours.close()
+        with ExitStack() as ours, ExitStack() as undo:
+            self.counters = Counters.create()
+            undo.callback(self.counters.close)
+            socket_path.unlink(missing_ok=True)
+            listening = ours.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            listening.bind(str(socket_path))
+            undo.callback(socket_path.unlink, missing_ok=True)
+            listening.listen(8)
+            # What only one of them holds closes when that one ends: so each sees the other's end.
+            to_sink, to_watchdog = map(ours.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            self._parent, for_watchdog = socket.socketpair()
+            undo.enter_context(self._parent)
+            ours.enter_context(for_watchdog)
+            page = self.counters.descriptor
+            self.sink = _start("sink_process", [to_watchdog.fileno(), page], subprocess.PIPE)
+            undo.callback(_kill, self.sink)
+            if self.sink.stdin is not None:
+                with self.sink.stdin:
+                    self.sink.stdin.write(order.encode())
+            pidfd = os.pidfd_open(self.sink.pid)
+            ours.callback(os.close, pidfd)
+            inherited = [listening.fileno(), to_sink.fileno(), pidfd, page, for_watchdog.fileno()]
+            self.watchdog = _start("watchdog", inherited, subprocess.DEVNULL)
+            undo.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -77,8 +82,7 @@ class Reception:
             try:
                 process.wait(_END_S)
             except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
+                _kill(process)
         self.socket_path.unlink(missing_ok=True)
         self.counters.close()
 
@@ -86,3 +90,8 @@ class Reception:
 def _start(module: str, descriptors: list[int], stdin: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", f"everywhen.capture.{module}", *map(str, descriptors)]
     return subprocess.Popen(command, stdin=stdin, stdout=subprocess.DEVNULL, pass_fds=descriptors)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()

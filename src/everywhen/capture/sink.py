@@ -78,7 +78,10 @@ class Sink:
             return False
         connection = _Connection(number[0], socket.socket(fileno=descriptors[0]), ServerSession(self._exports))
         self._selector.register(connection.socket, selectors.EVENT_READ, connection)
-        connection.socket.sendall(connection.session.take_output())
+        try:
+            connection.socket.sendall(connection.session.take_output())
+        except OSError:
+            self._end(connection)  # it hung up at once; the others are not concerned
         return True
 
     def _serve(self, connection: _Connection) -> bool:

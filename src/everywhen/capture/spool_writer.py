@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, time_ns
 from typing import Protocol
@@ -62,10 +62,9 @@ class SpoolWriter:
         self._counters = counters
         self._next = sequence
         self._written = sequence
-        self._records: list[tuple[int, int, int, int, int]] = []
-        self._parts: list[bytes] = []
-        self._bytes = 0
-        self._base_ns = 0
+        self._open = _Group(sequence)
+        self._closed: list[_Group] = []
+        """Groups that are full and wait: a slow disk must not make one that is too large to be read again."""
         self._last_ns = 0
         self._waiting = 0
         self._lock = threading.Lock()
@@ -90,19 +89,24 @@ class SpoolWriter:
             # Recorded time never runs backwards, whatever the clock does.
             now = max(time_ns(), self._last_ns)
             self._last_ns = now
-            if not self._records:
-                self._base_ns = now
-            self._records.append((kind, disk, offset, length, min(now - self._base_ns, 0xFFFFFFFF)))
+            group = self._open
+            group.time_ns = group.time_ns or now
+            group.records.append((kind, disk, offset, length, min(now - group.time_ns, 0xFFFFFFFF)))
             if data:
-                self._parts.append(data)
-            self._bytes += len(data)
+                group.parts.append(data)
+            group.bytes += len(data)
             self._waiting += len(data)
             number = self._next
             self._next += 1
             self._counters.put(TAKEN, self._next)
-            if self._bytes >= _GROUP_BYTES or len(self._records) >= _GROUP_RECORDS:
+            if group.bytes >= _GROUP_BYTES or len(group.records) >= _GROUP_RECORDS:
+                self._close_group()
                 self._work.set()
         return number
+
+    def _close_group(self) -> None:
+        self._closed.append(self._open)
+        self._open = _Group(self._next)
 
     def close(self) -> None:
         """Write and sync what was taken, and end the thread."""
@@ -116,26 +120,34 @@ class SpoolWriter:
             while not self._ending:
                 self._work.wait(_GROUP_SECONDS)
                 self._work.clear()
-                self._write_group()
+                self._write_groups()
                 self._sync(_SYNC_SECONDS)
-            self._write_group()
+            self._write_groups()
             self._sync(0)
         except OSError:
             self._counters.put(STATE, SPOOL_FAILED)
+        except BaseException:
+            self._counters.put(STATE, SPOOL_FAILED)
+            raise
         finally:
             if self._file is not None:
                 os.close(self._file.descriptor)
 
-    def _write_group(self) -> None:
+    def _write_groups(self) -> None:
         with self._lock:
-            records, parts, first, base_ns = self._records, self._parts, self._next - len(self._records), self._base_ns
-            self._records, self._parts, taken, self._bytes = [], [], self._bytes, 0
-        if not records:
-            return
-        plain = encode_group(first, base_ns, records, parts, 1)
+            if self._open.records:
+                self._close_group()
+            groups, self._closed = self._closed, []
+        for group in groups:
+            # After a group that found no room nothing may follow: there would be a hole in the sequence.
+            if self._counters.get(STATE) != SPOOL_FULL:
+                self._write_group(group)
+
+    def _write_group(self, group: _Group) -> None:
+        plain = encode_group(group.first, group.time_ns, group.records, group.parts, 1)
         file = self._file
         if file is None or file.size + len(plain) > _FILE_BYTES:
-            file = self._begin_file(first, base_ns)
+            file = self._begin_file(group.first, group.time_ns)
         sealed = file.cipher.seal(group_nonce(file.groups), plain, group_aad(file.header, file.groups))
         frame = encode_frame(file.groups, len(sealed)) + sealed
         if self._spooled + len(frame) > self._place.limit:
@@ -149,17 +161,17 @@ class SpoolWriter:
         file.size += len(frame)
         self._spooled += len(frame)
         self._counters.put(WRITTEN_BYTES, self._counters.get(WRITTEN_BYTES) + len(frame))
-        self._written = first + len(records)
+        self._written = group.first + len(group.records)
         self._unsynced_since = self._unsynced_since or monotonic()
         with self._lock:
-            self._waiting -= taken
+            self._waiting -= group.bytes
 
-    def _begin_file(self, first: int, base_ns: int) -> _SpoolFile:
+    def _begin_file(self, first: int, time_ns: int) -> _SpoolFile:
         if self._file is not None:
             self._sync(0)
             os.close(self._file.descriptor)
             self._file = None
-        header, cipher = self._place.begin(self._number, first, base_ns)
+        header, cipher = self._place.begin(self._number, first, time_ns)
         path = self._place.folder / f"{header.epoch:016x}-{self._number:016x}.spool"
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._file = _SpoolFile(descriptor, header, cipher)
@@ -179,6 +191,17 @@ class SpoolWriter:
         os.fdatasync(self._file.descriptor)
         self._unsynced_since = None
         self._counters.put(DURABLE, self._written)
+
+
+@dataclass(slots=True)
+class _Group:
+    """Records that will be written together: (kind, disk, offset, length, ns after `time_ns`), and their data."""
+
+    first: int
+    time_ns: int = 0
+    records: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    parts: list[bytes] = field(default_factory=list)
+    bytes: int = 0
 
 
 @dataclass(slots=True)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""One disk's tap: attached, watched for its end, taken off; in the only order in which that cannot freeze a guest.
+"""One disk's tap: attached, and watched for its end; `leftovers` takes it off.
 
-F3: no `blockdev-add` before a handshake of our own has succeeded, and never without `open-timeout`. F2: a job command drains,
-so a tap is taken off only while its sink answers. F4: `blockdev-del` only after the job has ended. (docs/capture.md)
+F3: no `blockdev-add` before a handshake of our own has succeeded, and never without `open-timeout` (docs/capture.md).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ ENDED = ("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
 
 
 class TapFailed(Exception):
-    """QEMU did not attach the tap; nothing of it is left. The message says why."""
+    """QEMU did not attach the tap. The message says why; `leftovers.clear` removes what there is of it."""
 
 
 class Tap:
@@ -57,35 +56,19 @@ class Tap:
         }
         try:
             self._monitor.execute("blockdev-add", target)
-        except CommandFailed as error:
-            raise TapFailed(f"{self.disk.device}: {error}") from error
-        try:
             self._monitor.execute("blockdev-mirror", job)
         except CommandFailed as error:
-            self._monitor.execute("blockdev-del", {"node-name": self.name})
             raise TapFailed(f"{self.disk.device}: {error}") from error
         # That the command succeeded means nothing: the job may have failed by now.
         event = self._monitor.next_event(_READY_S, lambda event: self._is_mine(event, "BLOCK_JOB_READY", *ENDED))
         if event is None or event.name != "BLOCK_JOB_READY":
             why = "the job does not become ready" if event is None else str(event.data.get("error", "the job ended"))
-            if event is not None:
-                self.clear()
             raise TapFailed(f"{self.disk.device}: {why}")
 
     def ended(self, timeout: float) -> str | None:
         """Why the tap has ended, waiting so long for its end; None while it goes on."""
         event = self._monitor.next_event(timeout, lambda event: self._is_mine(event, *ENDED))
         return None if event is None else str(event.data.get("error", "it was cancelled"))
-
-    def detach(self) -> None:
-        """Take the tap off. Only while its sink answers: this drains. Raises CommandFailed, MonitorError."""
-        self._monitor.execute("block-job-cancel", {"device": self.name, "force": True})
-        self.ended(_READY_S)
-        self.clear()
-
-    def clear(self) -> None:
-        """Remove the target's node, whose job has ended."""
-        self._monitor.execute("blockdev-del", {"node-name": self.name})
 
     def _is_mine(self, event: Event, *names: str) -> bool:
         return event.name in names and event.data.get("device") == self.name

@@ -8,8 +8,8 @@ since the VM's newest point; so after any end of ours only what it names is read
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -42,8 +42,19 @@ from everywhen.services.naming import is_name
 from everywhen.services.sealing import SealedDisk, Sealer
 from everywhen.storage.base import StorageError
 
-Wait = Callable[[float], bool]
-"""Waits for so many seconds; True as soon as somebody wants the end."""
+
+class Time(Protocol):
+    """The clock and the wish to end."""
+
+    def monotonic(self) -> float:
+        """Seconds that never run backwards."""
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, whatever is wished for."""
+
+    def stopped(self, seconds: float) -> bool:
+        """Wait for so many seconds; True as soon as somebody wants the end."""
+
 
 _WHY = {
     FINE: "the sink ended, or was taken away because it hung",
@@ -97,13 +108,17 @@ _ENDS = (
     CannotExport,
     DangerousExport,
     SpoolDamaged,
+    StorageError,
+    OSError,
 )
-"""What ends a stretch of capture, and is no reason not to try again."""
+"""What ends a stretch of capture, and once it has stood is no reason not to try again."""
 
 
-def protect(
-    repository: Repository, name: str, order: ProtectOrder, told: Told, wait: Wait, monotonic: Callable[[], float]
-) -> RecoveryPoint | None:
+class _Stopped(Exception):
+    """The end was wished for before the first point was made."""
+
+
+def protect(repository: Repository, name: str, order: ProtectOrder, told: Told, time: Time) -> RecoveryPoint | None:
     """Capture until the end is wanted, again and again if it is lost; gives the newest point.
 
     Raises Failure where it cannot be begun at all: no such monitor, nothing to capture, a disk that cannot be captured.
@@ -115,21 +130,25 @@ def protect(
     if not known:
         record(repository, vm)
     points = {point.point: point.number for point in catalog.points if point.vm == vm.vm}
-    newest, back_off, attached = catalog.newest(vm), _BACK_OFF_S, False
+    newest, back_off, stood = catalog.newest(vm), _BACK_OFF_S, False
     while True:
-        capture = Capture(repository, vm, order, told, wait, monotonic, newest, points)
-        began = monotonic()
+        capture = Capture(repository, vm, order, told, time, newest, points)
+        began = time.monotonic()
         try:
             return capture.run()
+        except _Stopped:
+            return capture.parent
         except _ENDS as error:
             newest = capture.parent
-            attached = attached or newest is not None
-            if not attached:
+            stood = stood or capture.stood
+            if not stood:
+                if isinstance(error, StorageError):
+                    raise  # it says for itself what is wrong with the repository
                 raise _not_begun(name, order, error) from error
             told.lost(str(error))
         # A capture that lasted has earned a quick try.
-        back_off = _BACK_OFF_S if monotonic() - began > _LASTED_S else min(2 * back_off, _LONGEST_BACK_OFF_S)
-        if wait(back_off):
+        back_off = _BACK_OFF_S if time.monotonic() - began > _LASTED_S else min(2 * back_off, _LONGEST_BACK_OFF_S)
+        if time.stopped(back_off):
             return newest
 
 
@@ -137,7 +156,7 @@ def _not_begun(name: str, order: ProtectOrder, error: Exception) -> Failure:
     return Failed(
         f"{name} cannot be captured: {error}.",
         on=order.monitor,
-        safe="Nothing is left attached; the VM was not changed.",
+        safe="Nothing of it is left in the VM, which runs on as before.",
     )
 
 
@@ -160,11 +179,12 @@ class Capture:
     vm: Vm
     order: ProtectOrder
     told: Told
-    wait: Wait
-    monotonic: Callable[[], float]
+    time: Time
     parent: RecoveryPoint | None
-    known: dict[PointId, int] = field(default_factory=dict)
+    known: dict[PointId, int]
     """Numbers of the VM's points."""
+    stood: bool = False
+    """Whether all taps were attached, and a point was made."""
     _sealer: Sealer | None = None
     _read: dict[Path, int] = field(default_factory=dict)
     """How many groups of a spool file were fed."""
@@ -174,36 +194,40 @@ class Capture:
         try:
             return self._run()
         except _ENDS:
-            self._last_words()
+            with suppress(StorageError):  # then it is in the next point: the bitmaps have it
+                self._last_words()
             raise
 
     def _run(self) -> RecoveryPoint | None:
-        with Monitor.connect(self.order.monitor) as monitor, ExitStack() as opened:
+        with Monitor.connect(self.order.monitor) as monitor:
             nodes = find_disks(monitor)
             for node in nodes:
                 if node.iothread:
                     raise DangerousExport(f"{node.device} has an iothread, and reading such a disk from QEMU is not built yet")
             leftovers.clear(monitor, nodes)
-            spool = self.order.folder / "spool"
-            spool.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for old in spool_files(spool):
-                old.path.unlink()  # all that it had beyond the newest point is in the bitmaps, too
-            sealer = self._sealer = self._begin_sealing(nodes)
-            reception = opened.enter_context(Reception(self.order.folder / "sink.sock", self._sink_order(nodes, sealer)))
+            try:
+                self._capture(monitor, nodes)
+            finally:
+                # The sink is gone: nothing of ours stays in QEMU but the bitmaps. QEMU itself may be gone.
+                with suppress(CommandFailed, MonitorError):
+                    leftovers.clear(monitor, nodes)
+        return self.parent
+
+    def _capture(self, monitor: Monitor, nodes: list[DiskNode]) -> None:
+        spool = self.order.folder / "spool"
+        spool.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for old in spool_files(spool):
+            old.path.unlink()  # what it had beyond the newest point the bitmaps name, too; its moments are given up
+        sealer = self._sealer = self._begin_sealing(nodes)
+        with Reception(self.order.folder / "sink.sock", self._sink_order(nodes, sealer)) as reception:
             taps = [Tap(monitor, node, number) for number, node in enumerate(nodes)]
             for tap in taps:
                 tap.attach(str(reception.socket_path))
             self.told.attached([disk.name for disk in sealer.disks])
             stretch = _Stretch(monitor, nodes, reception, sealer, taps)
             self._close_gap(stretch)
-            try:
-                self._follow(stretch)
-            finally:
-                if reception.alive:
-                    for tap in taps:
-                        with suppress(CommandFailed, MonitorError):  # QEMU may be gone, and its end is no failure of ours
-                            tap.detach()
-        return self.parent
+            self.stood = True
+            self._follow(stretch)
 
     def _last_words(self) -> None:
         """After a loss: a point of the last moment that the spool has. QEMU's end is such a loss; its last writes are in."""
@@ -214,7 +238,7 @@ class Capture:
             sealer.feed(group)
         if sealer.is_moment and sealer.records:
             with write_point(self.repository, f"protect {self.vm.name}", first_copy=False) as writer:
-                self._commit(writer, sealer, self.monotonic())
+                self._commit(writer, sealer, self.time.monotonic())
 
     def _begin_sealing(self, nodes: list[DiskNode]) -> Sealer:
         disks = []
@@ -246,13 +270,15 @@ class Capture:
 
     def _close_gap(self, stretch: _Stretch) -> None:
         """Read what the taps cannot know, lay the journal over it, and make the first point."""
-        pace = Pace(self.order.rate, self.monotonic, self._pause)
+        pace = Pace(self.order.rate, self.time.monotonic, self.time.sleep)
         with write_point(self.repository, f"protect {self.vm.name}", first_copy=self.parent is None) as writer:
             total = sum(node.size for node in stretch.nodes)
             done = 0
 
             def advance(count: int) -> None:
                 nonlocal done
+                if self.time.stopped(0):
+                    raise _Stopped
                 done += count
                 self.told.copying(min(done, total), total)
 
@@ -262,9 +288,6 @@ class Capture:
                     disk.take_in(writer, device, ranges, advance)
                 self._mark_complete(stretch.reception, number)
             self._seal(stretch, writer)
-
-    def _pause(self, seconds: float) -> None:
-        self.wait(seconds)
 
     @contextmanager
     def _exported(
@@ -290,16 +313,15 @@ class Capture:
 
     def _follow(self, stretch: _Stretch) -> None:
         """Seal from time to time, until the end is wanted. Raises CaptureLost."""
-        last = self.monotonic()
+        last = self.time.monotonic()
         while True:
-            ending = self.wait(_LOOK_S)
+            ending = self.time.stopped(_LOOK_S)
             if not stretch.reception.alive or stretch.reception.state != FINE:
                 raise CaptureLost(_WHY[stretch.reception.state])
             for tap in stretch.taps:
                 if (why := tap.ended(0)) is not None:
-                    tap.clear()
                     raise CaptureLost(f"{tap.disk.device}: {why}")
-            if not ending and self.monotonic() - last < self.order.seal_s:
+            if not ending and self.time.monotonic() - last < self.order.seal_s:
                 continue
             try:
                 self._make_point(stretch)
@@ -308,7 +330,7 @@ class Capture:
                     raise
                 # Capture goes on: the spool holds what the repository does not take, as long as there is room.
                 self.told.waiting(str(error))
-            last = self.monotonic()
+            last = self.time.monotonic()
             if ending:
                 return
 
@@ -320,18 +342,23 @@ class Capture:
 
     def _seal(self, stretch: _Stretch, writer: PointWriter) -> None:
         """Begin new bitmaps, make the point of that instant, and let go of older bitmaps and of the spool up to there."""
-        began, monitor, sealer = self.monotonic(), stretch.monitor, stretch.sealer
+        began, monitor, sealer = self.time.monotonic(), stretch.monitor, stretch.sealer
         names = {node.node: disk.name for node, disk in zip(stretch.nodes, sealer.disks, strict=True)}
         old = {node: bitmaps.recordings(monitor, node) for node in names}
         bitmaps.begin(monitor, names, writer.point)
-        there = attached(monitor)
-        self._feed(stretch.reception, sealer, stretch.reception.taken)
-        if sealer.ended or not sealer.is_moment or not there.issuperset(tap.name for tap in stretch.taps):
+        try:
+            there = attached(monitor)
+            self._feed(stretch.reception, sealer, stretch.reception.taken)
             # What was written between the end of a tap and the beginning of these bitmaps is neither here nor there.
-            for node, bitmap in bitmaps.begun(names, writer.point).items():
-                bitmaps.remove(monitor, node, bitmap)
-            raise CaptureLost("a tap ended")
-        self._commit(writer, sealer, began)
+            if sealer.ended or not sealer.is_moment or not there.issuperset(tap.name for tap in stretch.taps):
+                raise CaptureLost("a tap ended")
+            self._commit(writer, sealer, began)
+        except BaseException:
+            if writer.point not in self.known:
+                with suppress(CommandFailed, MonitorError):  # where QEMU is gone, so are they
+                    for node, bitmap in bitmaps.begun(names, writer.point).items():
+                        bitmaps.remove(monitor, node, bitmap)
+            raise
         for node, recordings in old.items():
             bitmaps.remove(monitor, node, *(recording.name for recording in recordings))
         self._drop_read()
@@ -341,18 +368,18 @@ class Capture:
         records = sealer.records
         with sealer.attempt():
             sealer.take_in(writer)
-            point = sealer.point(writer, self.parent, self.monotonic() - began)
+            point = sealer.point(writer, self.parent, self.time.monotonic() - began)
             writer.commit(point)
         self.parent, self.known[point.point] = point, point.number
         self.told.sealed(point, records)
 
     def _feed(self, reception: Reception, sealer: Sealer, until: int) -> None:
         """Feed the sealer all records before `until`, as soon as they are durable. Raises CaptureLost."""
-        end = self.monotonic() + _DURABLE_S
+        end = self.time.monotonic() + _DURABLE_S
         while reception.durable < until:
-            if not reception.alive or self.monotonic() > end:
+            if not reception.alive or self.time.monotonic() > end:
                 raise CaptureLost("the spool does not become durable")
-            self.wait(0.02)
+            self.time.sleep(0.02)
         for group in self._groups():
             sealer.feed(group, until)
         if sealer.sequence < until and not sealer.ended:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,23 @@ def test_files_follow_one_another(spool: Spool, counters: Counters, monkeypatch:
         spool.records(spool_files(spool.folder)[-1], last=False)
 
 
+def test_what_came_in_while_the_disk_was_slow_can_be_read(
+    tmp_path: Path, counters: Counters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool_writer, "_GROUP_BYTES", 100_000)
+    slow, write = threading.Event(), SpoolWriter._write_groups
+    monkeypatch.setattr(SpoolWriter, "_write_groups", lambda self: slow.wait() and write(self))
+    spool = Spool(tmp_path, KEYSET)
+    writer = spool.writer(counters)
+    taken = [(WRITE, 0, 512 * number, 30_000, os.urandom(30_000)) for number in range(40)]
+    assert [writer.take(*record) for record in taken] == list(range(40))
+    slow.set()
+    writer.close()
+    (file,) = spool_files(tmp_path)
+    assert spool.records(file, last=False) == taken
+    assert max(group.data_size for group in read_groups(file, spool.opener, last=False)) <= 130_000
+
+
 def test_a_full_spool_takes_nothing_more_until_files_are_gone(tmp_path: Path, counters: Counters) -> None:
     spool = Spool(tmp_path, KEYSET)
     writer = spool.writer(counters, limit=100_000)
@@ -160,7 +178,7 @@ def test_a_spool_that_cannot_be_written_says_so(tmp_path: Path, counters: Counte
 
 def test_a_spool_that_is_too_slow_is_let_go(tmp_path: Path, counters: Counters, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool_writer, "_WAITING_BYTES", 1000)
-    monkeypatch.setattr(SpoolWriter, "_write_group", lambda self: None)
+    monkeypatch.setattr(SpoolWriter, "_write_groups", lambda self: None)
     writer = Spool(tmp_path, KEYSET).writer(counters)
     assert [writer.take(WRITE, 0, 0, 600, bytes(600)) for _ in range(3)] == [0, 1, None]
     assert counters.get(STATE) == SPOOL_SLOW

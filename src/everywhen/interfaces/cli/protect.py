@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -56,6 +57,23 @@ class _Told:
         )
 
 
+class _Time:
+    """The clock of this machine, and Ctrl-C: once to end in order, twice to end at once."""
+
+    def __init__(self) -> None:
+        self._stopping = threading.Event()
+        self.monotonic = time.monotonic
+        self.sleep = time.sleep
+
+    def stopped(self, seconds: float) -> bool:
+        return self._stopping.wait(seconds)
+
+    def stop(self, _number: int, _frame: FrameType | None) -> None:
+        if self._stopping.is_set():
+            raise KeyboardInterrupt
+        self._stopping.set()
+
+
 @app.command("protect", rich_help_panel=PROTECT)
 def protect_command(
     vm: Annotated[str, typer.Argument(metavar="VM", help="Name of the VM, ours: a-z, 0-9, . _ -")],
@@ -73,14 +91,18 @@ def protect_command(
 ) -> None:
     """Capture every write of a running VM, until Ctrl-C."""
     context = context_of(locals())
-    stopping = threading.Event()
+    clock = _Time()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
+        signal.signal(number, clock.stop)
     order = ProtectOrder(
-        qmp, Path(folder), parse_size(spool_limit), parse_size(pace) if pace != "0" else 0, parse_span(seal_every) / SECOND
+        monitor=qmp,
+        folder=Path(folder).absolute(),  # QEMU has a working folder of its own
+        spool_limit=parse_size(spool_limit),
+        rate=parse_size(pace) if pace != "0" else 0,
+        seal_s=parse_span(seal_every) / SECOND,
     )
     with context.repository() as repository, context.progress(f"first copy of {vm}") as job:
         told = _Told(context, vm, job)
-        point = protect(repository, vm, order, told, stopping.wait, time.monotonic)
+        point = protect(repository, vm, order, told, clock)
     context.output.document({"vm": vm, "point": point.point if point else None})
     context.output.line(f"{vm}: capture ended; newest recovery point {point.point if point else 'none'}")
