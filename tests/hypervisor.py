@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from everywhen.capture.qmp import Monitor, MonitorError
+from everywhen.capture.qmp import MonitorError, QmpMonitor
 
 QEMU = "qemu-system-x86_64"
 
@@ -55,7 +55,7 @@ class Hypervisor:
     def _answers(self, path: Path) -> bool:
         assert self.process.poll() is None, (self.folder / "qemu.log").read_text()
         try:
-            self.monitor = Monitor.connect(str(path))
+            self.monitor = QmpMonitor.connect(str(path))
         except MonitorError:
             return False
         return True

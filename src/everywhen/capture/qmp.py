@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """QEMU's monitor protocol (docs/interop/qmp-spec of QEMU): one JSON object a line, replies by id, events between them.
 
-`QmpSession` is the protocol without I/O; `Monitor` runs it over a socket, for one thread. Every wait has a limit: a monitor
-that does not answer means that QEMU's main loop is blocked, or that nobody is there.
+`Monitor` is what capture needs of a monitor, however it is reached. `QmpSession` is the protocol without I/O; `QmpMonitor`
+runs it over a socket, for one thread. Every wait has a limit: a monitor that does not answer means that QEMU's main loop is
+blocked, or that nobody is there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json, parse_json, text, whole
@@ -98,8 +99,27 @@ class QmpSession:
             raise Corrupt("a message that is neither a return, an error nor an event")
 
 
-class Monitor:
-    """A connected monitor. Events that come while a command is answered are kept for `next_event`."""
+class Monitor(Protocol):
+    """A connected monitor, for one thread. Events that come while nobody waits for them are kept for `next_event`."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def close(self) -> None:
+        """Hang up."""
+
+    def execute(self, name: str, arguments: Json | None = None, *, timeout: float | None = None) -> Any:  # noqa: ANN401 - JSON
+        """Run a command and wait for what it returns. Raises CommandFailed, MonitorError."""
+
+    def next_event(self, timeout: float, wanted: Callable[[Event], bool] = lambda _: True) -> Event | None:
+        """The oldest event that is wanted, taken out; None when none comes in time. Raises MonitorError."""
+
+
+class QmpMonitor:
+    """A monitor at a socket."""
 
     def __init__(self, connection: socket.socket, timeout: float) -> None:
         """Take over a socket whose other end is a QMP monitor; waits for its greeting. Raises MonitorError."""
@@ -113,7 +133,7 @@ class Monitor:
         self.execute("qmp_capabilities")
 
     @classmethod
-    def connect(cls, path: str, timeout: float = 10.0) -> Monitor:
+    def connect(cls, path: str, timeout: float = 10.0) -> QmpMonitor:
         """The monitor at a unix socket. QEMU serves one client at a time. Raises MonitorError."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(timeout)

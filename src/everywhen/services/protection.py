@@ -19,7 +19,7 @@ from everywhen.capture import bitmaps, leftovers
 from everywhen.capture.counters import FINE, SPOOL_FAILED, SPOOL_FULL, SPOOL_SLOW
 from everywhen.capture.export import CannotExport, DangerousExport, ExportedDisk, Pace, exported
 from everywhen.capture.nodes import DiskNode, NoDisks, find_disks
-from everywhen.capture.qmp import CommandFailed, Monitor, MonitorError
+from everywhen.capture.qmp import CommandFailed, Monitor, MonitorError, QmpMonitor
 from everywhen.capture.reception import Reception
 from everywhen.capture.sink_process import SinkOrder
 from everywhen.capture.spool_reader import SpoolDamaged, SpoolFile, read_groups, spool_files
@@ -199,7 +199,7 @@ class Capture:
             raise
 
     def _run(self) -> RecoveryPoint | None:
-        with Monitor.connect(self.order.monitor) as monitor:
+        with QmpMonitor.connect(self.order.monitor) as monitor:
             nodes = find_disks(monitor)
             for node in nodes:
                 if node.iothread:

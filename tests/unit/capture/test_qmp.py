@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from everywhen.capture.qmp import Answer, CommandFailed, Event, Monitor, MonitorError, QmpSession
+from everywhen.capture.qmp import Answer, CommandFailed, Event, MonitorError, QmpMonitor, QmpSession
 from everywhen.formats.errors import Corrupt
 
 GREETING = b'{"QMP": {"version": {}, "capabilities": []}}\r\n'
@@ -68,7 +68,7 @@ def test_a_monitor() -> None:
                 peer.sendall(line(**{"return": command.get("arguments"), "id": command["id"]}))
 
     with played(qemu) as mine:
-        monitor = Monitor(mine, 5)
+        monitor = QmpMonitor(mine, 5)
         assert monitor.execute("echo", {"a": [1]}) == {"a": [1]}
         with pytest.raises(CommandFailed, match="no such thing") as caught:
             monitor.execute("bad")
@@ -85,7 +85,7 @@ def test_an_event_that_has_come_is_found_without_waiting() -> None:
     mine, peer = socket.socketpair()
     with peer:
         peer.sendall(GREETING + line(**{"return": {}, "id": 1}))
-        with Monitor(mine, 5) as monitor:
+        with QmpMonitor(mine, 5) as monitor:
             assert monitor.next_event(0) is None
             peer.sendall(line(event="STOP"))
             found = monitor.next_event(0)
@@ -98,8 +98,8 @@ def test_an_event_that_has_come_is_found_without_waiting() -> None:
 
 def test_a_peer_that_is_silent_hangs_up_or_speaks_otherwise() -> None:
     with played(lambda peer: None) as mine, pytest.raises(MonitorError, match="does not answer"):
-        Monitor(mine, 0.05)
+        QmpMonitor(mine, 0.05)
     with played(lambda peer: peer.close()) as mine, pytest.raises(MonitorError, match="hung up"):
-        Monitor(mine, 5)
+        QmpMonitor(mine, 5)
     with played(lambda peer: peer.sendall(b"220 smtp ready\r\n")) as mine, pytest.raises(MonitorError, match="no QMP"):
-        Monitor(mine, 5)
+        QmpMonitor(mine, 5)
