@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from everywhen.capture import answers
 from everywhen.capture.nodes import OURS
 from everywhen.capture.qmp import Monitor
 from everywhen.formats.fields import Json
@@ -32,15 +33,12 @@ class Recording(NamedTuple):
 def recordings(monitor: Monitor, node: str) -> list[Recording]:
     """Our recording bitmaps on a node."""
     found = []
-    for candidate in monitor.execute("query-named-block-nodes", {"flat": True}):
-        if candidate["node-name"] == node:
-            for bitmap in candidate.get("dirty-bitmaps", []):
-                name = str(bitmap.get("name", ""))
-                word = name.removeprefix(OURS)
-                point, disk = word[:_POINT], word[_POINT + 1 :]
-                usable = bitmap["recording"] and not bitmap.get("inconsistent")
-                if name.startswith(OURS) and is_point_id(point) and usable:
-                    found.append(Recording(name, PointId(point), disk))
+    there = answers.block_nodes(monitor).get(node)
+    for bitmap in there.bitmaps if there else ():
+        word = bitmap.name.removeprefix(OURS)
+        point, disk = word[:_POINT], word[_POINT + 1 :]
+        if bitmap.name.startswith(OURS) and is_point_id(point) and bitmap.recording:
+            found.append(Recording(bitmap.name, PointId(point), disk))
     return found
 
 

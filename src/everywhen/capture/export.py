@@ -121,6 +121,8 @@ def exported(monitor: Monitor, disk: DiskNode, socket_path: str, pace: Pace, bit
         monitor.execute("block-export-add", export)
         connection = NbdConnection(socket_path, name, timeout=_ANSWER_S, contexts=contexts)
         try:
+            if connection.offer.size != disk.size:
+                raise CannotExport(f"{disk.device} has {disk.size} bytes, and its export {connection.offer.size}")
             yield ExportedDisk(connection, pace)
         finally:
             connection.close()

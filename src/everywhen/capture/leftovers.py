@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from everywhen.capture import bitmaps
+from everywhen.capture import answers, bitmaps
 from everywhen.capture.nodes import OURS, DiskNode
 from everywhen.capture.qmp import CommandFailed, Monitor
 from everywhen.capture.tap import ENDED
@@ -19,26 +19,20 @@ _END_S = 10.0
 
 def clear(monitor: Monitor, disks: list[DiskNode]) -> None:
     """Remove all of ours but the recording bitmaps. Raises MonitorError, CommandFailed."""
-    for job in monitor.execute("query-block-jobs"):
-        if str(job["device"]).startswith(OURS):
-            _end(monitor, str(job["device"]))
-    for export in monitor.execute("query-block-exports"):
-        if str(export["id"]).startswith(OURS):
-            monitor.execute("block-export-del", {"id": export["id"], "mode": "hard"})
+    for job in answers.jobs(monitor):
+        if job.name.startswith(OURS):
+            _end(monitor, job.name)
+    for export in answers.block_exports(monitor):
+        if export.name.startswith(OURS):
+            monitor.execute("block-export-del", {"id": export.name, "mode": "hard"})
             with suppress(CommandFailed):  # it was another's server, with another's exports
                 monitor.execute("nbd-server-stop")
-    nodes = monitor.execute("query-named-block-nodes", {"flat": True})
-    for node in nodes:
-        if str(node["node-name"]).startswith(f"{OURS}tap-"):
-            monitor.execute("blockdev-del", {"node-name": node["node-name"]})
+    nodes = answers.block_nodes(monitor)
+    for name in nodes:
+        if name.startswith(f"{OURS}tap-"):
+            monitor.execute("blockdev-del", {"node-name": name})
     for disk in disks:
-        names = {
-            str(bitmap.get("name"))
-            for node in nodes
-            if node["node-name"] == disk.node
-            for bitmap in node.get("dirty-bitmaps", [])
-        }
-        if bitmaps.FROZEN in names:
+        if disk.node in nodes and any(bitmap.name == bitmaps.FROZEN for bitmap in nodes[disk.node].bitmaps):
             bitmaps.remove(monitor, disk.node, bitmaps.FROZEN)
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from everywhen.capture.qmp import CommandFailed, Monitor
-from everywhen.formats.fields import Json
+from everywhen.capture import answers
+from everywhen.capture.answers import BlockNode, Drive
+from everywhen.capture.qmp import CommandFailed, Monitor, MonitorError
 
 OURS = "everywhen-"
 
@@ -18,13 +19,15 @@ OURS = "everywhen-"
 class DiskNode:
     """A disk: how the hypervisor calls it, its topmost node that is not ours, bytes, and whether an iothread serves it.
 
-    A disk with an iothread must never be exported: QEMU 7.2 aborts when a client disconnects (K1).
+    A disk with an iothread must never be exported: QEMU 7.2 aborts when a client disconnects (K1). `path`: the device's
+    in QEMU's object tree; a storage daemon has none.
     """
 
     device: str
     node: str
     size: int
     iothread: bool
+    path: str = ""
 
 
 class NoDisks(Exception):
@@ -33,60 +36,78 @@ class NoDisks(Exception):
 
 def find_disks(monitor: Monitor) -> list[DiskNode]:
     """All disks that can be written to, in the hypervisor's order. Raises MonitorError, CommandFailed, NoDisks."""
-    nodes = {node["node-name"]: node for node in monitor.execute("query-named-block-nodes", {"flat": True})}
+    nodes = answers.block_nodes(monitor)
     # A storage daemon has no devices: there, what it exports is what a guest sees.
-    disks = [disk for block in monitor.execute("query-block") if (disk := _of_guest(monitor, block, nodes)) is not None]
+    disks = [disk for drive in answers.drives(monitor) if (disk := _of_guest(monitor, drive, nodes)) is not None]
     disks = disks or _exported(monitor, nodes)
     if not disks:
         raise NoDisks("there is no disk that can be written to")
     return disks
 
 
-def _of_guest(monitor: Monitor, block: Json, nodes: dict[str, Json]) -> DiskNode | None:
+def _of_guest(monitor: Monitor, drive: Drive, nodes: dict[str, BlockNode]) -> DiskNode | None:
     """A device of a virtual machine; None for an empty drive, a read-only medium and what no guest sees."""
-    inserted, path = block.get("inserted"), str(block.get("qdev") or "")
-    if not inserted or inserted.get("ro") or not path:
+    if drive.node is None or drive.read_only or not drive.path:
         return None
-    device = path.removesuffix("/virtio-backend")
-    node = _below_ours(monitor, str(inserted["node-name"]))
-    size = int(nodes[node]["image"]["virtual-size"])
-    return DiskNode(device.rsplit("/", 1)[-1], node, size, _iothread(monitor, device))
+    path = device_path(drive)
+    node = _below_ours(monitor, drive.node)
+    return DiskNode(path.rsplit("/", 1)[-1], node, _size(nodes, node), _iothread(monitor, path), path)
 
 
-def _exported(monitor: Monitor, nodes: dict[str, Json]) -> list[DiskNode]:
-    """What a storage daemon exports writable."""
+def device_path(drive: Drive) -> str:
+    """Where the drive's device is in QEMU's object tree. A SCSI or IDE device is told by its id alone."""
+    path = drive.path.removesuffix("/virtio-backend")
+    return path if path.startswith("/") else f"/machine/peripheral/{path}"
+
+
+def _exported(monitor: Monitor, nodes: dict[str, BlockNode]) -> list[DiskNode]:
+    """What a storage daemon exports. Which of its iothreads serves what it does not tell: where it has any, all are suspect."""
     found = []
-    for export in monitor.execute("query-block-exports"):
-        if not str(export["id"]).startswith(OURS):
-            node = _below_ours(monitor, str(export["node-name"]))
-            found.append(DiskNode(str(export["id"]), node, int(nodes[node]["image"]["virtual-size"]), iothread=False))
+    for export in answers.block_exports(monitor):
+        if not export.name.startswith(OURS):
+            node = _below_ours(monitor, export.node)
+            iothread = "iothread" in answers.qom_children(monitor, "/objects").values()
+            found.append(DiskNode(export.name, node, _size(nodes, node), iothread))
     return found
+
+
+def _size(nodes: dict[str, BlockNode], node: str) -> int:
+    if node not in nodes:
+        raise MonitorError(f"the monitor tells of a disk on node {node}, and knows no such node")
+    return nodes[node].size
 
 
 def _below_ours(monitor: Monitor, node: str) -> str:
     """The first node from `node` downwards that is not a filter of ours, left there by a run that was killed."""
-    while node.startswith(OURS):
-        graph = monitor.execute("x-debug-query-block-graph")
-        numbers = {str(entry["name"]): int(entry["id"]) for entry in graph["nodes"]}
-        names = {number: name for name, number in numbers.items()}
-        edges = (
-            edge for edge in graph["edges"] if int(edge["parent"]) == numbers[node] and edge["name"] in ("file", "backing")
-        )
-        node = names[int(next(edges)["child"])]
-    return node
+    if not node.startswith(OURS):
+        return node
+    below = next((name for name in answers.graph(monitor).chain(node) if not name.startswith(OURS)), None)
+    if below is None:
+        raise MonitorError(f"the monitor tells of a disk on {node}, and of nothing below it")
+    return below
 
 
 def _iothread(monitor: Monitor, device: str) -> bool:
     """Whether an iothread serves the device or the controller it hangs on."""
-    for path in (device, device.rsplit("/", 1)[0]):
+    return _has_iothread(monitor, device) or _has_iothread(monitor, device.rsplit("/", 1)[0]) or _of_bus(monitor, device)
+
+
+def _of_bus(monitor: Monitor, device: str) -> bool:
+    try:
+        bus = answers.qom_property(monitor, device, "parent_bus")
+    except CommandFailed:
+        return False
+    if not isinstance(bus, str):
+        raise MonitorError(f"the monitor answers qom-get otherwise than QEMU does: the bus of {device} is no path")
+    return _has_iothread(monitor, bus.rsplit("/", 1)[0])
+
+
+def _has_iothread(monitor: Monitor, device: str) -> bool:
+    """One iothread, or (QEMU 9) several of them for its queues."""
+    for name in ("iothread", "iothread-vq-mapping"):
         try:
-            if monitor.execute("qom-get", {"path": path, "property": "iothread"}):
+            if answers.qom_property(monitor, device, name):
                 return True
         except CommandFailed:
             continue  # this kind of device has none
-    try:
-        bus = str(monitor.execute("qom-get", {"path": device, "property": "parent_bus"}))
-        controller = bus.rsplit("/", 1)[0]
-        return bool(monitor.execute("qom-get", {"path": controller, "property": "iothread"}))
-    except CommandFailed:
-        return False
+    return False

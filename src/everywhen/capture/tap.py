@@ -6,6 +6,7 @@ F3: no `blockdev-add` before a handshake of our own has succeeded, and never wit
 
 from __future__ import annotations
 
+from everywhen.capture import answers
 from everywhen.capture.nodes import OURS, DiskNode
 from everywhen.capture.qmp import CommandFailed, Event, Monitor
 from everywhen.nbd.connection import NbdConnection
@@ -76,5 +77,4 @@ class Tap:
 
 def attached(monitor: Monitor) -> set[str]:
     """Names of our taps whose jobs are forwarding writes now, and so have been since they were attached."""
-    jobs = monitor.execute("query-block-jobs")
-    return {str(job["device"]) for job in jobs if str(job["device"]).startswith(OURS) and job.get("status") == "ready"}
+    return {job.name for job in answers.jobs(monitor) if job.name.startswith(OURS) and job.status == "ready"}

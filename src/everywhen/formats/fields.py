@@ -49,6 +49,14 @@ def whole(source: Mapping[str, Any], key: str, default: int | None = None, *, mo
     return value
 
 
+def flag(source: Mapping[str, Any], key: str, default: bool | None = None) -> bool:
+    """True or false."""
+    value = source.get(key, default)
+    if not isinstance(value, bool):
+        raise Corrupt(f"field {key!r} is neither true nor false")
+    return value
+
+
 def hexbytes(source: Mapping[str, Any], key: str, size: int) -> bytes:
     """`size` bytes written in hex."""
     try:
@@ -70,6 +78,14 @@ def mapping(source: Mapping[str, Any], key: str) -> Json:
     value = source.get(key, {})
     if not isinstance(value, dict):
         raise Corrupt(f"field {key!r} is not an object")
+    return value
+
+
+def objects(source: Mapping[str, Any], key: str) -> list[Json]:
+    """A list of objects; absent means empty."""
+    value = source.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise Corrupt(f"field {key!r} is not a list of objects")
     return value
 
 

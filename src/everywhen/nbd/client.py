@@ -75,7 +75,7 @@ class ClientSession:
         self._output: list[bytes] = []
         self._pending: dict[int, _Pending] = {}
         self._cookie = 0
-        self._structured = False
+        self._structured = self._described = False
         self.phase = Phase.GREETING
         self.offer = Offer()
 
@@ -167,7 +167,10 @@ class ClientSession:
                 self._go()
         elif self.phase is Phase.CONTEXTS and option == p.OPT_SET_META_CONTEXT:
             if kind == p.REP_META_CONTEXT and len(data) > 4:
-                self.offer.contexts[data[4:].decode(errors="replace")] = int.from_bytes(data[:4], "big")
+                name = data[4:].decode(errors="replace")
+                if name not in self._contexts:
+                    raise p.ProtocolError("a context that was not asked for")
+                self.offer.contexts[name] = int.from_bytes(data[:4], "big")
             elif kind == p.REP_ACK or kind & p.REP_IS_ERROR:
                 self._go()
             else:
@@ -191,9 +194,12 @@ class ClientSession:
         what = int.from_bytes(data[:2], "big") if kind == p.REP_INFO else -1
         if what == p.INFO_EXPORT and len(data) == p.INFO_EXPORT_DATA.size:
             _, self.offer.size, self.offer.flags = p.INFO_EXPORT_DATA.unpack(data)
+            self._described = True
         elif what == p.INFO_BLOCK_SIZE and len(data) == p.INFO_BLOCK_SIZE_DATA.size:
             *_, self.offer.maximum = p.INFO_BLOCK_SIZE_DATA.unpack(data)
         elif kind == p.REP_ACK:
+            if not self._described or not self.offer.maximum:
+                raise p.ProtocolError("the server does not say how large the export is, or takes no requests")
             self.phase = Phase.READY
         elif kind & p.REP_IS_ERROR:
             raise p.ProtocolError(data.decode(errors="replace") or f"the server refuses the export (error {kind:#x})")
@@ -251,8 +257,10 @@ class ClientSession:
                 pending.data[at : at + size] = body[8:]
             pending.covered += size
         elif kind == p.CHUNK_BLOCK_STATUS and len(body) >= 4 and not (len(body) - 4) % _DESCRIPTOR.size:
-            extents = [Status(*fields) for fields in _DESCRIPTOR.iter_unpack(body[4:])]
-            pending.extents[int.from_bytes(body[:4], "big")] = extents
+            context = int.from_bytes(body[:4], "big")
+            if pending.command != p.CMD_BLOCK_STATUS or context not in self.offer.contexts.values():
+                raise p.ProtocolError(f"extents in context {context}, which were not asked for")
+            pending.extents[context] = [Status(*fields) for fields in _DESCRIPTOR.iter_unpack(body[4:])]
         elif kind & p.CHUNK_IS_ERROR and len(body) >= 4:
             pending.error = int.from_bytes(body[:4], "big") or p.EIO
         else:

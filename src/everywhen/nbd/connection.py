@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from time import monotonic
 from types import TracebackType
 from typing import Self
 
@@ -17,7 +18,7 @@ class NbdError(Exception):
 
 
 class NbdConnection:
-    """Connected to one export. Every wait ends after `timeout` seconds."""
+    """Connected to one export. The handshake and every answer are there within `timeout` seconds, or there is none."""
 
     def __init__(self, path: str, name: str, *, timeout: float, contexts: Sequence[str] = ()) -> None:
         """Connect to a unix socket. Raises NbdError."""
@@ -25,11 +26,11 @@ class NbdConnection:
         self._session = ClientSession(name, contexts)
         self._replies: dict[int, Reply] = {}
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._timeout = timeout
         self._socket.settimeout(timeout)
         try:
             self._socket.connect(path)
-            while not self._session.ready:
-                self._exchange()
+            self._exchange_until(lambda: self._session.ready, "handshake")
             self._flush()
         except OSError as error:
             self._socket.close()
@@ -72,8 +73,7 @@ class NbdConnection:
 
     def answer(self, cookie: int) -> Reply:
         """Wait for the answer to a request. Raises NbdError, also for one that failed."""
-        while cookie not in self._replies:
-            self._exchange()
+        self._exchange_until(lambda: cookie in self._replies, "answer")
         reply = self._replies.pop(cookie)
         if reply.error:
             raise NbdError(f"{self._path}: a request failed with error {reply.error}")
@@ -108,6 +108,14 @@ class NbdConnection:
                 self._socket.sendall(output)
         except OSError as error:
             raise NbdError(f"{self._path}: {error}") from error
+
+    def _exchange_until(self, done: Callable[[], bool], what: str) -> None:
+        """A server that sends a little now and then must not keep us for ever."""
+        end = monotonic() + self._timeout
+        while not done():
+            if monotonic() > end:
+                raise NbdError(f"{self._path}: no {what} within {self._timeout:g} s")
+            self._exchange()
 
     def _exchange(self) -> None:
         """Send what waits, and take what comes next."""
