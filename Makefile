@@ -7,9 +7,10 @@ help:   ## this list
 setup:  ## install everything that is needed (Debian packages, .venv from the lock file)
 	@scripts/setup
 
-servers: setup  ## the object stores that tests run against (about 500 MB, once)
+servers: setup  ## what tests run against: object stores, a guest's kernel (about 500 MB, once)
 	@scripts/install-packages scripts/packages-test.txt
 	@scripts/test-servers
+	@scripts/test-guest
 
 check: setup  ## style, types and layers
 	.venv/bin/ruff format --check src tests bench
@@ -27,7 +28,7 @@ bench: setup  ## side by side with borg, restic and qemu-img; writes docs/benchm
 	@scripts/bench
 
 soak: setup  ## the long random tests
-	EVERYWHEN_SOAK=1 .venv/bin/pytest tests/property tests/crash --timeout 3600
+	EVERYWHEN_SOAK=1 .venv/bin/pytest tests/property tests/crash tests/e2e/test_guest_moments.py --timeout 3600
 
 clean:  ## remove what setup and tests made
 	rm -rf .venv .servers .mypy_cache .ruff_cache .pytest_cache .hypothesis
