@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,9 +24,20 @@ def eventually(done: Callable[[], bool], what: str, seconds: float = 20.0) -> No
 
 
 class Hypervisor:
-    """QEMU in `folder` with disks of these sizes; `qmp` is for the code under test, the test has a monitor of its own."""
+    """QEMU in `folder` with disks of these sizes; `qmp` is for the code under test, the test has a monitor of its own.
 
-    def __init__(self, folder: Path, sizes: list[int], *, iothread: bool = False, image_format: str = "raw") -> None:
+    `more`: arguments of QEMU for whatever else it is to have.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        sizes: list[int],
+        *,
+        iothread: bool = False,
+        image_format: str = "raw",
+        more: Sequence[str] = (),
+    ) -> None:
         self.folder = folder
         self.qmp = folder / "qmp.sock"
         self.images = [folder / f"disk{number}.{image_format}" for number in range(len(sizes))]
@@ -34,6 +45,7 @@ class Hypervisor:
             subprocess.run(["qemu-img", "create", "-q", "-f", image_format, image, str(size)], check=True)
         self._format = image_format
         self._iothread = iothread
+        self._more = more
         self.start()
 
     def start(self) -> None:
@@ -44,6 +56,7 @@ class Hypervisor:
             command += ["-blockdev", f"driver=file,node-name=file{number},filename={image}"]
             command += ["-blockdev", f"driver={self._format},node-name=node{number},file=file{number}"]
             command += ["-device", f"virtio-blk-pci,drive=node{number},id=vd{number}{served}"]
+        command += self._more
         own = self.folder / "own.sock"
         for path in (self.qmp, own):
             path.unlink(missing_ok=True)

@@ -35,6 +35,8 @@ _KINDS = {
     "REPO": "file",
     "FILE": "file",
     "PATH": "file",
+    "DIR": "file",
+    "SOCKET": "file",
 }
 
 _BASH = """\

@@ -16,6 +16,7 @@ from everywhen.interfaces.cli.output import Output
 
 ALONE = {
     "backup": "backup",
+    "doctor": "doctor",
     "gc": "gc",
     "hold": "hold",
     "init": "initialize",

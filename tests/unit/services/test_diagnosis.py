@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What follows from what a monitor told: each judgement, from the facts of one disk or one hypervisor."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from everywhen.capture.answers import BlockExport, Drive, Job
+from everywhen.capture.nodes import DiskNode
+from everywhen.capture.survey import DiskSeen, Survey
+from everywhen.services.diagnosis import Verdict, judge, judge_disk, judge_hypervisor, worst
+
+NODE = DiskNode("vd0", "node0", 1 << 20, False, "/machine/peripheral/vd0")
+PLAIN = DiskSeen(NODE, "virtio-blk-pci", ("raw", "file"), "/images/a.raw", None, (), (), shared=False, passed_through=False)
+VM = Survey((7, 2, 22), (), (PLAIN,), (), {"vd0": "virtio-blk-pci"}, (), ours=False)
+
+
+def test_a_plain_disk() -> None:
+    (disk,) = judge(VM)
+    assert (disk.verdict, disk.reasons, disk.format, disk.first_copy) == (Verdict.YES, (), "raw on file", "read-only export")
+    assert [check.verdict for check in judge_hypervisor(VM)] == [Verdict.YES]
+
+
+@pytest.mark.parametrize(
+    ("seen", "verdict", "words"),
+    [
+        (replace(PLAIN, jobs=(Job("drive-virtio0", "backup", "running"),)), Verdict.NO, '"drive-virtio0" (backup)'),
+        (replace(PLAIN, passed_through=True), Verdict.NO, "a LUN that is passed through"),
+        (replace(PLAIN, beside=("vd7",)), Verdict.NO, "attached twice, also as vd7"),
+        (replace(PLAIN, shared=True), Verdict.NO, "written to by others"),
+        (replace(PLAIN, disk=replace(NODE, iothread=True)), Verdict.NO, "pushing over the tap; not built yet: refused today"),
+        (replace(PLAIN, disk=replace(NODE, iothread=True, path="")), Verdict.NO, "its daemon has an iothread"),
+        (replace(PLAIN, drivers=("copy-before-write", "raw", "file")), Verdict.CARE, "copy-before-write"),
+    ],
+)
+def test_what_stands_in_the_way(seen: DiskSeen, verdict: Verdict, words: str) -> None:
+    disk = judge_disk(seen, VM)
+    assert disk.verdict is verdict
+    assert words in disk.reasons[0].why
+    assert len(disk.reasons) == 1
+
+
+def test_all_reasons_are_told_and_the_worst_decides() -> None:
+    seen = replace(PLAIN, shared=True, drivers=("copy-before-write", "raw", "file"))
+    disk = judge_disk(seen, VM)
+    assert [reason.verdict for reason in disk.reasons] == [Verdict.NO, Verdict.CARE]
+    assert disk.verdict is Verdict.NO
+    assert worst([Verdict.CARE, Verdict.YES]) is Verdict.CARE
+    assert worst([]) is Verdict.YES
+
+
+@pytest.mark.parametrize(
+    ("drivers", "compat", "format_", "bitmap"),
+    [
+        (("qcow2", "file"), "1.1", "qcow2 v3 on file", True),
+        (("qcow2", "host_device"), "0.10", "qcow2 v2 on host_device", False),
+        (("mirror_top", "throttle", "qcow2", "nbd"), "1.1", "qcow2 v3 on nbd", True),
+        (("nbd",), None, "nbd", False),
+        ((), None, "?", False),
+    ],
+)
+def test_formats(drivers: tuple[str, ...], compat: str | None, format_: str, bitmap: bool) -> None:
+    disk = judge_disk(replace(PLAIN, drivers=drivers, compat=compat), VM)
+    assert disk.format == format_
+    assert ("bitmap" in disk.after_qemu) is bitmap
+
+
+@pytest.mark.parametrize(
+    ("kind", "verdict"),
+    [
+        ("vhost-user-blk-pci", Verdict.NO),
+        ("vhost-user-scsi-pci", Verdict.NO),
+        ("vhost-scsi-pci-non-transitional", Verdict.NO),
+        ("vfio-pci-nohotplug", Verdict.CARE),
+        ("usb-host", Verdict.CARE),
+        ("vhost-user-fs-pci", Verdict.CARE),
+        ("nvdimm", Verdict.CARE),
+    ],
+)
+def test_what_qemu_does_not_see(kind: str, verdict: Verdict) -> None:
+    _, found = judge(replace(VM, devices={"vd0": "virtio-blk-pci", "x": kind, "net": "virtio-net-pci"}))
+    assert (found.device, found.verdict, found.size) == ("x", verdict, None)
+
+
+def test_what_holds_nothing_to_capture() -> None:
+    empty, full = Drive("", "cd0", True, None, False), Drive("", "/machine/peripheral/cd1/virtio-backend", False, "n", True)
+    found = judge(replace(VM, left_out=(empty, full), devices={"cd0": "scsi-cd"}))[1:]
+    assert [(disk.device, disk.verdict) for disk in found] == [("cd0", Verdict.LEFT_OUT), ("cd1", Verdict.LEFT_OUT)]
+    assert "empty" in found[0].reasons[0].why
+    assert "read-only" in found[1].reasons[0].why
+
+
+def test_anothers_server_is_what_a_daemons_disks_are_used_by() -> None:
+    taken = replace(VM, exports=(BlockExport("theirs", "nbd", "node0"), BlockExport("x", "vhost-user-blk", "node0")))
+    assert judge(taken)[0].verdict is Verdict.CARE
+    assert "(export theirs)" in judge(taken)[0].reasons[0].why
+    assert judge_disk(replace(PLAIN, disk=replace(NODE, path="")), taken).verdict is Verdict.YES
+
+
+@pytest.mark.parametrize(
+    ("version", "verdict"), [((7, 1, 9), Verdict.CARE), ((7, 2, 0), Verdict.YES), ((10, 0, 0), Verdict.YES)]
+)
+def test_versions(version: tuple[int, int, int], verdict: Verdict) -> None:
+    (check,) = judge_hypervisor(replace(VM, version=version))
+    assert check.verdict is verdict
+
+
+def test_commands_that_are_missing_and_what_a_killed_run_left() -> None:
+    checks = judge_hypervisor(replace(VM, missing=("blockdev-mirror", "transaction"), ours=True))[1:]
+    assert [check.verdict for check in checks] == [Verdict.NO, Verdict.CARE]
+    assert "blockdev-mirror, transaction" in checks[0].words
