@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from everywhen.capture import answers, bitmaps
+from everywhen.capture.nbd_server import is_used, withdraw
 from everywhen.capture.nodes import OURS, DiskNode
 from everywhen.capture.qmp import CommandFailed, Monitor
 from everywhen.capture.tap import ENDED
@@ -22,11 +23,12 @@ def clear(monitor: Monitor, disks: list[DiskNode]) -> None:
     for job in answers.jobs(monitor):
         if job.name.startswith(OURS):
             _end(monitor, job.name)
-    for export in answers.block_exports(monitor):
-        if export.name.startswith(OURS):
-            monitor.execute("block-export-del", {"id": export.name, "mode": "hard"})
-            with suppress(CommandFailed):  # it was another's server, with another's exports
-                monitor.execute("nbd-server-stop")
+    exports = [export.name for export in answers.block_exports(monitor) if export.name.startswith(OURS)]
+    for export in exports:
+        withdraw(monitor, export)
+    if exports and not is_used(monitor):
+        with suppress(CommandFailed):  # it has none any more
+            monitor.execute("nbd-server-stop")
     nodes = answers.block_nodes(monitor)
     for name in nodes:
         if name.startswith(f"{OURS}tap-"):

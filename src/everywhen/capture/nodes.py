@@ -63,12 +63,19 @@ def device_path(drive: Drive) -> str:
 def _exported(monitor: Monitor, nodes: dict[str, BlockNode]) -> list[DiskNode]:
     """What a storage daemon exports. Which of its iothreads serves what it does not tell: where it has any, all are suspect."""
     found = []
+    iothread = _daemon_has_iothreads(monitor)
     for export in answers.block_exports(monitor):
         if not export.name.startswith(OURS):
             node = _below_ours(monitor, export.node)
-            iothread = "iothread" in answers.qom_children(monitor, "/objects").values()
             found.append(DiskNode(export.name, node, _size(nodes, node), iothread))
     return found
+
+
+def _daemon_has_iothreads(monitor: Monitor) -> bool:
+    try:
+        return "iothread" in answers.qom_children(monitor, "/objects").values()
+    except CommandFailed:
+        return False  # it was given no object of any kind
 
 
 def _size(nodes: dict[str, BlockNode], node: str) -> int:

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""`everywhen protect` as a test runs it: started, followed, hurt, and ended in order."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.hypervisor import eventually
+from tests.program import PROGRAM, Program
+
+
+class Capture:
+    """A running `everywhen protect VM`, whatever it says in a file. Left alone, it is killed at the end."""
+
+    def __init__(self, program: Program, vm: str, qmp: Path, *more: str) -> None:
+        """Started; `followed` waits for its first point."""
+        self._program = program
+        self._vm = vm
+        self._said = program.folder / f"{vm}-{len(list(program.folder.glob(f'{vm}-*.said')))}.said"
+        command: list[str | Path] = [PROGRAM, "protect", vm, "--qmp", qmp, "--folder", "host", *more]
+        with self._said.open("ab") as said:
+            # No pipe: nobody reads it while the test does something else.
+            self.process = subprocess.Popen(
+                command, cwd=program.folder, env=program.environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.kill()
+
+    @property
+    def said(self) -> str:
+        """What it has said so far."""
+        return self._said.read_text()
+
+    def followed(self) -> Self:
+        """Its first point is there."""
+        eventually(lambda: self._ended() or self.said.count("recovery point p-") > 0, "a first point", 60)
+        assert not self._ended(), self.said
+        return self
+
+    def points(self) -> list[dict[str, Any]]:
+        """All points of the VM, the newest first."""
+        found: list[dict[str, Any]] = self._program.ok("points", self._vm)
+        return found
+
+    def another_point(self, seconds: float = 60) -> None:
+        """Wait for a point that is begun from now on."""
+        sealed = self.said.count("recovery point p-")
+        # The next one may have begun before; the one after that has not.
+        eventually(lambda: self._ended() or self.said.count("recovery point p-") > sealed + 1, "two points", seconds)
+        assert not self._ended(), self.said
+
+    def says(self, what: str, seconds: float = 60) -> None:
+        """Wait until it says something that it has not said yet."""
+        before = self.said.count(what)
+        eventually(lambda: self._ended() or self.said.count(what) > before, what, seconds)
+        assert not self._ended(), self.said
+
+    def sink(self) -> int:
+        """The process that receives the writes now."""
+        return child(self.process.pid, "sink_process")
+
+    def kill(self) -> None:
+        """It ends without a word."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """It ends in order."""
+        self.process.send_signal(signal.SIGINT)
+        assert self.process.wait(60) == 0, self.said
+
+    def _ended(self) -> bool:
+        return self.process.poll() is not None
+
+
+def child(parent: int, module: str) -> int:
+    """The process that runs a module of ours, started by `parent`."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_text().split("\0")
+            above = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        except (OSError, IndexError):
+            continue  # it has ended
+        if above == parent and any(word.endswith(module) for word in words):
+            return int(folder.name)
+    raise AssertionError(f"no {module} below {parent}")
