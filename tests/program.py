@@ -60,6 +60,7 @@ class Program:
             "PATH": f"{PROGRAM.parent}:{os.environ['PATH']}",
             "HOME": str(folder),
             "TZ": "UTC",
+            "EVERYWHEN_STATE": str(folder / "host"),
             "EVERYWHEN_CACHE": str(folder / "cache"),
             "EVERYWHEN_REPO": str(self.repo),
             **(more or {}),

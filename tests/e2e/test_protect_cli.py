@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from everywhen.capture.spool_reader import read_groups, spool_files
+from everywhen.capture.spool_reader import read_spooled, spool_files
 from everywhen.formats.keyslot import Keyset
-from everywhen.formats.spool import SpoolHeader
+from everywhen.formats.segment import SegmentHeader
+from everywhen.interfaces.control_socket import NobodyThere, ask
 from everywhen.repository.keys.cipher import Cipher
-from everywhen.repository.keys.spool_keys import open_file
+from everywhen.repository.keys.segment_keys import open_segment
 from tests.hypervisor import Hypervisor, eventually
 from tests.program import Done, Program, ended
 
@@ -52,13 +53,20 @@ def running() -> Iterator[list[subprocess.Popen[str]]]:
 
 
 def started(program: Program, hypervisor: Hypervisor, *more: str) -> subprocess.Popen[str]:
-    """Capture, followed until its first point is there."""
-    points = len(program.ok("points"))
-    process = program.start("protect", "web1", "--qmp", hypervisor.qmp, "--folder", "host", "--pace", "0", *more)
+    """Capture, until it follows every write."""
+    process = program.start("protect", "web1", "--qmp", hypervisor.qmp, "--pace", "0", *more)
     _RUNNING.append(process)
-    eventually(lambda: process.poll() is not None or len(program.ok("points")) > points, "a first point")
+    eventually(lambda: process.poll() is not None or state(program) == "following", "it follows")
     assert process.poll() is None, ended(process)
     return process
+
+
+def state(program: Program) -> str | None:
+    """What the capture says of itself."""
+    try:
+        return str(ask(program.folder / "host" / "web1", {"wish": "status"})["state"])
+    except NobodyThere:
+        return None
 
 
 def stopped(process: subprocess.Popen[str]) -> Done:
@@ -224,7 +232,7 @@ def test_another_repository_does_not_believe_our_bitmap(program: Program, hyperv
 
 def test_a_disk_with_an_iothread_is_never_exported(program: Program, tmp_path: Path) -> None:
     with Hypervisor(tmp_path, [MIB], iothread=True) as running:
-        done = program.run("protect", "web1", "--qmp", running.qmp, "--folder", tmp_path / "host")
+        done = program.run("protect", "web1", "--qmp", running.qmp)
         assert done.code != 0
         assert "iothread" in done.err
         assert running.process.poll() is None
@@ -236,7 +244,7 @@ def test_another_tools_job_on_a_disk(program: Program, hypervisor: Hypervisor) -
     hypervisor.monitor.execute("blockdev-add", {"driver": "null-co", "node-name": "theirs", "size": SIZES[1]})
     job = {"job-id": "theirs", "device": "node1", "target": "theirs", "sync": "none"}
     hypervisor.monitor.execute("blockdev-mirror", job)
-    done = program.run("protect", "web1", "--qmp", hypervisor.qmp, "--folder", program.folder / "host")
+    done = program.run("protect", "web1", "--qmp", hypervisor.qmp)
     assert done.code == 1, done
     assert "web1 cannot be captured: vd1" in done.err
     assert hypervisor.ours() == set()
@@ -244,7 +252,7 @@ def test_another_tools_job_on_a_disk(program: Program, hypervisor: Hypervisor) -
 
 
 def test_the_first_copy_can_be_given_up(program: Program, hypervisor: Hypervisor) -> None:
-    process = program.start("protect", "web1", "--qmp", hypervisor.qmp, "--folder", "host", "--pace", "200k")
+    process = program.start("protect", "web1", "--qmp", hypervisor.qmp, "--pace", "200k")
     _RUNNING.append(process)
     eventually(lambda: "everywhen-export" in hypervisor.ours(), "the copy goes on")
     process.send_signal(signal.SIGINT)
@@ -259,7 +267,7 @@ def test_who_hangs_up_at_once_ends_nothing(program: Program, hypervisor: Hypervi
     process = started(program, hypervisor)
     for _ in range(20):
         with socket.socket(socket.AF_UNIX) as passer_by:
-            passer_by.connect(str(program.folder / "host" / "sink.sock"))
+            passer_by.connect(str(program.folder / "host" / "web1" / "sink.sock"))
     hypervisor.write(0, 18 * MIB, 4096, 5)
     done = stopped(process)
     assert "capture was lost" not in done.err
@@ -270,7 +278,7 @@ def test_a_wrong_monitor_is_said_at_once_although_the_vm_has_points(program: Pro
     image = tmp_path / "image.raw"
     image.write_bytes(bytes(MIB))
     program.backup("web1", f"vda={image}")
-    done = program.run("protect", "web1", "--qmp", tmp_path / "none.sock", "--folder", tmp_path / "host")
+    done = program.run("protect", "web1", "--qmp", tmp_path / "none.sock")
     assert done.code == 1, done
     assert "cannot be captured" in done.err
 
@@ -283,7 +291,7 @@ def test_a_monitor_that_is_none(program: Program, tmp_path: Path, kind: str) -> 
         listening.bind(str(path))
     if kind == "silent":
         listening.listen()
-    done = program.run("protect", "web1", "--qmp", path, "--folder", tmp_path / "host")
+    done = program.run("protect", "web1", "--qmp", path)
     listening.close()
     assert done.code == 1, done
     assert "cannot be captured" in done.err
@@ -293,10 +301,14 @@ def test_a_monitor_that_is_none(program: Program, tmp_path: Path, kind: str) -> 
 def spooled(folder: Path) -> int:
     """How many records are in the spool's files."""
 
-    def opener(header: SpoolHeader) -> Cipher:
-        return open_file(Keyset(b"", {}), header.repository, header.cipher, header.generation, header.key)
+    def opener(header: SegmentHeader) -> Cipher:
+        return open_segment(Keyset(b"", {}), header.repository, header.cipher, header.generation, header.key)
 
-    return sum(len(group) for file in spool_files(folder / "host" / "spool") for group in read_groups(file, opener, last=True))
+    return sum(
+        len(group)
+        for file in spool_files(folder / "host" / "web1" / "spool")
+        for group, _ in read_spooled(file, opener, last=True)
+    )
 
 
 def child(parent: int, module: str) -> int:

@@ -1,63 +1,69 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""A device with changes laid over it: what the journal's records make of a disk, block by block."""
+"""A disk with changes laid over it: what the journal's records make of it, block by block."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from everywhen.block.device import BLOCK_SIZE, BlockDevice, Extent
 
-_WHOLE = (1 << BLOCK_SIZE) - 1
+_MANY = 16
+"""Pieces of one block from which on it is kept as one: a list that is searched stays short."""
+
+Piece = tuple[int, int, bytes | None]
+"""First byte in the block, end, and content (None: zeroes)."""
 
 
 class Patches:
-    """Changes of a disk, the later over the earlier. A block that is changed takes 64 KiB of memory, zeroes nothing."""
+    """Changes of a disk, the later over the earlier. Takes about as much memory as bytes are changed."""
 
     def __init__(self) -> None:
-        self._contents: dict[int, bytearray | None] = {}
-        """By block: its content as far as it is changed, or None where all of it is zeroes."""
-        self._changed: dict[int, int] = {}
-        """By block: which of its bytes are changed, a bit each."""
+        self._blocks: dict[int, list[Piece]] = {}
+        """By block: what is changed in it, sorted and disjoint."""
+        self.memory = 0
+        """Bytes of content that are held."""
 
     def __len__(self) -> int:
-        return len(self._contents)
+        return len(self._blocks)
+
+    def __contains__(self, block: int) -> bool:
+        return block in self._blocks
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Lay `data` over what is at `offset`."""
         view = memoryview(data)
-        for block, first, end, at in _pieces(offset, len(view)):
-            content = self._contents.get(block)
-            if content is None:
-                content = self._contents[block] = bytearray(BLOCK_SIZE)
-            content[first:end] = view[at : at + end - first]
-            self._changed[block] = self._changed.get(block, 0) | _mask(first, end)
+        for block, first, end, at in _parts(offset, len(view)):
+            # A copy: a view would keep alive all that came in with it.
+            self._lay(block, (first, end, bytes(view[at : at + end - first])))
 
     def zero(self, offset: int, length: int) -> None:
         """Lay zeroes over a range."""
-        for block, first, end, _ in _pieces(offset, length):
-            if (first, end) == (0, BLOCK_SIZE):
-                self._contents[block], self._changed[block] = None, _WHOLE
-                continue
-            content = self._contents.setdefault(block, None)
-            if content is not None:
-                content[first:end] = bytes(end - first)
-            elif self._changed.get(block, 0) != _WHOLE:
-                self._contents[block] = bytearray(BLOCK_SIZE)
-            self._changed[block] = self._changed.get(block, 0) | _mask(first, end)
+        for block, first, end, _ in _parts(offset, length):
+            self._lay(block, (first, end, None))
 
     def lay(self, above: Patches) -> None:
         """Lay all of another's changes over these."""
-        for block, content in above._contents.items():
-            for first, end in _runs(above._changed[block]):
-                if content is None:
-                    self.zero(block * BLOCK_SIZE + first, end - first)
-                else:
-                    self.write(block * BLOCK_SIZE + first, memoryview(content)[first:end])
+        for block, pieces in above._blocks.items():
+            for piece in pieces:
+                self._lay(block, piece)
+
+    def clear(self) -> None:
+        """Let go of all changes."""
+        self._blocks.clear()
+        self.memory = 0
+
+    def blocks(self) -> list[int]:
+        """Numbers of the blocks that are changed, ascending."""
+        return sorted(self._blocks)
 
     def ranges(self, size: int) -> list[tuple[int, int]]:
         """Sorted, disjoint (first, end) numbers of the blocks that are changed, of a disk of `size` bytes."""
         ranges: list[tuple[int, int]] = []
-        for block in sorted(block for block in self._contents if block * BLOCK_SIZE < size):
+        for block in self.blocks():
+            if block * BLOCK_SIZE >= size:
+                break
             if ranges and ranges[-1][1] == block:
                 ranges[-1] = (ranges[-1][0], block + 1)
             else:
@@ -66,20 +72,76 @@ class Patches:
 
     def over(self, block: int, below: bytes) -> bytes:
         """The content of a block that has the content `below` underneath (as long as the disk has bytes there)."""
-        changed = self._changed.get(block, 0)
-        if not changed:
+        pieces = self._blocks.get(block)
+        if not pieces:
             return below
-        content = self._contents[block] or bytes(BLOCK_SIZE)
-        if changed == _WHOLE:
-            return bytes(content[: len(below)])
+        if len(pieces) == 1 and pieces[0][0] == 0 and pieces[0][1] >= len(below):
+            content = pieces[0][2]
+            return bytes(len(below)) if content is None else content[: len(below)]
         result = bytearray(below)
-        for first, end in _runs(changed):
-            result[first : min(end, len(below))] = content[first : min(end, len(below))]
+        for first, end, content in pieces:
+            end = min(end, len(below))
+            if first < end:
+                result[first:end] = bytes(end - first) if content is None else content[: end - first]
         return bytes(result)
 
     def hides(self, block: int) -> bool:
         """Whether nothing underneath shows in this block."""
-        return self._changed.get(block, 0) == _WHOLE
+        at = 0
+        for first, end, _ in self._blocks.get(block, ()):
+            if first != at:
+                return False
+            at = end
+        return at == BLOCK_SIZE
+
+    def _lay(self, block: int, piece: Piece) -> None:
+        old = self._blocks.get(block)
+        if old is None:
+            self._blocks[block] = [piece]
+            self.memory += _held(piece)
+            return
+        first, end, _ = piece
+        new = [part for one in old for part in _outside(one, first, end)]
+        new.append(piece)
+        new.sort(key=lambda one: one[0])
+        if len(new) > _MANY:
+            new = _joined(new)
+        self._blocks[block] = new
+        self.memory += sum(map(_held, new)) - sum(map(_held, old))
+
+
+def _held(piece: Piece) -> int:
+    return 0 if piece[2] is None else piece[1] - piece[0]
+
+
+def _outside(piece: Piece, first: int, end: int) -> Iterator[Piece]:
+    """What is left of a piece when `first` to `end` is laid over it."""
+    begin, stop, content = piece
+    if stop <= first or begin >= end:
+        yield piece
+        return
+    if begin < first:
+        yield begin, first, None if content is None else content[: first - begin]
+    if stop > end:
+        yield end, stop, None if content is None else content[end - begin :]
+
+
+def _joined(pieces: list[Piece]) -> list[Piece]:
+    """Pieces that touch made one."""
+    joined: list[list[Piece]] = [[pieces[0]]]
+    for piece in pieces[1:]:
+        if piece[0] == joined[-1][-1][1]:
+            joined[-1].append(piece)
+        else:
+            joined.append([piece])
+    return [_one(group) for group in joined]
+
+
+def _one(group: list[Piece]) -> Piece:
+    if all(content is None for _, _, content in group):
+        return group[0][0], group[-1][1], None
+    content = b"".join(bytes(end - first) if content is None else content for first, end, content in group)
+    return group[0][0], group[-1][1], content
 
 
 class PatchedDevice:
@@ -114,7 +176,49 @@ class PatchedDevice:
         return self._patches.over(block, below.ljust(length, b"\0"))
 
 
-def _pieces(offset: int, length: int) -> Iterator[tuple[int, int, int, int]]:
+class Below(Protocol):
+    """Where the bytes of a disk go."""
+
+    def write(self, offset: int, data: bytes) -> None: ...
+
+    def zero(self, offset: int, length: int) -> None: ...
+
+
+class PatchedSink:
+    """Lays `patches` over a disk that passes by on its way to `sink`, in pieces of whole blocks (the last may be shorter)."""
+
+    def __init__(self, sink: Below, patches: Patches, progress: Callable[[int], None]) -> None:
+        """`progress` is told bytes of data where nothing but zeroes would have passed."""
+        self._sink = sink
+        self._patches = patches
+        self._blocks = patches.blocks()
+        self._progress = progress
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Pass on what the patches make of `data`."""
+        first = offset // BLOCK_SIZE
+        parts = [data[at : at + BLOCK_SIZE] for at in range(0, len(data), BLOCK_SIZE)]
+        if any(first + number in self._patches for number in range(len(parts))):
+            data = b"".join(self._patches.over(first + number, part) for number, part in enumerate(parts))
+        self._sink.write(offset, data)
+
+    def zero(self, offset: int, length: int) -> None:
+        """Pass on zeroes, and what the patches have in their midst."""
+        at, end = offset, offset + length
+        low = bisect_left(self._blocks, offset // BLOCK_SIZE)
+        for block in self._blocks[low : bisect_left(self._blocks, -(-end // BLOCK_SIZE))]:
+            start = block * BLOCK_SIZE
+            if start > at:
+                self._sink.zero(at, start - at)
+            count = min(BLOCK_SIZE, end - start)
+            self._sink.write(start, self._patches.over(block, bytes(count)))
+            self._progress(count)
+            at = start + count
+        if at < end:
+            self._sink.zero(at, end - at)
+
+
+def _parts(offset: int, length: int) -> Iterator[tuple[int, int, int, int]]:
     """(block, first byte in it, end in it, position in the range) of a range, block by block."""
     at = 0
     while at < length:
@@ -122,19 +226,3 @@ def _pieces(offset: int, length: int) -> Iterator[tuple[int, int, int, int]]:
         end = min(BLOCK_SIZE, first + length - at)
         yield block, first, end, at
         at += end - first
-
-
-def _mask(first: int, end: int) -> int:
-    return ((1 << end - first) - 1) << first
-
-
-def _runs(changed: int) -> Iterator[tuple[int, int]]:
-    """(first, end) of the runs of set bits."""
-    at = 0
-    while changed:
-        zeroes = (changed & -changed).bit_length() - 1
-        changed >>= zeroes
-        ones = ((changed + 1) & ~changed).bit_length() - 1
-        yield at + zeroes, at + zeroes + ones
-        at += zeroes + ones
-        changed >>= ones

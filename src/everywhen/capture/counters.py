@@ -16,7 +16,9 @@ _PER_CONNECTION = 8
 _SIZE = 4096
 
 # Words of the sink as a whole
-TAKEN, DURABLE, WRITTEN_BYTES, STATE = range(4)
+TAKEN, DURABLE, WRITTEN_BYTES, STATE, TAKEN_BYTES, CLOSED, ROLL, ROLLED = range(8)
+"""Sequence numbers after the newest record that was taken, and that is durable; bytes of spool written; see below; bytes of
+data taken; segments that are closed; how often `protect` asked for the open one to be closed, and how often it was."""
 # Words of a connection
 RECEIVED, REQUESTS, ANSWERED, OLDEST_NS, SERVED_NS, WORST_NS = range(6)
 

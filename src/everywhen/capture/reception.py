@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from everywhen.capture.counters import DURABLE, STATE, TAKEN, Counters
+from everywhen.capture.counters import CLOSED, DURABLE, ROLL, ROLLED, STATE, TAKEN, TAKEN_BYTES, WRITTEN_BYTES, Counters
 from everywhen.capture.sink_process import SinkOrder
 
 _END_S = 30.0
@@ -69,6 +69,30 @@ class Reception:
     def durable(self) -> int:
         """The sequence number after the last record that is durable."""
         return self.counters.get(DURABLE)
+
+    @property
+    def taken_bytes(self) -> int:
+        """Bytes of data that were received."""
+        return self.counters.get(TAKEN_BYTES)
+
+    @property
+    def written_bytes(self) -> int:
+        """Bytes of spool that were written for them."""
+        return self.counters.get(WRITTEN_BYTES)
+
+    @property
+    def closed(self) -> int:
+        """How many segments are closed: they are durable, and nothing will be added."""
+        return self.counters.get(CLOSED)
+
+    def roll(self) -> None:
+        """Ask for the open segment to be closed; done when `rolled`."""
+        self.counters.put(ROLL, self.counters.get(ROLL) + 1)
+
+    @property
+    def rolled(self) -> bool:
+        """Whether every wish to close a segment was fulfilled."""
+        return self.counters.get(ROLL) == self.counters.get(ROLLED)
 
     @property
     def state(self) -> int:

@@ -17,7 +17,7 @@ from time import monotonic_ns
 
 from everywhen.capture.counters import ANSWERED, FINE, OLDEST_NS, RECEIVED, REQUESTS, SERVED_NS, STATE, WORST_NS, Counters
 from everywhen.formats.fields import canonical_json
-from everywhen.formats.spool import MARK, WRITE, ZERO
+from everywhen.formats.segment import MARK, WRITE, ZERO
 from everywhen.nbd import protocol as p
 from everywhen.nbd.server import Export, Phase, Request, ServerSession
 

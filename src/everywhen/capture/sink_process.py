@@ -17,23 +17,22 @@ from everywhen.capture.counters import Counters
 from everywhen.capture.sink import Sink
 from everywhen.capture.spool_writer import SpoolPlace, SpoolWriter
 from everywhen.formats.fields import canonical_json, hexbytes, parse_json, text, whole
-from everywhen.formats.spool import SpoolHeader
+from everywhen.formats.segment import SegmentHeader
 from everywhen.repository.keys.cipher import Cipher
-from everywhen.repository.keys.spool_keys import SpoolRecipient
+from everywhen.repository.keys.segment_keys import JournalRecipient
 
 _LONGEST_ORDER = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class SinkOrder:
-    """What a sink is to do: sizes of the disks in bytes; where it spools, how much, from which sequence number, for whom."""
+    """What a sink is to do: sizes of the disks in bytes; where it spools and how much; the stream, and for whom."""
 
     sizes: list[int]
     folder: str
     limit: int
-    vm: str
+    stream: str
     epoch: int
-    sequence: int
     repository: str
     generation: int
     public: str
@@ -51,9 +50,8 @@ class SinkOrder:
             sizes=sizes,
             folder=text(value, "folder"),
             limit=whole(value, "limit"),
-            vm=hexbytes(value, "vm", 16).hex(),
+            stream=hexbytes(value, "stream", 16).hex(),
             epoch=whole(value, "epoch"),
-            sequence=whole(value, "sequence"),
             repository=hexbytes(value, "repository", 16).hex(),
             generation=whole(value, "generation"),
             public=text(value, "public"),
@@ -61,13 +59,13 @@ class SinkOrder:
 
     def place(self) -> SpoolPlace:
         """The spool as the writer wants it."""
-        recipient = SpoolRecipient(bytes.fromhex(self.repository), self.generation, bytes.fromhex(self.public))
-        vm = bytes.fromhex(self.vm)
+        recipient = JournalRecipient(bytes.fromhex(self.repository), self.generation, bytes.fromhex(self.public))
+        stream = bytes.fromhex(self.stream)
 
-        def begin(number: int, sequence: int, time_ns: int) -> tuple[SpoolHeader, Cipher]:
-            key, cipher = recipient.new_file(os.urandom)
-            identity = (recipient.cipher, self.generation, recipient.repository, vm, self.epoch, number, sequence, time_ns, key)
-            return SpoolHeader(*identity), cipher
+        def begin(number: int, sequence: int, time_ns: int) -> tuple[SegmentHeader, Cipher]:
+            key, cipher = recipient.new_segment(os.urandom)
+            place = (stream, self.epoch, number, sequence, time_ns)
+            return SegmentHeader(recipient.cipher, self.generation, recipient.repository, *place, key), cipher
 
         return SpoolPlace(Path(self.folder), self.limit, begin)
 
@@ -79,7 +77,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     order = SinkOrder.decode(sys.stdin.buffer.read(_LONGEST_ORDER))
     counters = Counters(page)
-    writer = SpoolWriter(order.place(), counters, order.sequence)
+    writer = SpoolWriter(order.place(), counters)
     try:
         Sink(order.sizes, writer.take, counters, socket.socket(fileno=control)).run()
     finally:

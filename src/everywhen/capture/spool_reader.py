@@ -7,30 +7,16 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO
 
-from everywhen.formats.errors import BadMagic, Corrupt, FormatError, Truncated
-from everywhen.formats.spool import (
-    FRAME_SIZE,
-    HEADER_SIZE,
-    Group,
-    SpoolHeader,
-    decode_frame,
-    decode_group,
-    group_aad,
-    group_nonce,
-)
+from everywhen.formats.errors import FormatError, Truncated
+from everywhen.formats.segment import HEADER_SIZE, Group, SegmentHeader
+from everywhen.repository.segments import GroupOpener, read_groups, read_header
 
-_NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})\.spool")
+_NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})\.segment")
 
 
-class GroupOpener(Protocol):
-    """Opens the groups of one file. `open` raises Corrupt."""
-
-    def open(self, nonce: bytes, sealed: bytes | memoryview, aad: bytes) -> bytes: ...
-
-
-OpenerFor = Callable[[SpoolHeader], GroupOpener]
+OpenerFor = Callable[[SegmentHeader], GroupOpener]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -52,48 +38,44 @@ class SpoolDamaged(Exception):
     """A file of the spool is damaged where no crash can have cut it. Says which, where, and what is lost."""
 
 
-def read_groups(file: SpoolFile, opener_for: OpenerFor, *, last: bool) -> Iterator[Group]:
-    """The groups of a file in order. With `last` (of its epoch) a torn end ends it; else it raises SpoolDamaged.
+def read_file_header(file: SpoolFile) -> SegmentHeader | None:
+    """A file's header; None where it is not written yet, or was cut off. Raises SpoolDamaged."""
+    with file.path.open("rb") as stream:
+        return _header(file, stream, last=True)
 
-    Each group is checked to follow the one before: sequence numbers without holes.
+
+def first_sequence(file: SpoolFile) -> int | None:
+    """The number of a file's first record; None where its header is not written yet. Raises SpoolDamaged."""
+    header = read_file_header(file)
+    return None if header is None else header.sequence
+
+
+def read_spooled(file: SpoolFile, opener_for: OpenerFor, *, last: bool) -> Iterator[tuple[Group, int]]:
+    """The groups of a file in order, and where in the file each ends.
+
+    With `last` (of its epoch) a torn end ends it; else it raises SpoolDamaged.
     """
     with file.path.open("rb") as stream:
+        header = _header(file, stream, last=last)
+        if header is None:
+            return
+        end = HEADER_SIZE
         try:
-            header = SpoolHeader.decode(stream.read(HEADER_SIZE))
+            for group, end in read_groups(stream, header, opener_for(header)):
+                yield group, end
         except FormatError as error:
-            if last and isinstance(error, Truncated):
-                return  # begun, and the crash came before its header was durable
-            raise SpoolDamaged(f"{file.path}: {error}") from error
-        if (header.epoch, header.number) != (file.epoch, file.number):
-            raise SpoolDamaged(f"{file.path} is file {header.number} of epoch {header.epoch}: it was renamed")
-        opener = opener_for(header)
-        expected, ordinal = header.sequence, 0
-        while True:
-            at = HEADER_SIZE if not ordinal else stream.tell()
-            try:
-                group = _next_group(stream.read(FRAME_SIZE), stream.read, header, ordinal, opener)
-            except (Truncated, BadMagic, Corrupt) as error:
-                if last:
-                    return
-                raise SpoolDamaged(f"{file.path}: the group at byte {at} is damaged: {error}") from error
-            if group is None:
+            if last:
                 return
-            if group.sequence != expected:
-                raise SpoolDamaged(f"{file.path}: record {group.sequence} follows where {expected} should")
-            expected, ordinal = expected + len(group), ordinal + 1
-            yield group
+            raise SpoolDamaged(f"{file.path}: the group at byte {end} is damaged: {error}") from error
 
 
-def _next_group(
-    frame: bytes, read: Callable[[int], bytes], header: SpoolHeader, ordinal: int, opener: GroupOpener
-) -> Group | None:
-    """The group after `frame`; None at the end of the file. Raises FormatError."""
-    if not frame:
-        return None
-    found, length = decode_frame(frame)
-    if found != ordinal:
-        raise Corrupt(f"group {found} stands where group {ordinal} should")
-    sealed = read(length)
-    if len(sealed) < length:
-        raise Truncated(f"group {ordinal} is cut off")
-    return decode_group(opener.open(group_nonce(ordinal), sealed, group_aad(header, ordinal)))
+def _header(file: SpoolFile, stream: BinaryIO, *, last: bool) -> SegmentHeader | None:
+    try:
+        header = read_header(stream)
+    except FormatError as error:
+        if last and isinstance(error, Truncated):
+            return None  # begun, and the crash came before its header was durable
+        raise SpoolDamaged(f"{file.path}: {error}") from error
+    if (header.epoch, header.number) != (file.epoch, file.number):
+        raise SpoolDamaged(f"{file.path} is segment {header.number} of epoch {header.epoch}: it was renamed")
+    return header

@@ -17,17 +17,21 @@ from time import monotonic, time_ns
 from typing import Protocol
 
 from everywhen.capture.counters import (
+    CLOSED,
     DURABLE,
     FINE,
+    ROLL,
+    ROLLED,
     SPOOL_FAILED,
     SPOOL_FULL,
     SPOOL_SLOW,
     STATE,
     TAKEN,
+    TAKEN_BYTES,
     WRITTEN_BYTES,
     Counters,
 )
-from everywhen.formats.spool import HEADER_SIZE, SpoolHeader, encode_frame, encode_group, group_aad, group_nonce
+from everywhen.formats.segment import HEADER_SIZE, SegmentHeader, encode_frame, encode_group, group_aad, group_nonce
 
 _GROUP_BYTES = 4 << 20
 _GROUP_SECONDS = 0.25
@@ -50,19 +54,19 @@ class SpoolPlace:
 
     folder: Path
     limit: int
-    begin: Callable[[int, int, int], tuple[SpoolHeader, GroupCipher]]
+    begin: Callable[[int, int, int], tuple[SegmentHeader, GroupCipher]]
     """(number, first sequence, time in ns) → header and cipher of a new file."""
 
 
 class SpoolWriter:
     """Owns the newest file of one epoch. `take` from one thread."""
 
-    def __init__(self, place: SpoolPlace, counters: Counters, sequence: int) -> None:
+    def __init__(self, place: SpoolPlace, counters: Counters) -> None:
         self._place = place
         self._counters = counters
-        self._next = sequence
-        self._written = sequence
-        self._open = _Group(sequence)
+        self._next = 0
+        self._written = 0
+        self._open = _Group(0)
         self._closed: list[_Group] = []
         """Groups that are full and wait: a slow disk must not make one that is too large to be read again."""
         self._last_ns = 0
@@ -99,6 +103,7 @@ class SpoolWriter:
             number = self._next
             self._next += 1
             self._counters.put(TAKEN, self._next)
+            self._counters.put(TAKEN_BYTES, self._counters.get(TAKEN_BYTES) + len(data))
             if group.bytes >= _GROUP_BYTES or len(group.records) >= _GROUP_RECORDS:
                 self._close_group()
                 self._work.set()
@@ -120,10 +125,15 @@ class SpoolWriter:
             while not self._ending:
                 self._work.wait(_GROUP_SECONDS)
                 self._work.clear()
+                # Looked at before: what was taken before it was asked for is in the segment that is closed.
+                asked = self._counters.get(ROLL)
                 self._write_groups()
                 self._sync(_SYNC_SECONDS)
+                if asked != self._counters.get(ROLLED):
+                    self._close_file()
+                    self._counters.put(ROLLED, asked)
             self._write_groups()
-            self._sync(0)
+            self._close_file()
         except OSError:
             self._counters.put(STATE, SPOOL_FAILED)
         except BaseException:
@@ -132,6 +142,7 @@ class SpoolWriter:
         finally:
             if self._file is not None:
                 os.close(self._file.descriptor)
+                self._file = None
 
     def _write_groups(self) -> None:
         with self._lock:
@@ -152,7 +163,7 @@ class SpoolWriter:
         frame = encode_frame(file.groups, len(sealed)) + sealed
         if self._spooled + len(frame) > self._place.limit:
             # Whoever consumes the spool removes files: look again before giving up.
-            self._spooled = sum(path.stat().st_size for path in self._place.folder.glob("*.spool"))
+            self._spooled = sum(path.stat().st_size for path in self._place.folder.glob("*.segment"))
             if self._spooled + len(frame) > self._place.limit:
                 self._counters.put(STATE, SPOOL_FULL)
                 return
@@ -167,12 +178,9 @@ class SpoolWriter:
             self._waiting -= group.bytes
 
     def _begin_file(self, first: int, time_ns: int) -> _SpoolFile:
-        if self._file is not None:
-            self._sync(0)
-            os.close(self._file.descriptor)
-            self._file = None
+        self._close_file()
         header, cipher = self._place.begin(self._number, first, time_ns)
-        path = self._place.folder / f"{header.epoch:016x}-{self._number:016x}.spool"
+        path = self._place.folder / f"{header.epoch:016x}-{self._number:016x}.segment"
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._file = _SpoolFile(descriptor, header, cipher)
         _write_all(descriptor, header.encode())
@@ -183,6 +191,14 @@ class SpoolWriter:
             os.close(folder)
         self._number += 1
         return self._file
+
+    def _close_file(self) -> None:
+        """Make the open file durable and begin no other before there is something to write."""
+        if self._file is not None:
+            self._sync(0)
+            os.close(self._file.descriptor)
+            self._file = None
+            self._counters.put(CLOSED, self._number)
 
     def _sync(self, after: float) -> None:
         """Make durable what was written, when the oldest of it has waited for `after` seconds."""
@@ -209,7 +225,7 @@ class _SpoolFile:
     """The file that is written: how many groups and bytes it has."""
 
     descriptor: int
-    header: SpoolHeader
+    header: SegmentHeader
     cipher: GroupCipher
     groups: int = 0
     size: int = HEADER_SIZE

@@ -14,6 +14,7 @@ Recovery point:
 | parent | object or null | `point` and `digest` (keyed BLAKE3 of the parent's JSON): the authenticated chain |
 | asked, reached, why | text | consistency asked for and reached, and why not more ('' if it was) |
 | disks | object | by disk name: see `Disk` |
+| journal | object or null | where in a journal it was made: see `JournalPosition`; null for what was read from images |
 | files | object | configuration files by name: `size` and `root` of a block map like a disk's |
 | mark | text or null | the name that a person gave it |
 | seconds | number | how long it took to make |
@@ -21,6 +22,9 @@ Recovery point:
 
 Disk: `size` bytes, `root` (hex name of the block map's root node, null: all zeroes), `format` of the image it was read from,
 `bytes_read`, `bytes_changed` (content of blocks that differ from the parent's), `bytes_stored` (compressed, new).
+
+Journal position: `stream` (32 hex digits, names the segments), `sequence` (the number after the newest record that the point
+shows), `disks` (their names in the order in which the records number them).
 
 Tombstone: `kind` `tombstone`, `point`, `fenced_ns`, `why`.
 """
@@ -31,7 +35,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from everywhen.formats.errors import Corrupt
-from everywhen.formats.fields import Json, hexbytes, mapping, optional_hexbytes, optional_text, text, whole
+from everywhen.formats.fields import Json, hexbytes, mapping, optional_hexbytes, optional_text, text, texts, whole
 from everywhen.formats.ids import CHUNK_NAME_SIZE, ChunkName, PointId, is_point_id
 
 CONSISTENCIES = ("none", "crash", "filesystem", "application")
@@ -89,6 +93,22 @@ class ParentLink:
 
 
 @dataclass(frozen=True, slots=True)
+class JournalPosition:
+    """Where in a journal a point was made: from there on the journal's records lie over it."""
+
+    stream: str
+    sequence: int
+    disks: tuple[str, ...]
+
+    def to_json(self) -> Json:
+        return {"stream": self.stream, "sequence": self.sequence, "disks": list(self.disks)}
+
+    @classmethod
+    def from_json(cls, value: Json) -> JournalPosition:
+        return cls(hexbytes(value, "stream", 16).hex(), whole(value, "sequence"), tuple(texts(value, "disks")))
+
+
+@dataclass(frozen=True, slots=True)
 class RecoveryPoint:
     """The sealed state of all disks of a VM, and its configuration, at one instant."""
 
@@ -106,6 +126,7 @@ class RecoveryPoint:
     mark: str | None = None
     seconds: float = 0.0
     program: str = ""
+    journal: JournalPosition | None = None
 
     def trees(self) -> list[Tree]:
         """All block maps that this point needs."""
@@ -131,7 +152,8 @@ class RecoveryPoint:
         }
         disks = {name: disk.to_json() for name, disk in self.disks.items()}
         files = {name: tree.to_json() for name, tree in self.files.items()}
-        return {"kind": "point", **plain, "parent": parent, "disks": disks, "files": files}
+        journal = self.journal.to_json() if self.journal else None
+        return {"kind": "point", **plain, "parent": parent, "disks": disks, "files": files, "journal": journal}
 
     @classmethod
     def from_json(cls, value: Json) -> RecoveryPoint:
@@ -147,6 +169,9 @@ class RecoveryPoint:
         # Written so that NaN, which compares with nothing, is refused too.
         if not isinstance(seconds, int | float) or not 0 <= seconds <= _LONGEST_SECONDS:
             raise Corrupt(f"field 'seconds' is not a number from 0 to {_LONGEST_SECONDS}")
+        journal = value.get("journal")
+        if journal is not None and not isinstance(journal, dict):
+            raise Corrupt("field 'journal' is not an object")
         return cls(
             point=_point_id(value),
             vm=text(value, "vm"),
@@ -162,6 +187,7 @@ class RecoveryPoint:
             mark=optional_text(value, "mark"),
             seconds=float(seconds),
             program=text(value, "program", ""),
+            journal=JournalPosition.from_json(journal) if journal else None,
         )
 
 

@@ -1,39 +1,36 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The journal into recovery points: records are laid over the newest point, and what they change is taken in.
+"""The journal into recovery points: what its records change since the newest point is taken in, and makes the next one.
 
-The same code as a backup from known changes takes it in. Which records make a moment: docs/capture.md.
+The same code as a backup from known changes takes it in. Which records make a moment: `replay.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from everywhen import __version__
 from everywhen.block.device import BlockDevice
 from everywhen.block.patched import PatchedDevice, Patches
-from everywhen.formats.errors import Corrupt
-from everywhen.formats.fields import parse_json, text
-from everywhen.formats.point import Disk, RecoveryPoint, Tree
-from everywhen.formats.spool import MARK, WRITE, Group
+from everywhen.formats.point import Disk, JournalPosition, RecoveryPoint, Tree
+from everywhen.formats.segment import Group
 from everywhen.repository.disk import PointDisk
 from everywhen.repository.intake import Ranges
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import PointWriter, parent_link
+from everywhen.services.replay import Replay
+
+_MEMORY = 64 << 20
+"""Bytes of changes that are held before they are taken in. Only what is changed again after that is stored twice."""
 
 
 @dataclass(slots=True)
 class SealedDisk:
-    """A disk of a VM under capture: what is known of it, and what the journal has beyond that."""
+    """A disk of a VM under capture, as it was taken in last (`tree` None: nothing was), and figures of the point to come."""
 
     name: str
     size: int
     tree: Tree | None
-    """What was taken in last; None before anything was."""
-    patches: Patches = field(default_factory=Patches)
-    tapped: bool = False
-    complete: bool = False
     read: int = 0
     changed: int = 0
     stored: int = 0
@@ -50,102 +47,70 @@ class SealedDisk:
         self.stored += intake.bytes_stored
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Whose points these are: the VM, the capture's epoch, its journal's stream, and the configuration files of the VM."""
+
+    vm: str
+    epoch: int
+    stream: str
+    files: dict[str, Tree]
+
+
 class Sealer:
-    """Takes the groups of one VM's journal in order, and makes points out of them."""
+    """One recovery point in the making. When it fails, another one begins with the newest point again."""
 
-    def __init__(self, repository: Repository, vm: str, disks: list[SealedDisk], epoch: int) -> None:
+    def __init__(self, repository: Repository, writer: PointWriter, disks: list[SealedDisk], replay: Replay) -> None:
+        """`disks` as `replay` numbers them; what is taken in lies under its records."""
         self._repository = repository
-        self._vm = vm
-        self._epoch = epoch
-        self.disks = disks
-        self.time_ns = 0
-        """When the newest record was taken."""
-        self.sequence = 0
-        """The number after the newest record."""
-        self.records = 0
-        """Writes since the last point."""
-        self.ended = False
-        """Whether a tap was closed after the newest record, when all disks were complete."""
+        self._writer = writer
+        self._disks = disks
+        self.replay = replay
 
-    @property
-    def is_moment(self) -> bool:
-        """Whether the state after the newest record is one in which a power cut could have left the VM."""
-        return all(disk.complete for disk in self.disks)
+    @classmethod
+    def after(cls, repository: Repository, writer: PointWriter, point: RecoveryPoint, position: JournalPosition) -> Sealer:
+        """Of the records that follow `point` in its journal."""
+        disks = [SealedDisk(name, point.disks[name].tree.size, point.disks[name].tree) for name in position.disks]
+        replay = Replay([Patches() for _ in disks], position.sequence, following=True)
+        return cls(repository, writer, disks, replay)
 
     def feed(self, group: Group, until: int | None = None) -> None:
-        """Lay the group's records over the disks, those before the sequence number `until`.
+        """The next records, those before the number `until`. Raises Corrupt, StorageError, Damaged."""
+        self.replay.feed(group, until=until)
+        if sum(patches.memory for patches in self.replay.patches) > _MEMORY:
+            self._take_in()
 
-        Not beyond the record at which a tap was closed: what came before it is the last moment. Raises Corrupt.
-        """
-        data, begin = memoryview(group.data()), 0
-        columns = (group.kinds, group.disks, group.offsets, group.lengths, group.data_ends(), group.times)
-        rows = zip(*(column.tolist() for column in columns), strict=True)
-        for sequence, (kind, number, offset, length, end, after) in enumerate(rows, group.sequence):
-            start, begin = begin, end
-            if sequence < self.sequence:
-                continue  # of a group that was fed in part
-            if self.ended or (until is not None and sequence >= until):
-                return
-            if number >= len(self.disks):
-                raise Corrupt(f"record {sequence} is of disk {number}; there are {len(self.disks)}")
-            disk = self.disks[number]
-            if kind == MARK:
-                what = text(parse_json("a mark", bytes(data[start:end])), "mark")
-                if what == "tap closed" and self.is_moment:
-                    self.ended = True
-                    return
-                disk.tapped = what == "tap opened" or (disk.tapped and what != "tap closed")
-                disk.complete = disk.tapped and (disk.complete or what == "complete")
-            elif kind == WRITE:
-                disk.patches.write(offset, data[start:end])
-                self.records += 1
-            else:
-                disk.patches.zero(offset, length)
-                self.records += 1
-            self.sequence = sequence + 1
-            self.time_ns = max(self.time_ns, group.time_ns + after)
-
-    @contextmanager
-    def attempt(self) -> Iterator[None]:
-        """A point that is tried: when the body raises, all is as it was, and what it would have had goes into the next one."""
-        before = [replace(disk) for disk in self.disks]
-        try:
-            yield
-        except BaseException:
-            self.disks[:] = before
-            raise
-        self.records = 0
-        for disk in self.disks:
-            disk.read = disk.changed = disk.stored = 0
-
-    def take_in(self, writer: PointWriter) -> None:
-        """Store what the records changed; it becomes part of what is known. Raises StorageError, Damaged."""
-        for disk in self.disks:
-            below = PointDisk(self._repository.fetcher, disk.tree or Tree(0, None))
-            device = PatchedDevice(below, disk.patches, disk.size)
-            disk.take_in(writer, device, disk.patches.ranges(disk.size), lambda _: None)
-            disk.patches = Patches()
-
-    def point(
-        self, writer: PointWriter, parent: RecoveryPoint | None, seconds: float, mark: str | None = None
-    ) -> RecoveryPoint:
-        """The point that shows what was taken in. Commit it with `writer.commit`."""
+    def commit(self, parent: RecoveryPoint | None, origin: Origin, seconds: float, mark: str | None = None) -> RecoveryPoint:
+        """Make the point: the state after the newest record. Raises StorageError, Damaged, Fenced."""
+        self._take_in()
         disks = {
             disk.name: Disk(disk.tree or Tree(disk.size, None), "raw", disk.read, disk.changed, disk.stored)
-            for disk in self.disks
+            for disk in self._disks
         }
-        return RecoveryPoint(
-            point=writer.point,
-            vm=self._vm,
-            time_ns=max(self.time_ns, parent.time_ns + 1) if parent else self.time_ns,
+        time_ns = self.replay.time_ns
+        point = RecoveryPoint(
+            point=self._writer.point,
+            vm=origin.vm,
+            time_ns=max(time_ns, parent.time_ns + 1) if parent else time_ns,
             number=parent.number + 1 if parent else 1,
-            epoch=self._epoch,
+            epoch=origin.epoch,
             parent=parent_link(self._repository, parent),
             asked="crash",
             reached="crash",
             why="",
             disks=disks,
+            files=origin.files,
             mark=mark,
             seconds=round(seconds, 3),
             program=__version__,
+            journal=JournalPosition(origin.stream, self.replay.sequence, tuple(disk.name for disk in self._disks)),
         )
+        self._writer.commit(point)
+        return point
+
+    def _take_in(self) -> None:
+        for disk, patches in zip(self._disks, self.replay.patches, strict=True):
+            below = PointDisk(self._repository.fetcher, disk.tree or Tree(0, None))
+            device = PatchedDevice(below, patches, disk.size)
+            disk.take_in(self._writer, device, patches.ranges(disk.size), lambda _: None)
+            patches.clear()

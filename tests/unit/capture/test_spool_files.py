@@ -14,13 +14,13 @@ import pytest
 from everywhen.capture import spool_writer
 from everywhen.capture.counters import DURABLE, FINE, SPOOL_FAILED, SPOOL_FULL, SPOOL_SLOW, STATE, Counters
 from everywhen.capture.sink_process import SinkOrder
-from everywhen.capture.spool_reader import SpoolDamaged, SpoolFile, read_groups, spool_files
+from everywhen.capture.spool_reader import SpoolDamaged, SpoolFile, read_spooled, spool_files
 from everywhen.capture.spool_writer import SpoolWriter
 from everywhen.formats.errors import Corrupt, UnsupportedVersion
 from everywhen.formats.keyslot import Keyset
-from everywhen.formats.spool import MARK, WRITE, ZERO, SpoolHeader
+from everywhen.formats.segment import MARK, WRITE, ZERO, SegmentHeader
 from everywhen.repository.keys.cipher import Cipher
-from everywhen.repository.keys.spool_keys import SpoolRecipient, open_file
+from everywhen.repository.keys.segment_keys import JournalRecipient, open_segment
 from tests.hypervisor import eventually
 
 REPOSITORY = bytes(range(16))
@@ -35,18 +35,18 @@ class Spool:
     folder: Path
     keyset: Keyset
 
-    def writer(self, counters: Counters, *, epoch: int = 1, limit: int = 1 << 30, sequence: int = 0) -> SpoolWriter:
-        recipient = SpoolRecipient.of(REPOSITORY, self.keyset)
+    def writer(self, counters: Counters, *, epoch: int = 1, limit: int = 1 << 30) -> SpoolWriter:
+        recipient = JournalRecipient.of(REPOSITORY, self.keyset)
         identity = (recipient.repository.hex(), recipient.generation, recipient.public.hex())
-        order = SinkOrder([1 << 20], str(self.folder), limit, "ab" * 16, epoch, sequence, *identity)
-        return SpoolWriter(SinkOrder.decode(order.encode()).place(), counters, sequence)
+        order = SinkOrder([1 << 20], str(self.folder), limit, "ab" * 16, epoch, *identity)
+        return SpoolWriter(SinkOrder.decode(order.encode()).place(), counters)
 
-    def opener(self, header: SpoolHeader) -> Cipher:
-        return open_file(self.keyset, REPOSITORY, header.cipher, header.generation, header.key)
+    def opener(self, header: SegmentHeader) -> Cipher:
+        return open_segment(self.keyset, REPOSITORY, header.cipher, header.generation, header.key)
 
     def records(self, file: SpoolFile, *, last: bool = True) -> list[Record]:
         found: list[Record] = []
-        for group in read_groups(file, self.opener, last=last):
+        for group, _ in read_spooled(file, self.opener, last=last):
             data, start = group.data(), 0
             columns = (group.kinds, group.disks, group.offsets, group.lengths, group.data_ends())
             for kind, disk, offset, length, end in zip(*(column.tolist() for column in columns), strict=True):
@@ -132,7 +132,7 @@ def test_files_follow_one_another(spool: Spool, counters: Counters, monkeypatch:
     files = spool_files(spool.folder)
     assert len(files) == 3
     assert [record for file in files for record in spool.records(file, last=False)] == taken
-    files[1].path.rename(files[1].path.with_name(f"{1:016x}-{7:016x}.spool"))
+    files[1].path.rename(files[1].path.with_name(f"{1:016x}-{7:016x}.segment"))
     with pytest.raises(SpoolDamaged, match="renamed"):
         spool.records(spool_files(spool.folder)[-1], last=False)
 
@@ -151,7 +151,7 @@ def test_what_came_in_while_the_disk_was_slow_can_be_read(
     writer.close()
     (file,) = spool_files(tmp_path)
     assert spool.records(file, last=False) == taken
-    assert max(group.data_size for group in read_groups(file, spool.opener, last=False)) <= 130_000
+    assert max(group.data_size for group, _ in read_spooled(file, spool.opener, last=False)) <= 130_000
 
 
 def test_a_full_spool_takes_nothing_more_until_files_are_gone(tmp_path: Path, counters: Counters) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What records make of disks, and which of the states between them are moments."""
+"""Points out of records: each holds what was written, and one that fails loses nothing."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ from pathlib import Path
 import pytest
 
 from everywhen.block.device import BLOCK_SIZE
-from everywhen.formats.errors import Corrupt
-from everywhen.formats.fields import canonical_json
-from everywhen.formats.spool import MARK, WRITE, ZERO, Group, decode_group, encode_group
+from everywhen.block.patched import Patches
+from everywhen.formats.point import RecoveryPoint
+from everywhen.formats.segment import ZERO, Group, decode_group, encode_group
 from everywhen.repository.disk import PointDisk
 from everywhen.repository.repository import Repository
-from everywhen.repository.writer import write_point
-from everywhen.services.sealing import SealedDisk, Sealer
+from everywhen.repository.writer import PointWriter, write_point
+from everywhen.services import sealing
+from everywhen.services.replay import Replay
+from everywhen.services.sealing import Origin, SealedDisk, Sealer
 from everywhen.storage.memory import MemoryStore
 from tests.laboratory import World
+from tests.records import COMPLETE, OPENED, group, write
 
 SIZE = 4 * BLOCK_SIZE
-Made = tuple[int, int, int, bytes]
+ORIGIN = Origin("a" * 32, 1, "b" * 32, {})
+FIRST = (
+    group(0, *OPENED, *COMPLETE, write(0, 3 * BLOCK_SIZE, b"x" * BLOCK_SIZE), write(1, 70_000, b"second")),
+    decode_group(encode_group(6, 0, [(ZERO, 0, 3 * BLOCK_SIZE, BLOCK_SIZE, 0)], [], 1)),
+)
 
 
 @pytest.fixture
@@ -30,84 +37,47 @@ def repository(tmp_path: Path) -> Iterator[Repository]:
         yield opened
 
 
-@pytest.fixture
-def sealer(repository: Repository) -> Sealer:
-    return Sealer(repository, "a" * 32, [SealedDisk("vda", SIZE, None), SealedDisk("vdb", SIZE, None)], 1)
+def first(repository: Repository, writer: PointWriter) -> Sealer:
+    disks = [SealedDisk("vda", SIZE, None), SealedDisk("vdb", SIZE, None)]
+    return Sealer(repository, writer, disks, Replay([Patches(), Patches()], 0, following=False))
 
 
-def mark(disk: int, what: str) -> Made:
-    return MARK, disk, 0, canonical_json({"mark": what})
+def sealed(repository: Repository, parent: RecoveryPoint | None, *groups: Group) -> RecoveryPoint:
+    with write_point(repository, "test", first_copy=True) as writer:
+        if parent is None or parent.journal is None:
+            sealer = first(repository, writer)
+        else:
+            sealer = Sealer.after(repository, writer, parent, parent.journal)
+        for one in groups:
+            sealer.feed(one)
+        return sealer.commit(parent, ORIGIN, 0.5)
 
 
-def write(disk: int, offset: int, content: bytes) -> Made:
-    return WRITE, disk, offset, content
+def contents(repository: Repository, point: RecoveryPoint) -> dict[str, bytes]:
+    return {name: PointDisk(repository.fetcher, disk.tree).read(0, disk.tree.size) for name, disk in point.disks.items()}
 
 
-def group(first: int, *records: Made) -> Group:
-    rows = [(kind, disk, offset, len(data), at) for at, (kind, disk, offset, data) in enumerate(records)]
-    return decode_group(encode_group(first, 1000 * first, rows, [data for *_, data in records], 1))
-
-
-OPENED = (mark(0, "tap opened"), mark(1, "tap opened"))
-COMPLETE = (mark(0, "complete"), mark(1, "complete"))
-
-
-def test_only_what_is_whole_on_all_disks_is_a_moment(sealer: Sealer) -> None:
-    for number, made in enumerate((*OPENED, COMPLETE[0])):
-        sealer.feed(group(number, made))
-        assert not sealer.is_moment
-    sealer.feed(group(3, COMPLETE[1]))
-    assert sealer.is_moment
-
-
-def test_a_copy_that_ends_after_its_tap_completes_nothing(sealer: Sealer) -> None:
-    sealer.feed(group(0, *OPENED, mark(0, "tap closed"), *COMPLETE))
-    assert not sealer.is_moment
-    assert not sealer.ended
-
-
-def test_nothing_is_fed_beyond_the_end_of_a_tap(sealer: Sealer) -> None:
-    sealer.feed(group(0, *OPENED, *COMPLETE, write(0, 0, b"before"), mark(1, "tap closed"), write(0, 0, b"behind")))
-    sealer.feed(group(7, write(0, 0, b"later")))
-    assert sealer.ended
-    assert sealer.is_moment
-    assert (sealer.sequence, sealer.records) == (5, 1)
-    assert sealer.disks[0].patches.over(0, bytes(10)) == b"before\0\0\0\0"
-
-
-def test_a_group_may_be_fed_in_parts_and_again(sealer: Sealer) -> None:
-    records = (*OPENED, *COMPLETE, write(0, 0, b"a"), write(1, 1, b"b"), write(0, 1, b"c"))
-    for until in (2, 5, 5, 6, None):
-        sealer.feed(group(0, *records), until)
-    assert (sealer.sequence, sealer.records) == (7, 3)
-    assert sealer.disks[0].patches.over(0, bytes(3)) == b"ac\0"
-    assert sealer.time_ns == 6
-
-
-def test_a_record_of_a_disk_that_is_not_there(sealer: Sealer) -> None:
-    with pytest.raises(Corrupt, match="disk 2"):
-        sealer.feed(group(0, write(2, 0, b"x")))
-
-
-def failing(repository: Repository, sealer: Sealer) -> None:
-    """A point that is not committed."""
-    with write_point(repository, "test", first_copy=True) as writer, sealer.attempt():
-        sealer.take_in(writer)
-        raise RuntimeError("no room")
-
-
-def test_a_point_holds_what_was_written_and_a_failed_one_loses_nothing(repository: Repository, sealer: Sealer) -> None:
-    zeroed = encode_group(6, 0, [(ZERO, 0, 3 * BLOCK_SIZE, BLOCK_SIZE, 0)], [], 1)
-    sealer.feed(group(0, *OPENED, *COMPLETE, write(0, 3 * BLOCK_SIZE, b"x" * BLOCK_SIZE), write(1, 70_000, b"second")))
-    sealer.feed(decode_group(zeroed))
-    with pytest.raises(RuntimeError, match="no room"):
-        failing(repository, sealer)
-    assert sealer.records == 3
-    with write_point(repository, "test", first_copy=True) as writer, sealer.attempt():
-        sealer.take_in(writer)
-        point = sealer.point(writer, None, 0.5)
-        writer.commit(point)
-    assert (sealer.records, len(sealer.disks[0].patches)) == (0, 0)
-    content = {name: PointDisk(repository.fetcher, disk.tree).read(0, SIZE) for name, disk in point.disks.items()}
-    assert content == {"vda": bytes(SIZE), "vdb": (bytes(70_000) + b"second").ljust(SIZE, b"\0")}
+def test_a_point_holds_what_was_written(repository: Repository) -> None:
+    point = sealed(repository, None, *FIRST)
+    assert contents(repository, point) == {"vda": bytes(SIZE), "vdb": (bytes(70_000) + b"second").ljust(SIZE, b"\0")}
     assert (point.reached, point.number, point.epoch) == ("crash", 1, 1)
+    assert point.journal is not None
+    assert (point.journal.sequence, point.journal.disks) == (7, ("vda", "vdb"))
+
+
+def test_the_next_point_takes_up_where_the_last_one_was_made(repository: Repository) -> None:
+    point = sealed(repository, None, *FIRST)
+    later = sealed(repository, point, *FIRST, group(7, write(0, 5, b"later")))
+    assert contents(repository, later)["vda"] == (bytes(5) + b"later").ljust(SIZE, b"\0")
+    assert later.disks["vda"].bytes_read == BLOCK_SIZE, "nothing else is looked at again"
+    assert later.parent is not None
+    assert (later.parent.point, later.number) == (point.point, 2)
+
+
+def test_many_changes_are_taken_in_by_parts(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sealing, "_MEMORY", 2 * BLOCK_SIZE)
+    groups = [group(4 + number, write(0, number * 30_000, bytes([1 + number]) * 30_000)) for number in range(8)]
+    point = sealed(repository, None, group(0, *OPENED, *COMPLETE), *groups)
+    expected = b"".join(bytes([1 + number]) * 30_000 for number in range(8)).ljust(SIZE, b"\0")
+    assert contents(repository, point)["vda"] == expected
+    assert point.disks["vda"].bytes_read > 4 * BLOCK_SIZE, "it was taken in more than once"

@@ -26,6 +26,8 @@ from everywhen.services.translation import failing
 from everywhen.storage.base import ObjectStore
 from everywhen.storage.open import open_store
 
+_SYSTEM_STATE = Path("/var/lib/everywhen")
+
 
 @dataclass
 class Context:
@@ -110,6 +112,13 @@ class Context:
             self.env.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "everywhen"
         )
         return Surroundings(time.time_ns, secrets.token_bytes, holder(), Path(cache))
+
+    def state(self, vm: str) -> Path:
+        """The folder of a VM's capture on this host: spool and sockets."""
+        given = self.env.get("EVERYWHEN_STATE")
+        home = Path(self.env.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")) / "everywhen"
+        # Hypervisors have working folders of their own: what they are given is absolute.
+        return (Path(given) if given else _SYSTEM_STATE if os.access(_SYSTEM_STATE.parent, os.W_OK) else home).absolute() / vm
 
     @contextmanager
     def progress(self, title: str) -> Iterator[Progress]:

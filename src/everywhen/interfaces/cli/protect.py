@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
-from pathlib import Path
+from contextlib import ExitStack
 from types import FrameType
 from typing import Annotated
 
 import typer
 
+from everywhen.capture.hypervisor import QmpSocket
 from everywhen.formats.point import RecoveryPoint
 from everywhen.interfaces.cli.app import (
     PROTECT,
@@ -26,8 +26,11 @@ from everywhen.interfaces.cli.app import (
 )
 from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.cli.progress import Progress
-from everywhen.services.ages import SECOND, parse_span
-from everywhen.services.protection import ProtectOrder, protect
+from everywhen.interfaces.control_socket import Listener
+from everywhen.services.ages import SECOND, parse_span, span
+from everywhen.services.capture_order import CaptureOrder, Time
+from everywhen.services.capture_state import CaptureState
+from everywhen.services.protection import protect
 from everywhen.services.sizes import parse_size
 
 
@@ -45,8 +48,14 @@ class _Told:
     def copying(self, done: int, total: int) -> None:
         self._job.report(done, total)
 
-    def sealed(self, point: RecoveryPoint, records: int) -> None:
-        self._context.output.note(f"{self._vm}: recovery point {point.point}, {records:,} writes")
+    def sealed(self, point: RecoveryPoint, writes: int) -> None:
+        self._context.output.note(f"{self._vm}: recovery point {point.point}, {writes:,} writes")
+
+    def shipped(self) -> None:
+        """Nobody wants to read that every minute."""
+
+    def paused(self, seconds: float) -> None:
+        self._context.output.note(f"{self._vm}: paused for {span(round(seconds * SECOND))}; what changes is remembered")
 
     def waiting(self, why: str) -> None:
         self._context.output.warn(f"{self._vm}: no recovery point could be made ({why}). Capture goes on")
@@ -57,28 +66,10 @@ class _Told:
         )
 
 
-class _Time:
-    """The clock of this machine, and Ctrl-C: once to end in order, twice to end at once."""
-
-    def __init__(self) -> None:
-        self._stopping = threading.Event()
-        self.monotonic = time.monotonic
-        self.sleep = time.sleep
-
-    def stopped(self, seconds: float) -> bool:
-        return self._stopping.wait(seconds)
-
-    def stop(self, _number: int, _frame: FrameType | None) -> None:
-        if self._stopping.is_set():
-            raise KeyboardInterrupt
-        self._stopping.set()
-
-
 @app.command("protect", rich_help_panel=PROTECT)
 def protect_command(
     vm: Annotated[str, typer.Argument(metavar="VM", help="Name of the VM, ours: a-z, 0-9, . _ -")],
     qmp: Annotated[str, typer.Option("--qmp", metavar="SOCKET", help="QEMU's monitor, a unix socket.")],
-    folder: Annotated[str, typer.Option("--folder", metavar="DIR", help="Where sockets and the spool go, on this host.")],
     seal_every: Annotated[str, typer.Option("--seal-every", metavar="SPAN", help="Between two recovery points.")] = "5m",
     spool_limit: Annotated[str, typer.Option("--spool-limit", metavar="SIZE", help="Bytes that may wait here.")] = "8G",
     pace: Annotated[str, typer.Option("--pace", metavar="SIZE", help="Copies read so much a second; 0: no limit.")] = "50M",
@@ -91,18 +82,24 @@ def protect_command(
 ) -> None:
     """Capture every write of a running VM, until Ctrl-C."""
     context = context_of(locals())
-    clock = _Time()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, clock.stop)
-    order = ProtectOrder(
-        monitor=qmp,
-        folder=Path(folder).absolute(),  # QEMU has a working folder of its own
+    order = CaptureOrder(
+        hypervisor=QmpSocket(qmp),
+        folder=context.state(vm),
         spool_limit=parse_size(spool_limit),
         rate=parse_size(pace) if pace != "0" else 0,
         seal_s=parse_span(seal_every) / SECOND,
     )
-    with context.repository() as repository, context.progress(f"first copy of {vm}") as job:
-        told = _Told(context, vm, job)
-        point = protect(repository, vm, order, told, clock)
+    with context.repository() as repository, context.progress(f"first copy of {vm}") as job, ExitStack() as stack:
+        state = CaptureState(_Told(context, vm, job), repository.surroundings.clock)
+        wishes = stack.enter_context(Listener(order.folder, state.document))
+
+        def stop(_number: int, _frame: FrameType | None) -> None:
+            if wishes.ending:
+                raise KeyboardInterrupt  # twice: end at once
+            wishes.end()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
+        point = protect(repository, vm, order, state, Time(time.monotonic, time.sleep), wishes)
     context.output.document({"vm": vm, "point": point.point if point else None})
     context.output.line(f"{vm}: capture ended; newest recovery point {point.point if point else 'none'}")

@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""A spool file: part of one VM's journal on its host, in groups of records; and a group of records by itself.
+"""A journal segment: part of one VM's journal, in groups of records; the same bytes in a spool and in the repository.
 
     header | frame, sealed group | frame, sealed group | …
 
-All integers are little-endian. A file is only ever appended to. A group that is cut off, or that fails its checksum or tag,
-ends the file for its reader; that may happen in the last file of an epoch only (a crash), and is damage anywhere else.
+All integers are little-endian. A segment is only ever appended to. A group that is cut off, or that fails its checksum or tag,
+ends it for its reader; that may happen in the last one of a spool only (a crash), and is damage anywhere else.
 
 Header, 192 bytes:
 
 | offset | size | field | meaning |
 |---|---|---|---|
-| 0 | 8 | magic | `EWSPOOL\\n` |
+| 0 | 8 | magic | `EWJRNL1\\n` |
 | 8 | 2 | version | 1 |
 | 10 | 1 | cipher | 0 none (checksums only), 1 AES-256-GCM |
 | 11 | 1 | reserved | zero |
 | 12 | 4 | generation | which key generation of the repository the public key belongs to |
 | 16 | 16 | repository | id of the repository |
-| 32 | 16 | vm | id of the VM |
+| 32 | 16 | stream | random: which capture's journal this is; recovery points name it |
 | 48 | 8 | epoch | of the capture: each one raises it |
-| 56 | 8 | number | of the file in its epoch, from 0 |
+| 56 | 8 | number | of the segment in its stream, from 0 |
 | 64 | 8 | sequence | of the first record |
-| 72 | 8 | time | when the file was begun, ns since 1970, by the host's clock |
-| 80 | 32 | key | X25519 public key of this file; its private half is forgotten when the file is closed |
+| 72 | 8 | time | of the first record, ns since 1970, by the host's clock |
+| 80 | 32 | key | X25519 public key of this segment; its private half is forgotten at once |
 | 112 | 76 | reserved | zeroes |
 | 188 | 4 | crc | CRC-32 of bytes 0 to 187 |
 
@@ -65,7 +65,7 @@ _HAS_DATA = np.array([False, True, False, True])
 _HEADER = struct.Struct("<8sHBxI16s16sQQQQ32s76xI")
 _FRAME = struct.Struct("<4sIII")
 _GROUP = struct.Struct("<QQIIQ")
-_MAGIC, _FRAME_MAGIC = b"EWSPOOL\n", b"EWg1"
+_MAGIC, _FRAME_MAGIC = b"EWJRNL1\n", b"EWg1"
 HEADER_SIZE, FRAME_SIZE = _HEADER.size, _FRAME.size
 MAX_RECORDS = 1 << 20
 MAX_DATA = 64 << 20
@@ -75,13 +75,13 @@ _COLUMN_BYTES = 18
 
 
 @dataclass(frozen=True, slots=True)
-class SpoolHeader:
+class SegmentHeader:
     """What a reader must know before it can open a group; times in nanoseconds since 1970."""
 
     cipher: int
     generation: int
     repository: bytes
-    vm: bytes
+    stream: bytes
     epoch: int
     number: int
     sequence: int
@@ -90,22 +90,23 @@ class SpoolHeader:
 
     def encode(self) -> bytes:
         """The 192 bytes of the header."""
-        identity = (self.generation, self.repository, self.vm, self.epoch, self.number, self.sequence, self.time_ns, self.key)
+        place = (self.stream, self.epoch, self.number, self.sequence, self.time_ns)
+        identity = (self.generation, self.repository, *place, self.key)
         unsigned = _HEADER.pack(_MAGIC, 1, self.cipher, *identity, 0)[:-4]
         return unsigned + struct.pack("<I", zlib.crc32(unsigned))
 
     @classmethod
-    def decode(cls, data: bytes) -> SpoolHeader:
+    def decode(cls, data: bytes) -> SegmentHeader:
         """Raises BadMagic, Truncated, Corrupt, UnsupportedVersion."""
         if len(data) < HEADER_SIZE:
-            raise Truncated(f"spool header has {len(data)} of {HEADER_SIZE} bytes")
+            raise Truncated(f"segment header has {len(data)} of {HEADER_SIZE} bytes")
         magic, version, cipher, *identity, crc = _HEADER.unpack_from(data)
         if magic != _MAGIC:
-            raise BadMagic("this is not a spool file")
+            raise BadMagic("this is no journal segment")
         if crc != zlib.crc32(data[: HEADER_SIZE - 4]):
-            raise Corrupt("spool header: checksum wrong")
+            raise Corrupt("segment header: checksum wrong")
         if version != 1 or cipher not in (CIPHER_NONE, CIPHER_AES_256_GCM):
-            raise UnsupportedVersion(f"spool version {version}, cipher {cipher}")
+            raise UnsupportedVersion(f"segment version {version}, cipher {cipher}")
         return cls(cipher, *identity)
 
 
@@ -118,21 +119,21 @@ def encode_frame(ordinal: int, length: int) -> bytes:
 def decode_frame(data: bytes | memoryview) -> tuple[int, int]:
     """(ordinal, length). Raises Truncated, BadMagic, Corrupt."""
     if len(data) < FRAME_SIZE:
-        raise Truncated("spool frame is cut off")
+        raise Truncated("segment frame is cut off")
     magic, ordinal, length, crc = _FRAME.unpack_from(data)
     if magic != _FRAME_MAGIC:
         raise BadMagic("no group begins here")
     if crc != zlib.crc32(data[: FRAME_SIZE - 4]) or length > MAX_GROUP:
-        raise Corrupt("spool frame: checksum wrong")
+        raise Corrupt("segment frame: checksum wrong")
     return ordinal, length
 
 
 def group_nonce(ordinal: int) -> bytes:
-    """The nonce of a group; unique because each file has a key of its own."""
+    """The nonce of a group; unique because each segment has a key of its own."""
     return struct.pack("<IQ", 2, ordinal)
 
 
-def group_aad(header: SpoolHeader, ordinal: int) -> bytes:
+def group_aad(header: SegmentHeader, ordinal: int) -> bytes:
     """Associated data of a group."""
     return header.encode() + struct.pack("<I", ordinal)
 
@@ -162,7 +163,7 @@ class Group:
         """The data of all records in order. Raises Corrupt."""
         data = zstd.decompress(self.packed_data, self.data_size) if self.data_size else b""
         if len(data) != self.data_size:
-            raise Corrupt(f"spool group: {len(data)} bytes of data instead of {self.data_size}")
+            raise Corrupt(f"journal group: {len(data)} bytes of data instead of {self.data_size}")
         return data
 
 
@@ -191,13 +192,13 @@ def encode_group(
 def decode_group(plain: bytes) -> Group:
     """The records; their data stays packed until it is asked for. Raises Truncated, Corrupt."""
     if len(plain) < _GROUP.size:
-        raise Truncated("spool group is cut off")
+        raise Truncated("journal group is cut off")
     sequence, time_ns, count, packed, data_size = _GROUP.unpack_from(plain)
     if not 0 < count <= MAX_RECORDS or data_size > MAX_DATA or _GROUP.size + packed > len(plain):
-        raise Corrupt(f"spool group: {count} records, {data_size} bytes of data")
+        raise Corrupt(f"journal group: {count} records, {data_size} bytes of data")
     columns = zstd.decompress(plain[_GROUP.size : _GROUP.size + packed], count * _COLUMN_BYTES)
     if len(columns) != count * _COLUMN_BYTES:
-        raise Corrupt("spool group: columns of another length")
+        raise Corrupt("journal group: columns of another length")
     kinds, disks = np.frombuffer(columns, np.uint8, count), np.frombuffer(columns, np.uint8, count, count)
     lengths = np.frombuffer(columns, np.uint32, count, 2 * count)
     times = np.frombuffer(columns, np.uint32, count, 6 * count)
@@ -206,7 +207,7 @@ def decode_group(plain: bytes) -> Group:
         sequence, time_ns, kinds, disks, lengths, times, offsets, memoryview(plain)[_GROUP.size + packed :], data_size
     )
     if int(kinds.min()) < WRITE or int(kinds.max()) > MARK or int(group.data_ends()[-1]) != data_size:
-        raise Corrupt("spool group: a kind or a length is impossible")
+        raise Corrupt("journal group: a kind or a length is impossible")
     if int(offsets.max()) >= 1 << 63:
-        raise Corrupt("spool group: an offset is impossible")
+        raise Corrupt("journal group: an offset is impossible")
     return group

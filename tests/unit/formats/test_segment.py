@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from everywhen.formats.errors import BadMagic, Corrupt, FormatError, Truncated, UnsupportedVersion
-from everywhen.formats.spool import (
+from everywhen.formats.segment import (
     FRAME_SIZE,
     HEADER_SIZE,
     MARK,
     WRITE,
     ZERO,
-    SpoolHeader,
+    SegmentHeader,
     decode_frame,
     decode_group,
     encode_frame,
@@ -24,7 +24,7 @@ from everywhen.formats.spool import (
     group_aad,
 )
 
-HEADER = SpoolHeader(1, 3, b"r" * 16, b"v" * 16, 7, 2, 1000, 1_700_000_000_000_000_000, b"k" * 32)
+HEADER = SegmentHeader(1, 3, b"r" * 16, b"v" * 16, 7, 2, 1000, 1_700_000_000_000_000_000, b"k" * 32)
 
 records = st.lists(
     st.one_of(
@@ -83,7 +83,7 @@ def test_a_group_that_claims_too_much_is_refused_before_it_is_unpacked() -> None
 def test_the_header_comes_back() -> None:
     data = HEADER.encode()
     assert len(data) == HEADER_SIZE == 192
-    assert SpoolHeader.decode(data + b"more") == HEADER
+    assert SegmentHeader.decode(data + b"more") == HEADER
 
 
 @pytest.mark.parametrize(
@@ -93,14 +93,14 @@ def test_a_damaged_header_is_refused(at: int, error: type[FormatError]) -> None:
     data = bytearray(HEADER.encode())
     data[at] ^= 1
     with pytest.raises(error):
-        SpoolHeader.decode(bytes(data))
+        SegmentHeader.decode(bytes(data))
     with pytest.raises(Truncated):
-        SpoolHeader.decode(bytes(data[:191]))
+        SegmentHeader.decode(bytes(data[:191]))
 
 
 def test_an_unknown_cipher_is_a_later_version() -> None:
     with pytest.raises(UnsupportedVersion):
-        SpoolHeader.decode(replace(HEADER, cipher=9).encode())
+        SegmentHeader.decode(replace(HEADER, cipher=9).encode())
 
 
 def test_frames() -> None:

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What runs a VM, as capture needs it: its monitor, its disks, its definition. Ways to reach one implement `Hypervisor`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from everywhen.capture.nodes import DiskNode, find_disks
+from everywhen.capture.qmp import Monitor, QmpMonitor
+
+
+class Hypervisor(Protocol):
+    """One VM's. All methods raise MonitorError when it cannot be reached."""
+
+    @property
+    def place(self) -> str:
+        """How its user named it."""
+
+    def monitor(self) -> Monitor:
+        """Its monitor, connected; close it."""
+
+    def disks(self, monitor: Monitor) -> list[DiskNode]:
+        """Its disks that can be written to. Raises NoDisks, CommandFailed."""
+
+    def definition(self) -> dict[str, bytes]:
+        """Files that say what the VM is, by name, as they are now."""
+
+
+@dataclass(frozen=True, slots=True)
+class QmpSocket:
+    """A QEMU or qemu-storage-daemon by its monitor's unix socket: it has no definition."""
+
+    place: str
+
+    def monitor(self) -> Monitor:
+        return QmpMonitor.connect(self.place)
+
+    def disks(self, monitor: Monitor) -> list[DiskNode]:
+        return find_disks(monitor)
+
+    def definition(self) -> dict[str, bytes]:
+        return {}

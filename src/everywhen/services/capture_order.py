@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What a capture is told and given, whom it tells, and how a stretch of it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from everywhen.block.device import DeviceError
+from everywhen.capture.export import CannotExport, DangerousExport
+from everywhen.capture.hypervisor import Hypervisor
+from everywhen.capture.nodes import NoDisks
+from everywhen.capture.qmp import CommandFailed, MonitorError
+from everywhen.capture.spool_reader import SpoolDamaged
+from everywhen.capture.tap import TapFailed
+from everywhen.formats.point import RecoveryPoint
+from everywhen.nbd.connection import NbdError
+from everywhen.storage.base import StorageError
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureOrder:
+    """What to capture: the hypervisor; the folder of sockets and spool; the spool's limit in bytes; bytes a second to copy
+    (0: no limit); seconds between two points."""
+
+    hypervisor: Hypervisor
+    folder: Path
+    spool_limit: int
+    rate: int
+    seal_s: float
+
+    @property
+    def spool(self) -> Path:
+        """Where the spool lies."""
+        return self.folder / "spool"
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    """Seconds that never run backwards, and waiting for some."""
+
+    monotonic: Callable[[], float]
+    sleep: Callable[[float], None]
+
+
+class Told(Protocol):
+    """Who is told how it goes."""
+
+    def attached(self, disks: list[str]) -> None: ...
+
+    def copying(self, done: int, total: int) -> None: ...
+
+    def sealed(self, point: RecoveryPoint, writes: int) -> None: ...
+
+    def shipped(self) -> None: ...
+
+    def lost(self, why: str) -> None: ...
+
+    def waiting(self, why: str) -> None: ...
+
+    def paused(self, seconds: float) -> None: ...
+
+
+class CaptureLost(Exception):
+    """The taps are gone; what changes from now on is known by the bitmaps alone. Says why."""
+
+
+class Paused(Exception):
+    """A pause was asked for, and the taps are off."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"paused for {seconds:g} s")
+        self.seconds = seconds
+
+
+class Stopped(Exception):
+    """The end was wished for before the first point was made."""
+
+
+ENDS = (
+    CaptureLost,
+    MonitorError,
+    CommandFailed,
+    TapFailed,
+    NbdError,
+    DeviceError,
+    NoDisks,
+    CannotExport,
+    DangerousExport,
+    SpoolDamaged,
+    StorageError,
+    OSError,
+)
+"""What ends a stretch of capture, and once it has stood is no reason not to try again."""

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""One stretch of capture: taps on, what they cannot know copied, the journal sealed and shipped, until a loss or a wish.
+
+The order of things, and what each crash leaves: docs/capture.md. The oldest of our bitmaps on a disk always covers everything
+since the VM's newest point; so after any end of ours only what it names is read again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from everywhen.block.device import BLOCK_SIZE
+from everywhen.block.patched import Patches
+from everywhen.capture import bitmaps, leftovers
+from everywhen.capture.counters import FINE, SPOOL_FAILED, SPOOL_FULL, SPOOL_SLOW
+from everywhen.capture.export import DangerousExport, ExportedDisk, Pace, exported
+from everywhen.capture.nodes import DiskNode
+from everywhen.capture.qmp import CommandFailed, Monitor, MonitorError
+from everywhen.capture.reception import Reception
+from everywhen.capture.sink_process import SinkOrder
+from everywhen.capture.spool_reader import SpoolDamaged
+from everywhen.capture.tap import Tap, attached
+from everywhen.formats.fields import canonical_json
+from everywhen.formats.ids import PointId
+from everywhen.formats.point import RecoveryPoint, Tree
+from everywhen.nbd.connection import NbdConnection
+from everywhen.repository.intake import Ranges
+from everywhen.repository.keys.segment_keys import JournalRecipient
+from everywhen.repository.ledger import Vm
+from everywhen.repository.repository import Repository
+from everywhen.repository.writer import PointWriter, write_point
+from everywhen.services.capture_order import ENDS, CaptureLost, CaptureOrder, Paused, Stopped, Time, Told
+from everywhen.services.following import follow
+from everywhen.services.naming import is_name
+from everywhen.services.replay import Replay
+from everywhen.services.sealing import Origin, SealedDisk, Sealer
+from everywhen.services.spool_import import import_spool
+from everywhen.services.spooling import Spool
+from everywhen.services.wishes import Wishes
+from everywhen.storage.base import StorageError
+
+_WHY = {
+    FINE: "the sink ended, or was taken away because it hung",
+    SPOOL_FULL: "the spool is full",
+    SPOOL_SLOW: "this host's disk is too slow for the spool",
+    SPOOL_FAILED: "the spool cannot be written",
+}
+_DURABLE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """What stands while the taps do; the names of the disks are ours."""
+
+    monitor: Monitor
+    nodes: list[DiskNode]
+    names: list[str]
+    reception: Reception
+    taps: list[Tap]
+
+
+class Capture:
+    """One stretch of capture, from attaching to the loss of the taps or the wish to end."""
+
+    def __init__(self, repository: Repository, order: CaptureOrder, told: Told, time: Time, wishes: Wishes) -> None:
+        self.repository = repository
+        self.order = order
+        self.told = told
+        self.time = time
+        self.wishes = wishes
+        self.parent: RecoveryPoint | None = None
+        """The VM's newest point."""
+        self.known: dict[PointId, int] = {}
+        """Numbers of the VM's points."""
+        self.stood = False
+        """Whether all taps were attached, and a point was made."""
+        self._stream = repository.surroundings.randomness(16).hex()
+        self._epoch = 1
+        self._begin = 0
+        """Sequence number of the stretch's first moment."""
+
+    def run(self, vm: Vm, parent: RecoveryPoint | None, known: dict[PointId, int]) -> None:
+        """Capture until the end is wanted. `parent` is the VM's newest point, `known` has the numbers of all.
+
+        Raises CaptureLost, Paused, Stopped, and the errors of the layers below.
+        """
+        self.vm, self.parent, self.known = vm, parent, known
+        self._epoch = parent.epoch + 1 if parent else 1
+        self.order.spool.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._spool = Spool(self.repository, self.order.spool, self._epoch, self._stream)
+        try:
+            self._run()
+        except (*ENDS, Paused):
+            with suppress(StorageError, SpoolDamaged):  # what is in the spool the next stretch begins with
+                self._last_words()
+            raise
+        finally:
+            if not self.stood:
+                self._spool.remove()  # there was no moment yet
+        self._last_words()
+
+    def _run(self) -> None:
+        with self.order.hypervisor.monitor() as monitor:
+            nodes = self.order.hypervisor.disks(monitor)
+            for node in nodes:
+                if node.iothread:
+                    raise DangerousExport(f"{node.device} has an iothread, and reading such a disk from QEMU is not built yet")
+            leftovers.clear(monitor, nodes)
+            try:
+                self._capture(monitor, nodes)
+            finally:
+                # The sink is gone: nothing of ours stays in QEMU but the bitmaps. QEMU itself may be gone.
+                with suppress(CommandFailed, MonitorError):
+                    leftovers.clear(monitor, nodes)
+
+    def _capture(self, monitor: Monitor, nodes: list[DiskNode]) -> None:
+        names = disk_names(nodes)
+        with Reception(self.order.folder / "sink.sock", self._sink_order(nodes)) as reception:
+            taps = [Tap(monitor, node, number) for number, node in enumerate(nodes)]
+            for tap in taps:
+                tap.attach(str(reception.socket_path))
+            self.told.attached(names)
+            self._stretch = _Stretch(monitor, nodes, names, reception, taps)
+            self._close_gap()
+            follow(self, self.order, self.told, self.time, self.wishes)
+
+    @property
+    def unsealed(self) -> int:
+        """How many records were received since the newest point."""
+        position = self.parent.journal if self.parent else None
+        return self._stretch.reception.taken - (position.sequence if position else 0)
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes of data that were received."""
+        return self._stretch.reception.taken_bytes
+
+    @property
+    def spooled_bytes(self) -> int:
+        """Bytes of spool that were written."""
+        return self._stretch.reception.written_bytes
+
+    def _sink_order(self, nodes: list[DiskNode]) -> SinkOrder:
+        recipient = JournalRecipient.of(self.repository.id, self.repository.unlocked.keyset)
+        return SinkOrder(
+            sizes=[node.size for node in nodes],
+            folder=str(self.order.spool),
+            limit=self.order.spool_limit,
+            stream=self._stream,
+            epoch=self._epoch,
+            repository=recipient.repository.hex(),
+            generation=recipient.generation,
+            public=recipient.public.hex(),
+        )
+
+    def _last_words(self) -> None:
+        """A point of the last moment that the spool has: what was written while the taps went, or before QEMU ended."""
+        if self.stood and self.parent is not None:
+            self._keep(import_spool(self.repository, self.parent, self._spool, self._begin))
+
+    def _covering(self, monitor: Monitor, node: DiskNode, name: str) -> bitmaps.Recording | None:
+        """The bitmap that has recorded every change of the disk since the newest possible one of the VM's points."""
+        found = bitmaps.recordings(monitor, node.node)
+        usable = [one for one in found if one.disk == name and one.point in self.known]
+        return max(usable, key=lambda one: self.known[one.point], default=None)
+
+    def _close_gap(self) -> None:
+        """Read what the taps cannot know, lay the journal over it, and make the first point."""
+        stretch = self._stretch
+        pace = Pace(self.order.rate, self.time.monotonic, self.time.sleep)
+        total = sum(node.size for node in stretch.nodes)
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            if self.wishes.ending:
+                raise Stopped
+            done += count
+            self.told.copying(min(done, total), total)
+
+        with write_point(self.repository, f"protect {self.vm.name}", first_copy=self.parent is None) as writer:
+            disks = []
+            for number, (node, name) in enumerate(zip(stretch.nodes, stretch.names, strict=True)):
+                known = self.parent.disks.get(name) if self.parent else None
+                disks.append(disk := SealedDisk(name, node.size, known.tree if known else None))
+                with self._exported(stretch.monitor, node, name, pace) as (device, ranges):
+                    disk.take_in(writer, device, ranges, advance)
+                self._mark_complete(stretch.reception, number)
+            replay = Replay([Patches() for _ in disks], 0, following=False)
+            self._seal(writer, Sealer(self.repository, writer, disks, replay), None)
+
+    @contextmanager
+    def _exported(
+        self, monitor: Monitor, node: DiskNode, name: str, pace: Pace
+    ) -> Iterator[tuple[ExportedDisk, Ranges | None]]:
+        """The disk to be read, and the blocks that are to be looked at: those a bitmap names, or None for all of them."""
+        path = str(self.order.folder / "export.sock")
+        since = self._covering(monitor, node, name)
+        if since is None:
+            with exported(monitor, node, path, pace, None) as device:
+                yield device, None
+            return
+        bitmaps.freeze(monitor, node.node, since)
+        try:
+            with exported(monitor, node, path, pace, bitmaps.FROZEN) as device:
+                yield device, _blocks(device.dirty(bitmaps.FROZEN))
+        finally:
+            bitmaps.remove(monitor, node.node, bitmaps.FROZEN)
+
+    def _mark_complete(self, reception: Reception, number: int) -> None:
+        with NbdConnection(str(reception.socket_path), f"mark-{number}", timeout=_DURABLE_S) as connection:
+            connection.answer(connection.send(0, canonical_json({"mark": "complete"})))
+
+    def look(self) -> None:
+        """Raises CaptureLost when a tap, or what receives from it, has ended."""
+        reception = self._stretch.reception
+        if not reception.alive or reception.state != FINE:
+            raise CaptureLost(_WHY[reception.state])
+        for tap in self._stretch.taps:
+            if (why := tap.ended(0)) is not None:
+                raise CaptureLost(f"{tap.disk.device}: {why}")
+
+    def ship(self) -> None:
+        """Put everything that was received into the repository's journal. Raises CaptureLost, StorageError."""
+        reception = self._stretch.reception
+        reception.roll()
+        self._until(lambda: reception.rolled)
+        self._spool.ship(self._begin, reception.closed)
+        self._drop()
+        self.told.shipped()
+
+    def _until(self, done: Callable[[], bool]) -> None:
+        """Wait for the spool's writer. Raises CaptureLost."""
+        reception = self._stretch.reception
+        end = self.time.monotonic() + _DURABLE_S
+        while not done():
+            if not reception.alive or self.time.monotonic() > end:
+                raise CaptureLost("the spool does not become durable")
+            self.time.sleep(0.01)
+
+    def _drop(self) -> None:
+        if self.parent is not None and self.parent.journal is not None and self.parent.journal.stream == self._stream:
+            self._spool.drop(self.parent.journal.sequence)
+
+    def make_point(self, mark: str | None) -> None:
+        """A point of what was written since the last one, if anything was or a mark is wanted.
+
+        Raises CaptureLost, StorageError.
+        """
+        parent = self.parent
+        if parent is None or parent.journal is None:
+            return
+        if self.unsealed or mark is not None:
+            with write_point(self.repository, f"protect {self.vm.name}", first_copy=False) as writer:
+                self._seal(writer, Sealer.after(self.repository, writer, parent, parent.journal), mark)
+
+    def _seal(self, writer: PointWriter, sealer: Sealer, mark: str | None) -> None:
+        """Begin new bitmaps, make the point of that instant, and let go of older bitmaps and of the spool up to there."""
+        began, stretch, monitor = self.time.monotonic(), self._stretch, self._stretch.monitor
+        names = {node.node: name for node, name in zip(stretch.nodes, stretch.names, strict=True)}
+        old = {node: bitmaps.recordings(monitor, node) for node in names}
+        bitmaps.begin(monitor, names, writer.point)
+        try:
+            there = attached(monitor)
+            self._feed(sealer)
+            # What was written between the end of a tap and the beginning of these bitmaps is neither here nor there.
+            if sealer.replay.ended or not sealer.replay.is_moment or not there.issuperset(tap.name for tap in stretch.taps):
+                raise CaptureLost("a tap ended")
+            origin = Origin(self.vm.vm, self._epoch, self._stream, self._files(writer))
+            point = sealer.commit(self.parent, origin, self.time.monotonic() - began, mark)
+        except BaseException:
+            if writer.point not in self.known:
+                with suppress(CommandFailed, MonitorError):  # where QEMU is gone, so are they
+                    for node, bitmap in bitmaps.begun(names, writer.point).items():
+                        bitmaps.remove(monitor, node, bitmap)
+            raise
+        self._keep(point)
+        if not self.stood:
+            self.stood, self._begin = True, sealer.replay.sequence
+        self.told.sealed(point, sealer.replay.writes)
+        for node, recordings in old.items():
+            bitmaps.remove(monitor, node, *(recording.name for recording in recordings))
+        self._drop()
+
+    def _feed(self, sealer: Sealer) -> None:
+        """All records that were received until now, as soon as they are durable. Raises CaptureLost."""
+        reception = self._stretch.reception
+        until = reception.taken
+        self._until(lambda: reception.durable >= until)
+        for group in self._spool.groups(sealer.replay.sequence):
+            sealer.feed(group, until)
+        if sealer.replay.sequence < until and not sealer.replay.ended:
+            raise CaptureLost(f"the spool ends at record {sealer.replay.sequence}, and {until} were durable")
+
+    def _files(self, writer: PointWriter) -> dict[str, Tree]:
+        """The VM's definition as it is now."""
+        return {name: writer.take_file(content) for name, content in self.order.hypervisor.definition().items()}
+
+    def _keep(self, point: RecoveryPoint | None) -> None:
+        if point is not None:
+            self.parent, self.known[point.point] = point, point.number
+
+
+def disk_names(nodes: list[DiskNode]) -> list[str]:
+    """Names of ours for the disks, after the hypervisor's devices: they must not change when a disk is added or removed."""
+    names = [re.sub(r"[^a-z0-9._-]+", "-", node.device.lower()).strip("-.") for node in nodes]
+    return [name if is_name(name) and names.count(name) == 1 else f"disk{number}" for number, name in enumerate(names)]
+
+
+def _blocks(dirty: list[tuple[int, int]]) -> Ranges:
+    """Byte ranges as ranges of blocks, sorted and disjoint."""
+    ranges: Ranges = []
+    for start, end in dirty:
+        first, last = start // BLOCK_SIZE, -(-end // BLOCK_SIZE)
+        if ranges and first <= ranges[-1][1]:
+            ranges[-1] = (ranges[-1][0], max(last, ranges[-1][1]))
+        else:
+            ranges.append((first, last))
+    return ranges

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A journal's records in order, laid over disks: which prefixes of them are moments, and what the disks hold then.
+
+Which record ends the moments, and when a state is one, is docs/capture.md's "Moments".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from everywhen.block.patched import Patches
+from everywhen.formats.errors import Corrupt
+from everywhen.formats.fields import parse_json, text
+from everywhen.formats.segment import MARK, WRITE, Group
+
+
+class Replay:
+    """Takes groups in order. `sequence` is the number after the newest record that was taken."""
+
+    def __init__(self, patches: Sequence[Patches], sequence: int, *, following: bool) -> None:
+        """`patches`: of each disk, what the records make of it; `following`: the state is a moment to begin with."""
+        self.patches = patches
+        self.sequence = sequence
+        self.time_ns = 0
+        """When the newest record was taken; 0 before there is one."""
+        self.writes = 0
+        """Records that were laid, marks not counted."""
+        self.ended = False
+        """Whether a tap was closed after the newest record, when all disks were complete."""
+        self._tapped = [following] * len(patches)
+        self._complete = [following] * len(patches)
+
+    @property
+    def is_moment(self) -> bool:
+        """Whether the state after the newest record is one in which a power cut could have left the VM."""
+        return all(self._complete)
+
+    def feed(self, group: Group, *, until: int | None = None, until_ns: int | None = None) -> None:
+        """Lay the group's records, those before the sequence number `until` and not after the time `until_ns`.
+
+        Not beyond the record at which a tap was closed: what came before it is the last moment. Raises Corrupt.
+        """
+        if group.sequence + len(group) <= self.sequence:
+            return
+        data, begin = memoryview(group.data()), 0
+        columns = (group.kinds, group.disks, group.offsets, group.lengths, group.data_ends(), group.times)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        for sequence, (kind, number, offset, length, end, after) in enumerate(rows, group.sequence):
+            start, begin = begin, end
+            if sequence < self.sequence:
+                continue  # of a group that was fed in part
+            time_ns = group.time_ns + after
+            if self.ended or (until is not None and sequence >= until) or (until_ns is not None and time_ns > until_ns):
+                return
+            if number >= len(self.patches):
+                raise Corrupt(f"record {sequence} is of disk {number}; there are {len(self.patches)}")
+            if kind == MARK:
+                self._mark(number, text(parse_json("a mark", bytes(data[start:end])), "mark"))
+                if self.ended:
+                    return
+            else:
+                self.writes += 1
+                if kind == WRITE:
+                    self.patches[number].write(offset, data[start:end])
+                else:
+                    self.patches[number].zero(offset, length)
+            self.sequence = sequence + 1
+            self.time_ns = max(self.time_ns, time_ns)
+
+    def _mark(self, number: int, what: str) -> None:
+        if what == "tap closed" and self.is_moment:
+            self.ended = True
+            return
+        self._tapped[number] = what == "tap opened" or (self._tapped[number] and what != "tap closed")
+        self._complete[number] = self._tapped[number] and (self._complete[number] or what == "complete")
