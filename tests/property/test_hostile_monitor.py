@@ -122,7 +122,24 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
-OTHER = [None, True, False, 0, -1, 1.5, 1 << 70, "", "everywhen-", "everywhen-tap-0", "\ud800", [], [[]], [None], {}, {"x": {}}]
+OTHER: list[Any] = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1.5,
+    1 << 70,
+    "",
+    "everywhen-",
+    "everywhen-tap-0",
+    "\ud800",
+    [],
+    [[]],
+    [None],
+    {},
+    {"x": {}},
+]
 
 
 def changed(value: Any, path: tuple[Any, ...], by: Any) -> Any:
