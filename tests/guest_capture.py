@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -35,6 +36,9 @@ class GuestCapture:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.process.poll() is None:
+            # Children that a test has stopped (SIGSTOP) would not see that their parent ends.
+            for child in [*self._children("watchdog"), *self._children("sink_process")]:
+                os.kill(child, signal.SIGKILL)
             self.process.kill()
             ended(self.process)
 
