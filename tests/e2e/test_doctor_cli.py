@@ -128,7 +128,7 @@ def test_one_of_each(program: Program, zoo: Hypervisor) -> None:
 
 def test_as_a_table(program: Program, zoo: Hypervisor) -> None:
     before = everything(zoo)
-    done = program.run("doctor", "web1", "--qmp", zoo.qmp, "--folder", "host")
+    done = program.run("doctor", "web1", "--qmp", zoo.qmp)
     assert done.code == 5
     assert "web1: 3 of 9 disks can be protected. Disks that the guest itself reaches" in done.out
     assert done.out.endswith("Nothing was changed.\n")
@@ -153,8 +153,10 @@ def test_all_is_well_until_another_tool_exports(program: Program, tmp_path: Path
         assert by_device(done.document)["vd0"]["verdict"] == "yes"
         assert {check["check"]: check["verdict"] for check in done.document["checks"]} == {
             "QEMU": "yes",
+            "folder": "yes",
+            "spool": "with care",
             "repository": "yes",
-            "place": "with care",  # image and repository lie on one file system in this test
+            "place": "with care",  # image, spool and repository lie on one file system in this test
             "clock": "yes",
         }
         address = {"addr": {"type": "unix", "data": {"path": str(tmp_path / "theirs")}}}
@@ -177,7 +179,8 @@ def test_this_host_alone(program: Program) -> None:
     assert program.run("doctor").code == 0
     program.environment["EVERYWHEN_REPO"] = str(program.folder / "none")
     (program.folder / "file").touch()
-    done = program.run("doctor", "--folder", "file/host", "--json")
+    program.environment["EVERYWHEN_STATE"] = str(program.folder / "file" / "host")
+    done = program.run("doctor", "--json")
     assert done.code == 5
     bad = {check["check"] for check in done.document["checks"] if check["verdict"] == "no"}
     assert bad == {"folder", "repository"}
@@ -188,6 +191,7 @@ def test_this_host_alone(program: Program) -> None:
 
 def test_a_vm_that_is_nowhere(program: Program, tmp_path: Path) -> None:
     assert program.run("doctor", "web1").code == 2
+    assert program.run("doctor", "Web 1", "--qmp", tmp_path / "none.sock").code == 2
     done = program.run("doctor", "web1", "--qmp", tmp_path / "none.sock")
     assert done.code == 1
     assert "cannot be asked" in done.err

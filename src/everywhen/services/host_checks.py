@@ -28,16 +28,18 @@ def check_folder(folder: Path, images: Iterable[str]) -> list[Check]:
     there = _nearest(folder)
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         words = f"{there} is no folder" if not there.is_dir() else f"{there} cannot be written to by this user"
-        return [Check("folder", Verdict.NO, words, "Choose another one with --folder, or run this as another user.")]
+        return [Check("folder", Verdict.NO, words, "Set EVERYWHEN_STATE to another one, or run this as another user.")]
     longest = folder.absolute() / "export.sock"
     if len(os.fsencode(longest)) > _LONGEST_SOCKET:
         words = f"{longest} is longer than {_LONGEST_SOCKET} bytes, which no socket's name may be"
-        return [Check("folder", Verdict.NO, words, "Choose a shorter one with --folder.")]
+        return [Check("folder", Verdict.NO, words, "Set EVERYWHEN_STATE to a shorter one.")]
     usage = shutil.disk_usage(there)
     words = f"{folder}: {size(usage.free)} of {size(usage.total)} free"
     if usage.free < usage.total * _LITTLE:
         words += "; when the spool is full, capture pauses and the guest goes on"
-        checks = [Check("folder", Verdict.CARE, words, "Choose another one with --folder, or set --spool-limit.")]
+        checks = [
+            Check("folder", Verdict.CARE, words, "Set EVERYWHEN_STATE to another one, or protect with a lower --spool-limit.")
+        ]
     else:
         checks = [Check("folder", Verdict.YES, words)]
     beside = _on_device(there, images)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +18,7 @@ from everywhen.interfaces.cli.output import Output
 from everywhen.services.diagnosis import Check, DiskJudged, Verdict, judge, judge_hypervisor, worst
 from everywhen.services.failures import Exit, Failed, Failure, WrongUsage
 from everywhen.services.host_checks import check_clock, check_folder, check_repository
+from everywhen.services.naming import is_name
 from everywhen.services.sizes import size
 
 _STYLES = {Verdict.YES: "", Verdict.CARE: "warn", Verdict.NO: "bad", Verdict.LEFT_OUT: "faint"}
@@ -30,17 +30,18 @@ _UNSEEN = "Disks that the guest itself reaches over a network (iSCSI, NFS) canno
 def doctor(
     vm: Annotated[str | None, typer.Argument(metavar="VM", help="What to call it here.")] = None,
     qmp: Annotated[str | None, typer.Option("--qmp", metavar="SOCKET", help="QEMU's monitor, a unix socket.")] = None,
-    folder: Annotated[str | None, typer.Option("--folder", metavar="DIR", help="Where sockets and the spool would go.")] = None,
     repo: Repo = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> int:
     """What can be protected here, what cannot, why, and what to do. Changes nothing."""
     context = context_of(locals())
+    if vm is not None and not is_name(vm):
+        raise WrongUsage(f'"{vm}" is not a name for a VM: use a-z, 0-9, dot, dash and underscore.', on=vm)
     if vm is not None and qmp is None:
         raise WrongUsage(f"Where does {vm} run?", do=["--qmp SOCKET: its monitor"])
     disks, checks = _asked(qmp) if qmp is not None else ([], [])
-    checks += _of_host(context, folder, [disk.filename for disk in disks])
+    checks += _of_host(context, vm, [disk.filename for disk in disks])
     verdict = worst([*(disk.verdict for disk in disks), *(check.verdict for check in checks)])
     context.output.document(
         {
@@ -72,11 +73,9 @@ def _asked(socket: str) -> tuple[list[DiskJudged], list[Check]]:
     return judge(found), judge_hypervisor(found)
 
 
-def _of_host(context: Context, folder: str | None, images: list[str]) -> list[Check]:
-    checks: list[Check] = []
+def _of_host(context: Context, vm: str | None, images: list[str]) -> list[Check]:
+    checks = check_folder(context.state(vm or ""), images)
     not_before = os.stat(everywhen.__file__).st_mtime_ns
-    if folder is not None:
-        checks += check_folder(Path(folder), images)
     if context.repo or context.env.get("EVERYWHEN_REPO"):
         try:
             found, created = check_repository(context.store(), images)
