@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from everywhen.interfaces.control_socket import NobodyThere, ask
 from tests.guest import Guest
 from tests.hypervisor import eventually
 from tests.program import Done, Program, ended
@@ -21,17 +22,14 @@ VM = "web1"
 
 
 class GuestCapture:
-    """A capture that has made its first point; ended with the body, in order or not."""
+    """A capture that follows every write; ended with the body, in order or not."""
 
     def __init__(self, program: Program, guest: Guest, *more: str) -> None:
         self.program = program
-        self._before = len(self.points())
-        self.process: subprocess.Popen[str] = program.start(
-            "protect", VM, "--qmp", guest.qmp, "--folder", "host", "--pace", "0", *more
-        )
+        self.process: subprocess.Popen[str] = program.start("protect", VM, "--qmp", guest.qmp, "--pace", "0", *more)
 
     def __enter__(self) -> Self:
-        self.more_points(self._before + 1)
+        self._following()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -53,9 +51,9 @@ class GuestCapture:
         assert self.process.poll() is None, ended(self.process)
 
     def begun_again(self, lost_sink: int) -> None:
-        """Wait until there is another sink, and a point of it: the one before is a point of what the lost sink had."""
+        """Wait until it follows again, after the loss of a sink."""
         self.process_of("sink_process", other_than=lost_sink)
-        self.more_points(len(self.points()) + 1)
+        self._following()
 
     def stop(self) -> Done:
         """End it by Ctrl-C; it must end in order."""
@@ -74,6 +72,16 @@ class GuestCapture:
 
         eventually(there, f"a {module} below {self.process.pid}")
         return (found - {other_than}).pop()
+
+    def _following(self) -> None:
+        eventually(lambda: self.process.poll() is not None or self._state() == "following", "it follows", 30)
+        assert self.process.poll() is None, ended(self.process)
+
+    def _state(self) -> str | None:
+        try:
+            return str(ask(self.program.folder / "host" / VM, {"wish": "status"})["state"])
+        except NobodyThere:
+            return None
 
     def _children(self, module: str) -> Iterator[int]:
         parent = self.process.pid
