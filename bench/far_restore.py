@@ -11,11 +11,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from datetime import UTC
 from pathlib import Path
 
 from bench.library import opened
 from bench.tools import PASSPHRASE
+from everywhen.services.addresses import parse_address
 from everywhen.services.catalog import read_catalog
+from everywhen.services.opening import open_moment
 from everywhen.services.restore import RestoreOrder, restore
 from everywhen.storage.delayed import DelayedStore
 from everywhen.storage.metered import MeteredStore
@@ -31,9 +34,9 @@ def main() -> None:
     began = time.perf_counter()
     with opened(store, PASSPHRASE, Path(cache)) as repository:
         catalog = read_catalog(repository)
-        name, _, wanted = moment.partition("@")
-        point = next(point for point in catalog.points if point.point == wanted)
-        order = RestoreOrder(catalog.vm(name), point, sorted(point.disks), to, "raw", "new", -1, files=False)
+        address = parse_address(moment)
+        vm, found = open_moment(repository, catalog, address, now_ns=time.time_ns(), zone=UTC, exact=True)
+        order = RestoreOrder(vm, found, sorted(found.point.disks), to, "raw", "new", -1, files=False)
         opening = time.perf_counter() - began
         restore(repository, order, lambda _done, _total: None)
     seconds = time.perf_counter() - began

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from everywhen.formats.fields import Json
+from everywhen.interfaces.control_socket import NobodyThere, ask
 from tests.hypervisor import eventually
 from tests.program import PROGRAM, Program
 
@@ -17,11 +19,11 @@ class Capture:
     """A running `everywhen protect VM`, whatever it says in a file. Left alone, it is killed at the end."""
 
     def __init__(self, program: Program, vm: str, qmp: Path, *more: str) -> None:
-        """Started; `followed` waits for its first point."""
+        """Started; `followed` waits until every write is captured."""
         self._program = program
         self._vm = vm
         self._said = program.folder / f"{vm}-{len(list(program.folder.glob(f'{vm}-*.said')))}.said"
-        command: list[str | Path] = [PROGRAM, "protect", vm, "--qmp", qmp, "--folder", "host", *more]
+        command: list[str | Path] = [PROGRAM, "protect", vm, "--qmp", qmp, *more]
         with self._said.open("ab") as said:
             # No pipe: nobody reads it while the test does something else.
             self.process = subprocess.Popen(
@@ -40,10 +42,21 @@ class Capture:
         return self._said.read_text()
 
     def followed(self) -> Self:
-        """Its first point is there."""
-        eventually(lambda: self._ended() or self.said.count("recovery point p-") > 0, "a first point", 60)
+        """Every write is captured."""
+        eventually(lambda: self._ended() or self.state() == "following", "it follows", 60)
         assert not self._ended(), self.said
         return self
+
+    def ask(self, request: Json) -> Json:
+        """What it answers to a wish."""
+        return ask(Path(self._program.environment["EVERYWHEN_STATE"]) / self._vm, request)
+
+    def state(self) -> str | None:
+        """What it says of itself; None while nobody answers."""
+        try:
+            return str(self.ask({"wish": "status"})["state"])
+        except NobodyThere:
+            return None
 
     def points(self) -> list[dict[str, Any]]:
         """All points of the VM, the newest first."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -46,10 +46,9 @@ class GuestCapture:
         return found
 
     def more_points(self, count: int) -> None:
-        """Wait until so many more were made."""
-        for _ in range(count):
-            last = self._says("point")
-            self._until(lambda last=last: self._says("point") not in (last, None), "another point")  # type: ignore[misc]
+        """Wait until there are so many."""
+        eventually(lambda: self.process.poll() is not None or len(self.points()) >= count, f"{count} points", 30)
+        assert self.process.poll() is None, ended(self.process)
 
     def begun_again(self, lost_sink: int) -> None:
         """Wait until it follows again, after the loss of a sink."""
@@ -75,16 +74,12 @@ class GuestCapture:
         return (found - {other_than}).pop()
 
     def _following(self) -> None:
-        self._until(lambda: self._says("state") == "following", "it follows")
-
-    def _until(self, done: Callable[[], bool], what: str) -> None:
-        eventually(lambda: self.process.poll() is not None or done(), what, 30)
+        eventually(lambda: self.process.poll() is not None or self._state() == "following", "it follows", 30)
         assert self.process.poll() is None, ended(self.process)
 
-    def _says(self, word: str) -> Any:
-        """What it says of itself; None while it cannot be asked."""
+    def _state(self) -> str | None:
         try:
-            return ask(self.program.folder / "host" / VM, {"wish": "status"})[word]
+            return str(ask(self.program.folder / "host" / VM, {"wish": "status"})["state"])
         except NobodyThere:
             return None
 

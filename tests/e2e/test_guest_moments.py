@@ -18,7 +18,7 @@ def test_every_point_is_a_state_of_its_time(tmp_path: Path) -> None:
     with Guest(tmp_path) as guest:
         guest.write()
         guest.reach(50)
-        with GuestCapture(program, guest, "--seal-every", "1s") as capture:
+        with GuestCapture(program, guest, "--seal-every", "2s") as capture:
             capture.more_points(4)
             guest.poweroff()
             capture.stop()

@@ -67,7 +67,7 @@ def test_what_a_run_killed_at_its_copy_left_is_taken_away_and_nothing_else(progr
 
 def test_a_server_that_cannot_be_found(program: Program, tmp_path: Path) -> None:
     with StorageDaemon(tmp_path, SIZES, address="addr.type=inet,addr.host=127.0.0.1,addr.port=0") as daemon:
-        done = program.run("protect", "web1", "--qmp", daemon.qmp, "--folder", "host")
+        done = program.run("protect", "web1", "--qmp", daemon.qmp)
         assert done.code == 1
         assert "was found at no unix socket of this host" in done.err
         assert daemon.ours() == set()

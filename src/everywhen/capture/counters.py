@@ -12,8 +12,8 @@ import os
 
 CONNECTIONS = 62
 """Connections at once: two for each of the disks of a VM (its tap, and its copy)."""
-_PER_CONNECTION = 8
-_SIZE = 4096
+_PER_CONNECTION = 128
+_SIZE = 65536
 
 # Words of the sink as a whole
 TAKEN, DURABLE, WRITTEN_BYTES, STATE, TAKEN_BYTES, CLOSED, ROLL, ROLLED = range(8)
@@ -21,6 +21,10 @@ TAKEN, DURABLE, WRITTEN_BYTES, STATE, TAKEN_BYTES, CLOSED, ROLL, ROLLED = range(
 data taken; segments that are closed; how often `protect` asked for the open one to be closed, and how often it was."""
 # Words of a connection
 RECEIVED, REQUESTS, ANSWERED, OLDEST_NS, SERVED_NS, WORST_NS = range(6)
+
+_SERVED_IN = 16
+"""Where a connection counts how long its requests took: a word for each half of a power of two of nanoseconds."""
+_BUCKETS = 80
 
 FINE, SPOOL_FULL, SPOOL_SLOW, SPOOL_FAILED = range(4)
 """Values of STATE: why the sink has let go of its taps."""
@@ -62,6 +66,28 @@ class Counters:
     def put_of(self, connection: int, word: int, value: int) -> None:
         """Set a word of a connection."""
         self._words[_PER_CONNECTION * (2 + connection) + word] = value
+
+    def count_served(self, connection: int, took_ns: int, requests: int) -> None:
+        """Requests of a connection that were answered after so long."""
+        bits = max(2, took_ns.bit_length())
+        word = _SERVED_IN + min(2 * bits + (took_ns >> bits - 2 & 1), _BUCKETS - 1)
+        self.put_of(connection, word, self.of(connection, word) + requests)
+
+    def served_within(self, share: float) -> int:
+        """Nanoseconds within which this share (0 to 1) of all requests was answered; up to a third more. 0 without requests."""
+        first = _SERVED_IN
+        counts = [sum(self.of(connection, first + bucket) for connection in range(CONNECTIONS)) for bucket in range(_BUCKETS)]
+        left = share * sum(counts)
+        for bucket, count in enumerate(counts):
+            left -= count
+            if count and left <= 0:
+                bits, half = divmod(bucket, 2)
+                return (1 << bits - 1) + (half + 1 << bits - 2)
+        return 0
+
+    def worst_ns(self) -> int:
+        """The longest that any request took."""
+        return max(self.of(connection, WORST_NS) for connection in range(CONNECTIONS))
 
     def clear(self, connection: int) -> None:
         """Make ready for a new connection under that number."""

@@ -112,6 +112,7 @@ class Sink:
             counters.put_of(number, OLDEST_NS, 0)
             counters.put_of(number, SERVED_NS, counters.of(number, SERVED_NS) + took)
             counters.put_of(number, WORST_NS, max(counters.of(number, WORST_NS), took))
+            counters.count_served(number, took, len(requests))
         return connection.session.phase is not Phase.ENDED
 
     def _answer(self, connection: _Connection, request: Request) -> bool:

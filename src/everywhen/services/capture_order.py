@@ -45,10 +45,28 @@ class Time:
     sleep: Callable[[float], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """How a capture stands: numbers after the newest record that was taken, that is durable on this host, and that is in a
+    point; bytes of data taken and of spool written for them; within how many nanoseconds the sink answered half of the
+    writes, 99 of 100, and each one."""
+
+    taken: int
+    durable: int
+    sealed: int
+    data_bytes: int
+    spool_bytes: int
+    median_ns: int
+    p99_ns: int
+    worst_ns: int
+
+
 class Told(Protocol):
     """Who is told how it goes."""
 
     def attached(self, disks: list[str]) -> None: ...
+
+    def measured(self, figures: Figures) -> None: ...
 
     def copying(self, done: int, total: int) -> None: ...
 

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 from everywhen.formats.fields import Json
 from everywhen.formats.point import RecoveryPoint
-from everywhen.services.capture_order import Told
+from everywhen.services.capture_order import Figures, Told
 
 STARTING, COPYING, FOLLOWING, DETACHED, PAUSED = "starting", "copying", "following", "detached", "paused"
 
@@ -30,6 +31,10 @@ class CaptureState:
         self._become(COPYING, None)
         self._value["disks"] = disks
         self._told.attached(disks)
+
+    def measured(self, figures: Figures) -> None:
+        self._value |= asdict(figures)
+        self._told.measured(figures)
 
     def copying(self, done: int, total: int) -> None:
         self._value["copied"], self._value["to_copy"] = done, total

@@ -32,7 +32,7 @@ from everywhen.repository.keys.segment_keys import JournalRecipient
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import PointWriter, write_point
-from everywhen.services.capture_order import ENDS, CaptureLost, CaptureOrder, Paused, Stopped, Time, Told
+from everywhen.services.capture_order import ENDS, CaptureLost, CaptureOrder, Figures, Paused, Stopped, Time, Told
 from everywhen.services.following import follow
 from everywhen.services.naming import is_name
 from everywhen.services.replay import Replay
@@ -128,20 +128,20 @@ class Capture:
             follow(self, self.order, self.told, self.time, self.wishes)
 
     @property
-    def unsealed(self) -> int:
-        """How many records were received since the newest point."""
+    def figures(self) -> Figures:
+        """How it stands."""
+        reception = self._stretch.reception
         position = self.parent.journal if self.parent else None
-        return self._stretch.reception.taken - (position.sequence if position else 0)
-
-    @property
-    def received_bytes(self) -> int:
-        """Bytes of data that were received."""
-        return self._stretch.reception.taken_bytes
-
-    @property
-    def spooled_bytes(self) -> int:
-        """Bytes of spool that were written."""
-        return self._stretch.reception.written_bytes
+        return Figures(
+            taken=reception.taken,
+            durable=reception.durable,
+            sealed=position.sequence if position and position.stream == self._stream else 0,
+            data_bytes=reception.taken_bytes,
+            spool_bytes=reception.written_bytes,
+            median_ns=reception.counters.served_within(0.5),
+            p99_ns=reception.counters.served_within(0.99),
+            worst_ns=reception.counters.worst_ns(),
+        )
 
     def _sink_order(self, nodes: list[DiskNode]) -> SinkOrder:
         recipient = JournalRecipient.of(self.repository.id, self.repository.unlocked.keyset)
@@ -253,7 +253,7 @@ class Capture:
         parent = self.parent
         if parent is None or parent.journal is None:
             return
-        if self.unsealed or mark is not None:
+        if self._stretch.reception.taken > parent.journal.sequence or mark is not None:
             with write_point(self.repository, f"protect {self.vm.name}", first_copy=False) as writer:
                 self._seal(writer, Sealer.after(self.repository, writer, parent, parent.journal), mark)
 

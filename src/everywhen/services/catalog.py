@@ -56,10 +56,15 @@ class Catalog:
         when = parse_when(address.when or "latest", now_ns=now_ns, zone=zone)
         found = resolve(vm.name, when, self.moments_of(vm), zone=zone, exact=exact)
         point = next(point for point in self.points if point.point == found.moment.id)
+        self.demand_disk(vm, point, address)
+        return vm, point, found
+
+    @staticmethod
+    def demand_disk(vm: Vm, point: RecoveryPoint, address: Address) -> None:
+        """Raises NotFound when the address names a disk that the VM did not have."""
         if address.disk is not None and address.disk not in point.disks:
             disks = ", ".join(sorted(point.disks))
             raise NotFound(f"{vm.name} had no disk {address.disk} at {point.point}. It had: {disks}.", on=str(address))
-        return vm, point, found
 
     def active_holds(self, now_ns: int) -> list[Hold]:
         """Holds that have not ended."""

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from everywhen.services.capture_order import CaptureOrder, Paused, Time, Told
+from everywhen.services.capture_order import CaptureOrder, Figures, Paused, Time, Told
 from everywhen.services.wishes import Mark, Pause, Resume, Ship, Wish, Wishes
 from everywhen.storage.base import StorageError
 
-_LOOK_S = 0.25
+_LOOK_S, _MEASURE_S = 0.25, 1.0
 _SHIP_S, _SHIP_BYTES = 60.0, 16 << 20
 _MOST_RECORDS, _MOST_BYTES = 100_000, 256 << 20
 """At most about so much lies between two points: opening a moment reads it (indexing 0.1 M records took 11 ms, design 4.4)."""
@@ -20,13 +20,7 @@ class Standing(Protocol):
     """A capture whose taps are attached and whose gap is closed."""
 
     @property
-    def unsealed(self) -> int: ...
-
-    @property
-    def received_bytes(self) -> int: ...
-
-    @property
-    def spooled_bytes(self) -> int: ...
+    def figures(self) -> Figures: ...
 
     def look(self) -> None: ...
 
@@ -37,21 +31,24 @@ class Standing(Protocol):
 
 def follow(standing: Standing, order: CaptureOrder, told: Told, time: Time, wishes: Wishes) -> None:
     """Until the end is wanted. Raises CaptureLost, Paused; StorageError when the last point cannot be made."""
-    shipped = sealed = time.monotonic()
-    shipped_bytes = sealed_bytes = 0
+    shipped = sealed = measured = time.monotonic()
+    at_ship = at_seal = standing.figures
+    told.measured(at_ship)
     while True:
         wish, ending = wishes.wait(_LOOK_S), wishes.ending
         standing.look()
-        now = time.monotonic()
-        much = standing.spooled_bytes - shipped_bytes > _SHIP_BYTES
-        fresh = standing.spooled_bytes > shipped_bytes and now - shipped > _SHIP_S
+        now, figures = time.monotonic(), standing.figures
+        if now - measured > _MEASURE_S:
+            measured = now
+            told.measured(figures)
+        new = figures.spool_bytes - at_ship.spool_bytes
         why = None
-        if much or fresh or ending or isinstance(wish, Ship | Pause):
-            shipped, shipped_bytes = now, standing.spooled_bytes
+        if new > _SHIP_BYTES or (new and now - shipped > _SHIP_S) or ending or isinstance(wish, Ship | Pause):
+            shipped, at_ship = now, figures
             why = _tried(standing.ship, told)
-        much = standing.unsealed > _MOST_RECORDS or standing.received_bytes - sealed_bytes > _MOST_BYTES
+        much = figures.taken - figures.sealed > _MOST_RECORDS or figures.data_bytes - at_seal.data_bytes > _MOST_BYTES
         if much or ending or isinstance(wish, Mark | Pause) or now - sealed > order.seal_s:
-            sealed, sealed_bytes = now, standing.received_bytes
+            sealed, at_seal = now, figures
             mark = wish.text if isinstance(wish, Mark) else None
             if ending:
                 standing.make_point(mark)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Moments that can be opened, as retention, addresses and listings see them.
 
-Today every moment is a recovery point. Moments between points (a point plus gapless journal) will be found by the same
-resolution: it already asks for "the latest one not after", so a journal only has to offer more of them.
+These are the recovery points. Between two of them the journal has more: `opening.py` finds them from the point before.
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ class Replay:
         """Records that were laid, marks not counted."""
         self.ended = False
         """Whether a tap was closed after the newest record, when all disks were complete."""
+        self.beyond = False
+        """Whether there was a record after the limit up to which it was fed."""
         self._tapped = [following] * len(patches)
         self._complete = [following] * len(patches)
 
@@ -50,7 +52,10 @@ class Replay:
             if sequence < self.sequence:
                 continue  # of a group that was fed in part
             time_ns = group.time_ns + after
-            if self.ended or (until is not None and sequence >= until) or (until_ns is not None and time_ns > until_ns):
+            if self.ended:
+                return
+            if (until is not None and sequence >= until) or (until_ns is not None and time_ns > until_ns):
+                self.beyond = True
                 return
             if number >= len(self.patches):
                 raise Corrupt(f"record {sequence} is of disk {number}; there are {len(self.patches)}")

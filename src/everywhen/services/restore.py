@@ -11,8 +11,11 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from everywhen.block import qemu_locks
 from everywhen.block.device import BLOCK_SIZE
+from everywhen.block.patched import PatchedSink, Patches
 from everywhen.block.target import Target
 from everywhen.block.target_device import WholeDevice
 from everywhen.block.target_file import PARTIAL_SUFFIX, NewFile
@@ -28,6 +31,7 @@ from everywhen.repository.reading import copy_disk, copy_disk_in_order, opened_p
 from everywhen.repository.repository import Repository
 from everywhen.services.failures import Damage, Failed, NotFound, WrongUsage
 from everywhen.services.naming import is_name
+from everywhen.services.opening import OpenedMoment
 
 Report = Callable[[int, int | None], None]
 Mode = Literal["new", "overwrite", "in-place"]
@@ -38,7 +42,7 @@ class RestoreOrder:
     """What goes where. `to`: a file for one disk, a folder for several, `-` for standard output (a descriptor)."""
 
     vm: Vm
-    point: RecoveryPoint
+    moment: OpenedMoment
     disks: list[str]
     to: str
     format: str
@@ -46,6 +50,15 @@ class RestoreOrder:
     stdout: int
     files: bool
     """Whether the configuration files are wanted too (only into a folder)."""
+
+    @property
+    def point(self) -> RecoveryPoint:
+        """The point that the moment is, or that it follows."""
+        return self.moment.point
+
+    def patches(self, disk: str) -> Patches:
+        """What lies over the point's disk."""
+        return self.moment.patches.get(disk) or Patches()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +87,7 @@ class RestoreResult:
 class _Job:
     disk: str
     tree: Tree
+    patches: Patches
     target: Target
 
 
@@ -97,10 +111,15 @@ def restore(repository: Repository, order: RestoreOrder, report: Report) -> Rest
         files = _file_paths(order, set(paths.values())) if into_folder and order.files else {}
         # All targets before the first byte: that the second disk's file exists should not be learned after an hour.
         jobs = [
-            _Job(name, order.point.disks[name].tree, opened.enter_context(_target(repository, order, name, path, remarks)))
+            _Job(
+                name,
+                order.point.disks[name].tree,
+                order.patches(name),
+                opened.enter_context(_target(repository, order, name, path, remarks)),
+            )
             for name, path in paths.items()
         ]
-        advance = _advancing(report, sum(used_bytes(repository, job.tree) for job in jobs))
+        advance = _advancing(report, sum(len(_used(repository, job.tree, job.patches)) * BLOCK_SIZE for job in jobs))
         restored = [_restore_disk(repository, job, advance) for job in jobs]
         for name, path in files.items():
             tree = order.point.files[name]
@@ -109,9 +128,10 @@ def restore(repository: Repository, order: RestoreOrder, report: Report) -> Rest
     return RestoreResult(restored, list(files.values()), seconds, remarks)
 
 
-def used_bytes(repository: Repository, tree: Tree) -> int:
-    """Bytes of a disk that are not known to be zero, in whole blocks."""
-    return len(used_blocks(repository.fetcher, tree)) * BLOCK_SIZE
+def _used(repository: Repository, tree: Tree, patches: Patches) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """(n,) int64, sorted: numbers of the blocks that are not known to be zero."""
+    used = used_blocks(repository.fetcher, tree)
+    return np.union1d(used, np.array(patches.blocks(), np.int64)) if len(patches) else used
 
 
 def _advancing(report: Report, total: int) -> Callable[[int], None]:
@@ -143,7 +163,7 @@ def _restore_disk(repository: Repository, job: _Job, advance: Callable[[int], No
 
     target = job.target
     copy = copy_disk_in_order if isinstance(target, Stream) else copy_disk
-    copy(repository.fetcher, job.tree, target, count)
+    copy(repository.fetcher, job.tree, PatchedSink(target, job.patches, count) if len(job.patches) else target, count)
     target.finish()
     written = target.bytes_written if isinstance(target, InPlace) else data
     resumed = isinstance(target, InPlace) and target.unfinished is not None
@@ -152,7 +172,7 @@ def _restore_disk(repository: Repository, job: _Job, advance: Callable[[int], No
 
 def _target(repository: Repository, order: RestoreOrder, name: str, path: str, remarks: list[str]) -> Target:
     tree = order.point.disks[name].tree
-    source = f"{order.vm.name}/{name}@{order.point.point}"
+    source = f"{order.vm.name}/{name}@{order.moment.label}"
     if path == "-":
         if order.format != "raw":
             raise WrongUsage("Standard output takes raw only: leave --format out.", on=order.format)
@@ -189,7 +209,7 @@ def _in_place(repository: Repository, order: RestoreOrder, path: str, tree: Tree
 
 
 def _layout(repository: Repository, order: RestoreOrder, name: str, path: str, tree: Tree) -> Layout:
-    used = used_blocks(repository.fetcher, tree)
+    used = _used(repository, tree, order.patches(name))
     runs = Runs.of_blocks(used, BLOCK_SIZE, tree.size) if len(used) else Runs.of_extents([])
     fresh = uuid.UUID(bytes=repository.surroundings.randomness(16), version=4)
     created = repository.surroundings.clock() // 1_000_000_000

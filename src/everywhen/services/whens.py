@@ -8,8 +8,8 @@ Decided here, where the texts leave it open:
 - Quotes rarely survive a shell, so what begins with a letter and is nothing else is a mark too: `web1@before update`.
   A mark that begins otherwise, or that looks like another WHEN (`latest`, `p-...`, `yesterday`), needs its quotes.
 - A mark or a beginning of an id that fits several moments is refused with the choices; it never silently means the newest.
-- Ages count back from the reader's clock. `~N` counts single writes: where only recovery points are kept, there are none,
-  and the answer says so.
+- Ages count back from the reader's clock. `~N` counts single writes: where no journal is kept there are none, and the
+  answer says so.
 - The list given to `resolve` is one branch's: the one that was live then is chosen before.
 """
 
@@ -66,17 +66,24 @@ class When:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Which moment it was. `exact`: it is what was named, not merely the latest one before."""
+    """Which moment it was. `exact`: it is what was named, not merely the latest one before.
+
+    Between two points `moment` has the id of the point before, and `writes_after` says how many writes later it is;
+    `sequence` is the number of the journal's record after it.
+    """
 
     moment: Moment
     exact: bool
+    writes_after: int = 0
+    sequence: int | None = None
 
     def words(self, vm: str, zone: tzinfo) -> str:
         """The line that every answer begins with: which moment, and how it was made."""
         moment = self.moment
         label = zone_label(moment.time_ns, zone)
         mark = "" if moment.mark is None else f', "{moment.mark}"'
-        how = f"recovery point {moment.id}{mark}; {_MADE[moment.consistency]}"
+        later = f"{self.writes_after:,} writes after " if self.writes_after else ""
+        how = f"{later}recovery point {moment.id}{mark}; {_MADE[moment.consistency]}"
         return f"{vm} at {local_time(moment.time_ns, zone)} {label} ({how})"
 
 
@@ -124,33 +131,49 @@ def resolve(vm: str, when: When, moments: Sequence[Moment], *, zone: tzinfo, exa
 
     Raises NotFound (none, none before, none exactly there) and WrongUsage (several).
     """
+    found = choose(vm, when, moments, zone=zone)
+    if when.writes_back:
+        raise no_single_writes(vm, when, found, zone=zone)
+    if exact and not found.exact:
+        raise refuse_other(vm, when, found, moments, zone=zone)
+    return found
+
+
+def choose(vm: str, when: When, moments: Sequence[Moment], *, zone: tzinfo) -> Found:
+    """The latest of `moments` that `when` allows, single writes before it not counted. Raises NotFound, WrongUsage."""
     if not moments:
         raise NotFound(f"{vm} has no moments yet.", on=vm, do=[f"everywhen backup {vm} DISK=IMAGE"])
     ordered = sorted(moments, key=lambda moment: moment.order)
     match when.target:
         case Latest():
-            found = Found(ordered[-1], exact=True)
+            return Found(ordered[-1], exact=True)
         case PointNamed(prefix):
-            found = Found(_only(vm, when, [m for m in ordered if m.id.startswith(prefix)], "point", ordered, zone), exact=True)
+            fitting = [m for m in ordered if m.id.startswith(prefix)]
+            return Found(_only(vm, when, fitting, "point", ordered, zone), exact=True)
         case Marked(mark):
-            found = Found(_only(vm, when, [m for m in ordered if m.mark == mark], "mark", ordered, zone), exact=True)
+            return Found(_only(vm, when, [m for m in ordered if m.mark == mark], "mark", ordered, zone), exact=True)
         case Stretch() as stretch:
-            found = _at(vm, when, stretch, ordered, zone)
-    if when.writes_back:
-        raise NotFound(
-            f"{when.written}: no single writes of {vm} are kept there, only recovery points.",
-            on=vm,
-            do=[f"The nearest: {vm}@{found.moment.id} ({_shown(found.moment, zone)})."],
-        )
-    if exact and not found.exact:
-        later = next((moment for moment in ordered if moment.order > found.moment.order), None)
-        neighbours = [moment for moment in (found.moment, later) if moment]
-        raise NotFound(
-            f"{vm} has no moment at exactly {when.written}.",
-            on=vm,
-            do=[f"Nearest: {vm}@{moment.id} ({_shown(moment, zone)})." for moment in neighbours],
-        )
-    return found
+            return _at(vm, when, stretch, ordered, zone)
+
+
+def no_single_writes(vm: str, when: When, found: Found, *, zone: tzinfo) -> NotFound:
+    """That `~N` leads to where no journal is kept."""
+    return NotFound(
+        f"{when.written}: no single writes of {vm} are kept there, only recovery points.",
+        on=vm,
+        do=[f"The nearest: {vm}@{found.moment.id} ({_shown(found.moment, zone)})."],
+    )
+
+
+def refuse_other(vm: str, when: When, found: Found, moments: Sequence[Moment], *, zone: tzinfo) -> NotFound:
+    """That there is no moment at exactly the time named."""
+    later = min((moment for moment in moments if moment.order > found.moment.order), key=lambda m: m.order, default=None)
+    neighbours = [moment for moment in (found.moment, later) if moment]
+    return NotFound(
+        f"{vm} has no moment at exactly {when.written}.",
+        on=vm,
+        do=[f"Nearest: {vm}@{moment.id} ({_shown(moment, zone)})." for moment in neighbours],
+    )
 
 
 def _at(vm: str, when: When, stretch: Stretch, ordered: list[Moment], zone: tzinfo) -> Found:

@@ -28,7 +28,7 @@ from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.cli.progress import Progress
 from everywhen.interfaces.control_socket import Listener
 from everywhen.services.ages import SECOND, parse_span, span
-from everywhen.services.capture_order import CaptureOrder, Time
+from everywhen.services.capture_order import CaptureOrder, Figures, Time
 from everywhen.services.capture_state import CaptureState
 from everywhen.services.protection import protect
 from everywhen.services.sizes import parse_size
@@ -50,6 +50,9 @@ class _Told:
 
     def sealed(self, point: RecoveryPoint, writes: int) -> None:
         self._context.output.note(f"{self._vm}: recovery point {point.point}, {writes:,} writes")
+
+    def measured(self, figures: Figures) -> None:
+        """For `status`: it changes all the time."""
 
     def shipped(self) -> None:
         """Nobody wants to read that every minute."""

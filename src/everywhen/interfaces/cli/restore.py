@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -19,9 +20,13 @@ from everywhen.interfaces.cli.app import (
     app,
     context_of,
 )
+from everywhen.interfaces.cli.context import Context
+from everywhen.interfaces.control_socket import NobodyThere, ask
 from everywhen.services.addresses import parse_address
 from everywhen.services.catalog import read_catalog
 from everywhen.services.failures import WrongUsage
+from everywhen.services.naming import is_name
+from everywhen.services.opening import open_moment
 from everywhen.services.restore import Mode, RestoreOrder, restore
 from everywhen.services.sizes import size
 from everywhen.services.times import local_time, rfc3339
@@ -54,21 +59,24 @@ def restore_command(
     mode: Mode = "in-place" if in_place else "overwrite" if overwrite else "new"
     context.output.kept = "The repository was only read. A new file that was not complete is removed."
     with context.repository() as repository:
+        _ship(context, address.vm)
         catalog = read_catalog(repository)
         now = repository.surroundings.clock()
-        vm, point, found = catalog.find(address, now_ns=now, zone=context.zone, exact=exact)
+        vm, opened = open_moment(repository, catalog, address, now_ns=now, zone=context.zone, exact=exact)
+        point, found = opened.point, opened.found
         if to != "-":
             context.output.line(found.words(vm.name, context.zone))
         disks = [address.disk] if address.disk else sorted(point.disks)
         stdout = sys.stdout.fileno() if to == "-" else -1
-        order = RestoreOrder(vm, point, disks, to, image_format, mode, stdout, files=address.disk is None)
+        order = RestoreOrder(vm, opened, disks, to, image_format, mode, stdout, files=address.disk is None)
         with context.progress(f"restore {vm.name}") as job:
             result = restore(repository, order, lambda done, total: job.report(done, total))
     context.output.document(
         {
             "point": point.point,
             "vm": vm.name,
-            "time": rfc3339(point.time_ns),
+            "time": rfc3339(found.moment.time_ns),
+            "writes_after_point": found.writes_after,
             "disks": {
                 disk.disk: {
                     "path": disk.path,
@@ -89,9 +97,19 @@ def restore_command(
     for disk in result.disks:
         resumed = ", going on from an unfinished restore" if disk.resumed else ""
         context.output.line(
-            f"{vm.name}/{disk.disk} of {local_time(point.time_ns, context.zone)} is in {disk.path}: {size(disk.size)}, "
+            f"{vm.name}/{disk.disk} of {local_time(found.moment.time_ns, context.zone)} is in {disk.path}: {size(disk.size)}, "
             f"{size(disk.bytes_written)} written{resumed}"
         )
     for path in result.files:
         context.output.line(f"configuration file {path}")
     context.output.line(f"{result.seconds:.1f} s")
+
+
+def _ship(context: Context, vm: str) -> None:
+    """Where the VM is captured on this host, have the newest moments brought into the repository first."""
+    if not is_name(vm):
+        return  # a hypervisor's name, or no name at all
+    with suppress(NobodyThere):
+        why = ask(context.state(vm), {"wish": "ship"}).get("error")
+        if why:
+            context.output.warn(f"{vm}: what was written last is not in the repository yet ({why})")

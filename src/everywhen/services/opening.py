@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The moment that an address means: a recovery point, or one between points, with the journal's records laid over a point.
+
+The points are searched first; from the one that is found on, its journal leads as far as the address allows. A journal that
+is not kept any more, or not yet in the repository, leads nowhere: then the point itself is the latest moment not after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import tzinfo
+
+import numpy as np
+
+from everywhen.block.patched import Patches
+from everywhen.formats.point import JournalPosition, RecoveryPoint
+from everywhen.formats.segment import MARK, Group
+from everywhen.repository.journal import Journal
+from everywhen.repository.ledger import Vm
+from everywhen.repository.repository import Repository
+from everywhen.services.addresses import Address
+from everywhen.services.catalog import Catalog, moment_of
+from everywhen.services.replay import Replay
+from everywhen.services.times import Stretch
+from everywhen.services.whens import Found, Latest, choose, no_single_writes, parse_when, refuse_other
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedMoment:
+    """A VM's disks at one instant: those of `point`, with `patches` over them (by disk; none where it is the point itself)."""
+
+    point: RecoveryPoint
+    found: Found
+    patches: dict[str, Patches] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The moment in few characters."""
+        writes = self.found.writes_after
+        return f"{self.point.point}+{writes}" if writes else self.point.point
+
+
+def open_moment(
+    repository: Repository, catalog: Catalog, address: Address, *, now_ns: int, zone: tzinfo, exact: bool
+) -> tuple[Vm, OpenedMoment]:
+    """What `address` means to a reader in `zone` whose clock says `now_ns`; `exact` refuses any other moment than that.
+
+    Raises NotFound, WrongUsage, Damaged, StorageError.
+    """
+    vm = catalog.vm(address.vm)
+    when = parse_when(address.when or "latest", now_ns=now_ns, zone=zone)
+    points = catalog.points_of(vm)
+    found = choose(vm.name, when, catalog.moments_of(vm), zone=zone)
+    line = _Line(repository, points)
+    opened = OpenedMoment(next(point for point in points if point.point == found.moment.id), found)
+    if isinstance(when.target, Latest | Stretch):
+        opened = line.onward(opened, when.target)
+    if when.writes_back:
+        earlier = line.back(opened, when.writes_back)
+        if earlier is None:
+            raise no_single_writes(vm.name, when, opened.found, zone=zone)
+        opened = earlier
+    if exact and not opened.found.exact:
+        raise refuse_other(vm.name, when, opened.found, catalog.moments_of(vm), zone=zone)
+    catalog.demand_disk(vm, opened.point, address)
+    return vm, opened
+
+
+class _Line:
+    """A VM's points, oldest first, and what the journals between them have."""
+
+    def __init__(self, repository: Repository, points: list[RecoveryPoint]) -> None:
+        self._repository = repository
+        self._points = points
+
+    def onward(self, opened: OpenedMoment, target: Latest | Stretch) -> OpenedMoment:
+        """The last moment after the point, within its journal, that `target` allows."""
+        until_ns = target.latest_ns if isinstance(target, Stretch) else None
+        replay = self._replayed(opened.point, None, until_ns)
+        if replay is None:
+            return opened
+        covered = replay.beyond or any(
+            later.journal.stream == opened.point.journal.stream
+            for later in self._points
+            if later.number > opened.point.number and later.journal and opened.point.journal
+        )
+        within = isinstance(target, Stretch) and replay.time_ns >= target.earliest_ns
+        exact = opened.found.exact or isinstance(target, Latest) or covered or within
+        return _moment(opened.point, replay, exact=exact)
+
+    def back(self, opened: OpenedMoment, writes: int) -> OpenedMoment | None:
+        """The moment so many writes before; None where the journal does not reach back so far."""
+        position = opened.point.journal
+        if position is None:
+            return None
+        end = opened.found.sequence if opened.found.sequence is not None else position.sequence
+        line = [
+            (point, point.journal.sequence)
+            for point in self._points
+            if point.journal and point.journal.stream == position.stream and point.journal.sequence <= end
+        ]
+        numbers = np.empty(0, np.int64)
+        for point, sequence in reversed(line):
+            earlier = self._writes(point, sequence, end if not len(numbers) else int(numbers[0]))
+            if earlier is None:
+                return None
+            numbers = np.concatenate([earlier, numbers])
+            if len(numbers) >= writes:
+                target = int(numbers[-writes])
+                base = max((one for one in line if one[1] <= target), key=lambda one: one[1])[0]
+                replay = self._replayed(base, target, None)
+                return None if replay is None else _moment(base, replay, exact=True)
+        return None
+
+    def _writes(self, point: RecoveryPoint, since: int, end: int) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
+        """(n,) int64: sequence numbers of the writes from `since` to `end`; None where they are not kept."""
+        parts = [np.empty(0, np.int64)]
+        if since < end:
+            groups = self._groups(point)
+            if groups is None:
+                return None
+            for group in groups:
+                numbers = group.sequence + np.flatnonzero(group.kinds != MARK)
+                parts.append(numbers[(numbers >= since) & (numbers < end)])
+                if group.sequence + len(group) >= end:
+                    break
+        return np.concatenate(parts)
+
+    def _replayed(self, point: RecoveryPoint, until: int | None, until_ns: int | None) -> Replay | None:
+        """The journal's records after the point, laid over its disks, up to a number or a time; None if there are none."""
+        groups = self._groups(point)
+        if groups is None or point.journal is None:
+            return None
+        replay = Replay([Patches() for _ in point.journal.disks], point.journal.sequence, following=True)
+        for group in groups:
+            replay.feed(group, until=until, until_ns=until_ns)
+            if replay.beyond or replay.ended:
+                break
+        return replay
+
+    def _groups(self, point: RecoveryPoint) -> Iterator[Group] | None:
+        """The groups after a point; None where its journal, or the part that follows it, is not there."""
+        position = point.journal
+        if position is None:
+            return None
+        groups = Journal(self._repository, position.stream).groups(position.sequence)
+        first = next(groups, None)
+        if first is None or first.sequence > position.sequence:
+            return None
+        return _with_first(first, groups)
+
+
+def _with_first(first: Group, rest: Iterator[Group]) -> Iterator[Group]:
+    yield first
+    yield from rest
+
+
+def _moment(point: RecoveryPoint, replay: Replay, *, exact: bool) -> OpenedMoment:
+    """The state that a replay has come to."""
+    position: JournalPosition | None = point.journal
+    moment = moment_of(point)
+    if replay.writes:
+        # Of what was frozen when the point was made nothing is left after the next write.
+        moment = replace(moment, time_ns=max(moment.time_ns, replay.time_ns), consistency="crash", mark=None)
+    found = Found(moment, exact, writes_after=replay.writes, sequence=replay.sequence)
+    patches = dict(zip(position.disks, replay.patches, strict=True)) if position and replay.writes else {}
+    return OpenedMoment(point, found, patches)
