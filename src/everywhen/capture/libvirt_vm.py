@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A domain of this host's libvirt, as capture has any VM. Each question has a connection of its own: none outlives libvirtd."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from everywhen.capture.domain_disks import find_domain_disks
+from everywhen.capture.domain_files import definition_files
+from everywhen.capture.hypervisor import Identity
+from everywhen.capture.libvirt_host import LibvirtHost
+from everywhen.capture.libvirt_monitor import LibvirtMonitor
+from everywhen.capture.nodes import DiskNode
+from everywhen.capture.qmp import Monitor
+from everywhen.capture.socket_access import ProcessUser, let_connect, let_into
+
+
+@dataclass(frozen=True, slots=True)
+class LibvirtVm:
+    """The domain of that name or UUID. All methods raise NoDomain and MonitorError; what else, `Hypervisor` says."""
+
+    uri: str
+    domain: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.domain} at {self.uri}"
+
+    def identity(self) -> Identity:
+        with LibvirtHost(self.uri) as host:
+            domain = host.domain(self.domain)
+            return Identity(domain.name, domain.uuid)
+
+    def monitor(self) -> Monitor:
+        return LibvirtMonitor.connect(self.uri, self.domain)
+
+    def disks(self, monitor: Monitor) -> list[DiskNode]:
+        with LibvirtHost(self.uri) as host:
+            return find_domain_disks(monitor, host.domain(self.domain).parsed(running=True))
+
+    def definition(self) -> dict[str, bytes]:
+        with LibvirtHost(self.uri) as host:
+            return definition_files(host.domain(self.domain))
+
+    def admit(self, path: Path) -> None:
+        with LibvirtHost(self.uri) as host:
+            user = ProcessUser.of_label(host.domain(self.domain).parsed(running=True).owner)
+        if path.is_dir():
+            let_into(path, user)
+        else:
+            let_connect(path, user)
