@@ -14,7 +14,8 @@ from everywhen.nbd.connection import NbdConnection
 _GRANULARITY = 4096
 """Bytes. With QEMU's default of 64 KiB sequential small writes are half as fast: 10,900 of them a second, not 23,200."""
 _HANDSHAKE_S = 2.0
-_OPEN_TIMEOUT_S = 5
+_OPEN_TIMEOUT_S = 2
+"""Seconds that the whole guest stands still at most when the sink hangs between our handshake and QEMU's."""
 _READY_S = 10.0
 ENDED = ("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
 

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The rules that `tests/monitor_proxy.py` finds broken: each on a record that breaks it, and none on one that does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.monitor_proxy import Rules, Said
+
+TAP = "everywhen-tap-0"
+ADD = {"driver": "nbd", "node-name": TAP, "open-timeout": 2, "reconnect-delay": 0}
+MIRROR = {
+    "job-id": TAP,
+    "target": TAP,
+    "device": "node0",
+    "copy-mode": "write-blocking",
+    "on-target-error": "report",
+    "filter-node-name": "everywhen-filter-0",
+}
+EXPORT = {"type": "nbd", "id": "everywhen-export", "node-name": "node0", "writable": False}
+YANK = {"instances": [{"type": "block-node", "node-name": TAP}]}
+CANCEL = {"device": TAP, "force": True}
+
+
+def command(name: str, **data: Any) -> Said:
+    return Said("command", name, data)
+
+
+def bitmap(action: str, **data: Any) -> Said:
+    return command("transaction", actions=[{"type": action, "data": data}])
+
+
+ENDED = Said("event", "BLOCK_JOB_COMPLETED", {"device": TAP})
+ATTACHED = [command("blockdev-add", **ADD), command("blockdev-mirror", **MIRROR)]
+DELETED = command("blockdev-del", **{"node-name": TAP})
+
+
+@pytest.mark.parametrize(
+    "log",
+    [
+        [*ATTACHED, command("yank", **YANK), command("block-job-cancel", **CANCEL), ENDED, DELETED],
+        [*ATTACHED, Said("jobs", "query-block-jobs", {}), DELETED],
+        [*ATTACHED, Said("refusal", "blockdev-mirror", {}), DELETED],
+        [command("nbd-server-start"), command("block-export-add", **EXPORT), command("nbd-server-stop")],
+        [command("query-block"), command("qom-get"), bitmap("block-dirty-bitmap-add", name="everywhen-p")],
+    ],
+)
+def test_a_record_as_it_must_be(log: list[Said]) -> None:
+    assert Rules(frozenset(["node1"])).broken(log) == []
+
+
+@pytest.mark.parametrize(
+    ("log", "rule"),
+    [
+        ([command("blockdev-add", **ADD | {"driver": "copy-before-write"})], "K2"),
+        ([command("qom-set", path="/machine/x", property="drive", value="cbw")], "K2"),
+        ([command("blockdev-reopen")], "K2"),
+        ([command("stop")], "K2"),
+        ([command("block-export-add", **EXPORT | {"node-name": "node1"})], "K1"),
+        ([command("block-export-add", **EXPORT | {"writable": True})], "only to be read"),
+        ([command("blockdev-add", driver="nbd", **{"node-name": TAP, "reconnect-delay": 0})], "F3"),
+        ([command("blockdev-add", **ADD | {"open-timeout": 5})], "F3"),
+        ([command("blockdev-add", **ADD | {"reconnect-delay": 10})], "stall"),
+        ([*ATTACHED, DELETED], "F4"),
+        ([*ATTACHED, ENDED, *ATTACHED, DELETED], "F4"),
+        ([*ATTACHED, Said("jobs", "query-block-jobs", {TAP: {}}), DELETED], "F4"),
+        ([*ATTACHED, command("block-job-cancel", **CANCEL)], "F2"),
+        ([*ATTACHED, command("yank", **YANK), ENDED, *ATTACHED, command("block-job-cancel", **CANCEL)], "F2"),
+        ([*ATTACHED, command("yank", **YANK), command("block-job-cancel", device=TAP)], "F1"),
+        ([command("blockdev-mirror", **MIRROR | {"copy-mode": "background"})], "every write"),
+        ([command("nbd-server-stop")], "only our server"),
+        ([command("nbd-server-start"), Said("refusal", "nbd-server-start", {}), command("nbd-server-stop")], "only our server"),
+        ([command("block-export-del", id="theirs")], "only our exports"),
+        ([bitmap("block-dirty-bitmap-remove", name="theirs")], "only our bitmaps"),
+        ([bitmap("blockdev-backup", name="everywhen-x")], "only bitmaps"),
+    ],
+)
+def test_a_record_that_breaks_a_rule(log: list[Said], rule: str) -> None:
+    broken = Rules(frozenset(["node1"])).broken(log)
+    assert len(broken) == 1
+    assert broken[0].startswith(rule) or rule in broken[0]
