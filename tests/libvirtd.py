@@ -132,6 +132,7 @@ class Guest:
         if self.domain.runs:
             self.raw.destroy()
         self.raw.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
+        shutil.rmtree(self.folder)
 
     def disk_xml(self, number: int) -> str:
         """The XML of a disk, as it is defined and attached."""

@@ -267,7 +267,7 @@ def test_who_hangs_up_at_once_ends_nothing(program: Program, hypervisor: Hypervi
     process = started(program, hypervisor)
     for _ in range(20):
         with socket.socket(socket.AF_UNIX) as passer_by:
-            passer_by.connect(str(program.folder / "host" / "web1" / "sink.sock"))
+            passer_by.connect(str(program.folder / "host" / "web1" / "sockets" / "sink.sock"))
     hypervisor.write(0, 18 * MIB, 4096, 5)
     done = stopped(process)
     assert "capture was lost" not in done.err

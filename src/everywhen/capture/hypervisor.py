@@ -4,10 +4,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from everywhen.capture.nodes import DiskNode, find_disks
 from everywhen.capture.qmp import Monitor, QmpMonitor
+
+
+class Identity(NamedTuple):
+    """What its hypervisor calls a VM, and its UUID there; both '' where nobody says."""
+
+    name: str
+    uuid: str
 
 
 class Hypervisor(Protocol):
@@ -16,6 +24,9 @@ class Hypervisor(Protocol):
     @property
     def place(self) -> str:
         """How its user named it."""
+
+    def identity(self) -> Identity:
+        """Which VM it is."""
 
     def monitor(self) -> Monitor:
         """Its monitor, connected; close it."""
@@ -26,12 +37,18 @@ class Hypervisor(Protocol):
     def definition(self) -> dict[str, bytes]:
         """Files that say what the VM is, by name, as they are now."""
 
+    def admit(self, path: Path) -> None:
+        """Let its process use this socket of ours, or make sockets in this folder of ours. Raises NoAccess."""
+
 
 @dataclass(frozen=True, slots=True)
 class QmpSocket:
     """A QEMU or qemu-storage-daemon by its monitor's unix socket: it has no definition."""
 
     place: str
+
+    def identity(self) -> Identity:
+        return Identity("", "")
 
     def monitor(self) -> Monitor:
         return QmpMonitor.connect(self.place)
@@ -41,3 +58,6 @@ class QmpSocket:
 
     def definition(self) -> dict[str, bytes]:
         return {}
+
+    def admit(self, path: Path) -> None:
+        """Whoever gave the monitor to this user runs QEMU as the same, or sees to it."""

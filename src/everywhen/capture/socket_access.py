@@ -58,16 +58,19 @@ class ProcessUser(NamedTuple):
 
 
 def let_into(folder: Path, user: ProcessUser) -> None:
-    """Let QEMU make and find sockets in this folder of ours, which must exist. Raises NoAccess; then nothing was changed."""
-    for above in reversed(folder.absolute().parents):
-        if not user.may(above, 1):
-            raise NoAccess(f"QEMU runs as user {user.uid} and may not pass through {above}; choose a folder that all may enter")
+    """Let QEMU make and find sockets in this folder. It is there, and both it and what it is in are ours. Raises NoAccess."""
+    ours, *above = folder.absolute().parents
+    for path in reversed(above):
+        if not user.may(path, 1):
+            raise NoAccess(f"QEMU runs as user {user.uid} and may not pass through {path}; choose a folder that all may enter")
+    if not user.may(ours, 1):
+        _give(ours, user, stat.S_IMODE(ours.stat().st_mode) | 0o010)
     if not user.may(folder, 3):
         _give(folder, user, 0o770)
 
 
 def let_connect(socket_path: Path, user: ProcessUser) -> None:
-    """Let QEMU connect to a socket of ours. Raises NoAccess; then nothing was changed."""
+    """Let QEMU connect to a socket of ours. Raises NoAccess."""
     if not user.may(socket_path, 2):
         _give(socket_path, user, 0o660)
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Protocol
 
 from everywhen.block.device import DeviceError
+from everywhen.capture.domain_disks import CannotCapture
 from everywhen.capture.export import CannotExport, DangerousExport
 from everywhen.capture.hypervisor import Hypervisor
 from everywhen.capture.nodes import NoDisks
 from everywhen.capture.qmp import CommandFailed, MonitorError
+from everywhen.capture.socket_access import NoAccess
 from everywhen.capture.spool_reader import SpoolDamaged
 from everywhen.capture.tap import TapFailed
 from everywhen.formats.point import RecoveryPoint
@@ -35,6 +37,11 @@ class CaptureOrder:
     def spool(self) -> Path:
         """Where the spool lies."""
         return self.folder / "spool"
+
+    @property
+    def sockets(self) -> Path:
+        """Where those sockets are that the hypervisor uses: it is let into this folder, and no other."""
+        return self.folder / "sockets"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +112,8 @@ ENDS = (
     NbdError,
     DeviceError,
     NoDisks,
+    NoAccess,
+    CannotCapture,
     CannotExport,
     DangerousExport,
     SpoolDamaged,

@@ -118,7 +118,10 @@ class Capture:
 
     def _capture(self, monitor: Monitor, nodes: list[DiskNode]) -> None:
         names = disk_names(nodes)
-        with Reception(self.order.folder / "sink.sock", self._sink_order(nodes)) as reception:
+        self.order.sockets.mkdir(mode=0o700, exist_ok=True)
+        self.order.hypervisor.admit(self.order.sockets)
+        with Reception(self.order.sockets / "sink.sock", self._sink_order(nodes)) as reception:
+            self.order.hypervisor.admit(reception.socket_path)
             taps = [Tap(monitor, node, number) for number, node in enumerate(nodes)]
             for tap in taps:
                 tap.attach(str(reception.socket_path))
@@ -197,7 +200,7 @@ class Capture:
         self, monitor: Monitor, node: DiskNode, name: str, pace: Pace
     ) -> Iterator[tuple[ExportedDisk, Ranges | None]]:
         """The disk to be read, and the blocks that are to be looked at: those a bitmap names, or None for all of them."""
-        path = str(self.order.folder / "export.sock")
+        path = str(self.order.sockets / "export.sock")
         since = self._covering(monitor, node, name)
         if since is None:
             with exported(monitor, node, path, pace, None) as device:

@@ -29,7 +29,7 @@ def check_folder(folder: Path, images: Iterable[str]) -> list[Check]:
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         words = f"{there} is no folder" if not there.is_dir() else f"{there} cannot be written to by this user"
         return [Check("folder", Verdict.NO, words, "Set EVERYWHEN_STATE to another one, or run this as another user.")]
-    longest = folder.absolute() / "export.sock"
+    longest = folder.absolute() / "sockets" / "export.sock"
     if len(os.fsencode(longest)) > _LONGEST_SOCKET:
         words = f"{longest} is longer than {_LONGEST_SOCKET} bytes, which no socket's name may be"
         return [Check("folder", Verdict.NO, words, "Set EVERYWHEN_STATE to a shorter one.")]

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from dataclasses import replace
 
 from blake3 import blake3
 
-from everywhen.repository.ledger import Vm
+from everywhen.capture.hypervisor import Identity
+from everywhen.repository.ledger import Ledger, Vm
 from everywhen.repository.repository import Repository
 from everywhen.services.catalog import Catalog
+from everywhen.services.failures import WrongUsage
 from everywhen.storage.base import AlreadyExists
 
 
@@ -22,13 +24,47 @@ def vm_by_name(repository: Repository, catalog: Catalog, name: str) -> tuple[Vm,
     for vm in catalog.vms:
         if vm.name == name:
             return vm, True
-    key = repository.unlocked.keyset.naming_key
-    identity = blake3(b"vm by name\0" + name.encode(), key=key).hexdigest(16)
+    identity = blake3(b"vm by name\0" + name.encode(), key=_key(repository)).hexdigest(16)
     return Vm(identity, name, name, "", "", repository.surroundings.clock()), False
 
 
+def vm_of(repository: Repository, catalog: Catalog, name: str, identity: Identity) -> tuple[Vm, bool]:
+    """The VM of that name, bound to its hypervisor's UUID, and whether it is known so.
+
+    A name stays with its VM, and a VM with its name, whatever the hypervisor calls it. Raises WrongUsage.
+    """
+    vm, known = vm_by_name(repository, catalog, name)
+    if not identity.uuid:
+        return vm, known
+    other = next((one for one in catalog.vms if one.uuid == identity.uuid and one.name != name), None)
+    if other is not None:
+        raise WrongUsage(
+            f'This VM is called "{other.name}" here.', on=name, safe="Nothing was read or changed.", do=[f"Say {other.name}."]
+        )
+    if vm.uuid and vm.uuid != identity.uuid:
+        raise WrongUsage(
+            f'"{name}" is another VM here: its UUID was {vm.uuid}, and that of {identity.name} is {identity.uuid}.',
+            on=name,
+            safe="Nothing was read or changed.",
+            do=["Choose another name for this one: everywhen protect NAME --domain DOMAIN"],
+        )
+    if not known:
+        vm = replace(vm, vm=blake3(b"vm by uuid\0" + identity.uuid.encode(), key=_key(repository)).hexdigest(16))
+    bound = replace(vm, source=identity.name, uuid=identity.uuid)
+    return bound, known and bound == vm
+
+
 def record(repository: Repository, vm: Vm) -> None:
-    """Make a new VM known, before its first point is. Raises StorageError."""
+    """Make a VM known, or what its hypervisor calls it, before its next point is. Raises StorageError."""
     # Of two first backups at once the later one must not undo what was set on the VM in between.
-    with suppress(AlreadyExists):
+    try:
         repository.documents.put(f"vms/{vm.vm}", vm.to_json(), if_absent=True)
+    except AlreadyExists:
+        if vm.uuid:
+            ledger = Ledger(repository.documents)
+            current = next((known for known in ledger.vms() if known.vm == vm.vm), vm)
+            ledger.put_vm(replace(current, source=vm.source, uuid=vm.uuid))
+
+
+def _key(repository: Repository) -> bytes:
+    return repository.unlocked.keyset.naming_key

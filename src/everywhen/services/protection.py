@@ -11,7 +11,7 @@ from everywhen.services.capture_order import ENDS, CaptureOrder, Paused, Stopped
 from everywhen.services.capturing import Capture
 from everywhen.services.catalog import read_catalog
 from everywhen.services.failures import Failed, Failure, WrongUsage
-from everywhen.services.identities import record, vm_by_name
+from everywhen.services.identities import record, vm_of
 from everywhen.services.naming import is_name
 from everywhen.services.spool_import import import_left
 from everywhen.services.wishes import Mark, Pause, Resume, Ship, Wish, Wishes
@@ -63,7 +63,7 @@ def _beginning(
 ) -> tuple[Vm, RecoveryPoint | None, dict[PointId, int]]:
     """The VM, made known if it is new, its newest point and the numbers of all, when what other runs left is brought in."""
     catalog = read_catalog(repository)
-    vm, known = vm_by_name(repository, catalog, name)
+    vm, known = vm_of(repository, catalog, name, order.hypervisor.identity())
     if not known:
         record(repository, vm)
     points = catalog.points_of(vm)

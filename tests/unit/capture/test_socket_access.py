@@ -25,7 +25,8 @@ def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as made:
         path = Path(made)
         path.chmod(0o755)
-        yield path / "sockets"
+        (path / "web1").mkdir(mode=0o700)
+        yield path / "web1" / "sockets"
 
 
 def as_stranger(does: str, path: Path) -> bool:
@@ -71,6 +72,7 @@ def test_qemu_makes_and_reaches_sockets(folder: Path) -> None:
     assert as_stranger("Local", path)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o770, "nobody else may"
     assert folder.stat().st_uid == 0, "it stays ours"
+    assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o710, "it passes through, and sees nothing"
     with socket.socket(socket.AF_UNIX) as ours:
         ours.bind(str(folder / "sink"))
         ours.listen()
@@ -82,9 +84,9 @@ def test_qemu_makes_and_reaches_sockets(folder: Path) -> None:
 
 
 def test_a_folder_in_the_way_is_named(folder: Path) -> None:
-    folder.parent.chmod(0o700)
+    folder.parent.parent.chmod(0o700)
     folder.mkdir(mode=0o700)
-    with pytest.raises(NoAccess, match=f"may not pass through {folder.parent};"):
+    with pytest.raises(NoAccess, match=f"may not pass through {folder.parent.parent};"):
         let_into(folder, STRANGER)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700, "nothing was changed"
     let_into(folder, ProcessUser.of_label(""))
