@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
+from tests.program import Program
+
 _SIZE = 512
 _WORDS = 62
 _MASK = (1 << 64) - 1
@@ -51,6 +53,12 @@ def record(number: int) -> bytes:
         words.append(z ^ z >> 31)
     content = struct.pack(f"<4sQ{_WORDS}Q", b"EWG1", number, *words)
     return content + struct.pack("<I", zlib.crc32(content))
+
+
+def restored(program: Program, moment: str) -> list[Path]:
+    """Raw images of all disks of a VM at a moment (VM@WHEN), in their order; those of an earlier call are replaced."""
+    done = program.restore(moment, program.folder / "restored", "--overwrite")
+    return [program.folder / disk["path"] for _, disk in sorted(done["disks"].items())]
 
 
 def inspect(images: Sequence[Path]) -> State:

@@ -8,15 +8,17 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from tests.captures import Capture, child
 from tests.guest import Guest, needs_kernel
-from tests.guest_capture import GuestCapture, identical
-from tests.guest_states import inspect
-from tests.program import Program
+from tests.guest_states import inspect, restored
+from tests.hypervisor import eventually
+from tests.program import Program, same
 
 pytestmark = needs_kernel
 
@@ -46,14 +48,39 @@ def worst_gap_s(times: list[int], since_ns: int, until_ns: int) -> float:
     return max(later - earlier for earlier, later in pairwise(inside)) / 1e9
 
 
+def captured(program: Program, guest: Guest, seal_every: str) -> Capture:
+    """The guest under capture."""
+    return Capture(program, "web1", guest.qmp, "--pace", "0", "--seal-every", seal_every)
+
+
+def follows(capture: Capture, times: int) -> None:
+    """Wait until every write is followed, after the taps were attached so many times."""
+
+    def stands() -> bool:
+        assert capture.process.poll() is None, capture.said
+        return "recovery point p-" in "".join(capture.said.split("attached to")[times:])
+
+    eventually(stands, f"it follows after {times} attachments", 60)
+
+
+@contextmanager
+def held_up(process: int) -> Iterator[None]:
+    """A process that does not run while the body does."""
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
 def test_the_end_of_a_sink_costs_the_guest_a_moment(program: Program, guest: Guest) -> None:
-    with GuestCapture(program, guest, "--seal-every", "1s") as capture:
-        for name, how in (("killed", signal.SIGKILL), ("stopped", signal.SIGSTOP)):
-            sink = capture.process_of("sink_process")
+    with captured(program, guest, "1s") as capture:
+        for times, (name, how) in enumerate((("killed", signal.SIGKILL), ("stopped", signal.SIGSTOP)), 1):
+            follows(capture, times)
             began = time.time_ns()
-            os.kill(sink, how)
+            os.kill(capture.sink(), how)
             guest.reach(len(guest.safe) + 20)
-            capture.begun_again(sink)
+            follows(capture, times + 1)
             worst = {
                 "writes": worst_gap_s(guest.safe, began, guest.safe[-1]),
                 "heartbeats": worst_gap_s(guest.beats, began, guest.beats[-1]),
@@ -61,42 +88,42 @@ def test_the_end_of_a_sink_costs_the_guest_a_moment(program: Program, guest: Gue
             print(f"sink {name}: worst gap in seconds between two {worst}")  # for pytest -rP
             assert max(worst.values()) < _LIMIT_S, (name, worst)
         guest.rest()
-        done = capture.stop()
-        assert done.err.count("capture was lost") == 2
-        # The guest churns on; what was safe when capture ended is in.
-        assert inspect(capture.restored("latest")).records == len(guest.safe)
+        capture.stop()
+        assert capture.said.count("capture was lost") == 2
+    # The guest churns on; what was safe when capture ended is in.
+    assert inspect(restored(program, "web1@latest")).records == len(guest.safe)
 
 
 def test_while_a_sink_hangs_the_rest_of_the_guest_goes_on(program: Program, guest: Guest) -> None:
     """Also when that takes long, as the watchdog is held up: who writes to the disks waits, and no command of ours drains."""
-    with GuestCapture(program, guest, "--seal-every", "1h") as capture:
-        watchdog = capture.process_of("watchdog")
-        os.kill(watchdog, signal.SIGSTOP)
-        sink = capture.process_of("sink_process")
-        os.kill(sink, signal.SIGSTOP)
-        began = time.time_ns()
-        guest.wait(lambda: guest.beats[-1] > began + _HANGS_S * 1e9, "heartbeats while the sink hangs")
-        safe = len(guest.safe)
-        assert guest.safe[-1] < began + 0.5e9, "the sink hangs, and writes are answered"
-        os.kill(watchdog, signal.SIGCONT)
+    with captured(program, guest, "1h") as capture:
+        follows(capture, 1)
+        with held_up(child(capture.process.pid, "watchdog")):
+            os.kill(capture.sink(), signal.SIGSTOP)
+            began = time.time_ns()
+            guest.wait(lambda: guest.beats[-1] > began + _HANGS_S * 1e9, "heartbeats while the sink hangs", 10)
+            safe = len(guest.safe)
+            assert guest.safe[-1] < began + 0.5e9, "the sink hangs, and writes are answered"
         guest.reach(safe + 1)
         released = guest.safe[safe]
         assert worst_gap_s(guest.beats, began, released) < 1
         commands = [json.loads(line.partition("req: ")[2])["execute"] for line in guest.commands(began, released)]
         assert not _DRAINING.intersection(commands), commands
-        capture.begun_again(sink)
+        follows(capture, 2)
         guest.rest()
         capture.stop()
-        assert inspect(capture.restored("latest")).records == len(guest.safe)
+    assert inspect(restored(program, "web1@latest")).records == len(guest.safe)
 
 
 def test_a_guest_that_boots_again_stays_captured(program: Program, guest: Guest) -> None:
-    with GuestCapture(program, guest, "--seal-every", "1s") as capture:
-        sink = capture.process_of("sink_process")
+    with captured(program, guest, "1s") as capture:
+        follows(capture, 1)
+        sink = capture.sink()
         guest.reboot()
         guest.write()
         guest.reach(len(guest.safe) + 50)
-        assert capture.process_of("sink_process") == sink, "the taps outlive it"
+        assert capture.sink() == sink, "the taps outlive it"
         guest.poweroff()
         capture.stop()
-        identical(capture.restored("latest"), guest)
+    for image, disk in zip(restored(program, "web1@latest"), guest.images, strict=True):
+        same(image, disk)
