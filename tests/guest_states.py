@@ -13,6 +13,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Protocol
@@ -55,10 +56,15 @@ def record(number: int) -> bytes:
     return content + struct.pack("<I", zlib.crc32(content))
 
 
-def restored(program: Program, moment: str) -> list[Path]:
-    """Raw images of all disks of a VM at a moment (VM@WHEN), in their order; those of an earlier call are replaced."""
+def restored(program: Program, moment: str) -> tuple[list[Path], int]:
+    """Raw images of all disks of a VM at a moment (VM@WHEN), in their order, and the time that the program says they show.
+
+    Images of an earlier call are replaced.
+    """
     done = program.restore(moment, program.folder / "restored", "--overwrite")
-    return [program.folder / disk["path"] for _, disk in sorted(done["disks"].items())]
+    images = [program.folder / disk["path"] for _, disk in sorted(done["disks"].items())]
+    whole, _, fraction = done["time"].removesuffix("Z").partition(".")
+    return images, int(datetime.fromisoformat(f"{whole}+00:00").timestamp()) * 10**9 + int(fraction.ljust(9, "0"))
 
 
 def inspect(images: Sequence[Path]) -> State:

@@ -3,8 +3,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import os
+import random
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+
+import pytest
 
 from tests.captures import Capture
 from tests.guest import Guest, needs_kernel
@@ -14,29 +20,68 @@ from tests.program import Program, same
 
 pytestmark = needs_kernel
 
-
-def nanoseconds(time: str) -> int:
-    """A time as the program writes it, in ns since 1970."""
-    whole, _, fraction = time.removesuffix("Z").partition(".")
-    return int(datetime.fromisoformat(f"{whole}+00:00").timestamp()) * 10**9 + int(fraction.ljust(9, "0"))
+_INSTANTS, _RECORDS = (50, 5000) if "EVERYWHEN_SOAK" in os.environ else (8, 500)
 
 
-def test_every_point_is_a_state_of_its_time(tmp_path: Path) -> None:
-    program = Program(tmp_path).init()
-    with Guest(tmp_path) as guest:
-        guest.write()
-        guest.reach(50)
-        with Capture(program, "web1", guest.qmp, "--pace", "0", "--seal-every", "1s") as capture:
-            eventually(lambda: capture.said.count("recovery point p-") >= 5, "five points", 60)
-            guest.poweroff()
-            capture.stop()
-        points = list(reversed(program.ok("points")))
-        states = [check(restored(program, f"web1@{point['id']}"), nanoseconds(point["time"]), guest) for point in points]
-        counts = [state.records for state in states]
-        assert counts == sorted(counts)
-        assert 50 <= counts[0] < counts[-2] < counts[-1] == len(guest.safe)
-        # All but the last are of a guest that was running: there must have been something to replay.
-        assert [state.replayed for state in states] == [2] * (len(states) - 1) + [0]
-        for image, disk in zip(restored(program, "web1@latest"), guest.images, strict=True):
-            same(image, disk)
-        guest.healthy()
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    return Program(tmp_path).init()
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Iterator[Guest]:
+    with Guest(tmp_path) as running:
+        running.write()
+        running.reach(50)
+        yield running
+        running.healthy()
+
+
+def test_every_point_is_a_state_of_its_time(program: Program, guest: Guest) -> None:
+    with Capture(program, "web1", guest.qmp, "--pace", "0", "--seal-every", "1s") as capture:
+        eventually(lambda: capture.said.count("recovery point p-") >= 4, "four points", 60)
+        guest.poweroff()
+        capture.stop()
+    points = [f"web1@{point['id']}" for point in reversed(program.ok("points"))]
+    states = [check(*restored(program, point), guest) for point in points]
+    counts = [state.records for state in states]
+    assert counts == sorted(counts)
+    assert 50 <= counts[0] < counts[-2] < counts[-1] == len(guest.safe)
+    # All but the last are of a guest that was running: there must have been something to replay.
+    assert [state.replayed for state in states] == [2] * (len(states) - 1) + [0]
+    images, _ = restored(program, "web1@latest")
+    for image, disk in zip(images, guest.images, strict=True):
+        same(image, disk)
+
+
+def test_every_instant_is_a_state_of_its_time(program: Program, guest: Guest) -> None:
+    """Between points and at them, while the guest runs and afterwards, by time and by number of writes."""
+    chance = random.Random(5)
+    with Capture(program, "web1", guest.qmp, "--pace", "0", "--seal-every", "4s") as capture:
+        capture.followed()
+        _, begin = restored(program, "web1@latest")
+        before = len(guest.safe)
+        for number in range(_INSTANTS // 2):
+            guest.reach(before + (number + 1) * 2 * _RECORDS // _INSTANTS)
+            now = time.time_ns()
+            at_an_instant(program, guest, chance.randrange(begin, now) if number % 2 else now)
+        guest.rest()
+        end = time.time_ns()
+        capture.stop()
+    for _ in range(_INSTANTS // 2):
+        at_an_instant(program, guest, chance.randrange(begin, end))
+    for _ in range(_INSTANTS // 4):
+        check(*restored(program, f"web1@latest~{chance.randrange(1, 2 * _RECORDS)}"), guest)
+
+
+def at_an_instant(program: Program, guest: Guest, time_ns: int) -> None:
+    """What is restored of it is right for that instant, and for the time of the newest write that it is said to have."""
+    images, said_ns = restored(program, f"web1@{rfc3339(time_ns)}")
+    assert said_ns <= time_ns
+    check(images, time_ns, guest)
+    check(images, said_ns, guest)
+
+
+def rfc3339(time_ns: int) -> str:
+    """As a user would write it, to the nanosecond."""
+    return f"{datetime.fromtimestamp(time_ns // 10**9, UTC):%Y-%m-%dT%H:%M:%S}.{time_ns % 10**9:09d}Z"

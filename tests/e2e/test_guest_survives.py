@@ -91,7 +91,7 @@ def test_the_end_of_a_sink_costs_the_guest_a_moment(program: Program, guest: Gue
         capture.stop()
         assert capture.said.count("capture was lost") == 2
     # The guest churns on; what was safe when capture ended is in.
-    assert inspect(restored(program, "web1@latest")).records == len(guest.safe)
+    assert inspect(restored(program, "web1@latest")[0]).records == len(guest.safe)
 
 
 def test_while_a_sink_hangs_the_rest_of_the_guest_goes_on(program: Program, guest: Guest) -> None:
@@ -112,7 +112,7 @@ def test_while_a_sink_hangs_the_rest_of_the_guest_goes_on(program: Program, gues
         follows(capture, 2)
         guest.rest()
         capture.stop()
-    assert inspect(restored(program, "web1@latest")).records == len(guest.safe)
+    assert inspect(restored(program, "web1@latest")[0]).records == len(guest.safe)
 
 
 def test_a_guest_that_boots_again_stays_captured(program: Program, guest: Guest) -> None:
@@ -125,5 +125,5 @@ def test_a_guest_that_boots_again_stays_captured(program: Program, guest: Guest)
         assert capture.sink() == sink, "the taps outlive it"
         guest.poweroff()
         capture.stop()
-    for image, disk in zip(restored(program, "web1@latest"), guest.images, strict=True):
+    for image, disk in zip(restored(program, "web1@latest")[0], guest.images, strict=True):
         same(image, disk)
