@@ -29,7 +29,8 @@ class DiskSeen:
 
     `kind`: of its device (`virtio-blk-pci`), empty in a storage daemon; `drivers`: of its nodes, the topmost first;
     `compat`: of a qcow2 file; `jobs`: others' block jobs on it; `beside`: other devices that have the same node;
-    `shared`: others may write to it, too; `passed_through`: the guest's commands go past QEMU's block layer.
+    `shared`: others may write to it, too; `passed_through`: the guest's commands go past QEMU's block layer;
+    `transient`: what is written to it is thrown away when the guest ends.
     """
 
     disk: DiskNode
@@ -41,6 +42,7 @@ class DiskSeen:
     beside: tuple[str, ...]
     shared: bool
     passed_through: bool
+    transient: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,11 @@ def worst(verdicts: Iterable[Verdict], otherwise: Verdict = Verdict.YES) -> Verd
     return next((verdict for verdict in (Verdict.NO, Verdict.CARE) if verdict in found), otherwise)
 
 
+_PASSED_THROUGH = Reason(
+    Verdict.NO,
+    "a LUN that is passed through: the guest's commands go to the host's device, past what QEMU could send on",
+    "Attach it as an ordinary disk (scsi-hd; in libvirt device='disk').",
+)
 _PAST_QEMU = {
     "vhost-user-blk": Reason(
         Verdict.NO,
@@ -83,6 +88,7 @@ _PAST_QEMU = {
     ),
     "vhost-user-scsi": Reason(Verdict.NO, "vhost-user disks: their writes go to another process, QEMU does not see them"),
     "vhost-scsi": Reason(Verdict.NO, "vhost-scsi disks: their writes go to the host's kernel, QEMU does not see them"),
+    "hostdev-scsi": _PASSED_THROUGH,
     "vfio-": Reason(Verdict.CARE, "a device of the host, passed through: if it is a disk or a controller, QEMU sees no write"),
     "vhost-vdpa": Reason(Verdict.CARE, "a device of the host, passed through: if it is a disk, QEMU does not see its writes"),
     "usb-host": Reason(
@@ -95,16 +101,12 @@ _PAST_QEMU = {
 }
 """What guests write to past QEMU's block layer, by how the device's kind begins."""
 
-_PASSED_THROUGH = Reason(
-    Verdict.NO,
-    "a LUN that is passed through: the guest's commands go to the host's device, past what QEMU could send on",
-    "Attach it as an ordinary disk (scsi-hd; in libvirt device='disk').",
-)
 _SHARED = Reason(
     Verdict.NO,
     "it may be written to by others at the same time (share-rw), and their writes are not seen here",
     "If nobody else writes to it: attach it without share-rw (in libvirt without <shareable/>).",
 )
+_TRANSIENT = Reason(Verdict.NO, "it is transient: what is written to it is thrown away when the VM ends")
 _IOTHREAD = Reason(
     Verdict.NO,
     "an iothread serves it: it would be seeded by pushing over the tap; not built yet: refused today",
@@ -139,6 +141,8 @@ def judge_disk(seen: DiskSeen, survey: Survey) -> DiskJudged:
         reasons.append(Reason(Verdict.NO, f"the same disk is attached twice, also as {', '.join(seen.beside)}"))
     if seen.shared:
         reasons.append(_SHARED)
+    if seen.transient:
+        reasons.append(_TRANSIENT)
     if disk.iothread:
         reasons.append(_IOTHREAD if disk.path else _DAEMONS_IOTHREAD)
     servers = [export.name for export in survey.exports if export.kind == "nbd"] if disk.path else []
@@ -151,7 +155,7 @@ def judge_disk(seen: DiskSeen, survey: Survey) -> DiskJudged:
     return DiskJudged(
         device=disk.device,
         kind=seen.kind,
-        size=disk.size,
+        size=disk.size or None,
         format=_format(seen),
         node=disk.node,
         filename=seen.filename,
@@ -185,6 +189,18 @@ def judge_hypervisor(survey: Survey) -> list[Check]:
     if survey.ours:
         words = "a capture of ours runs, or was killed: the next everywhen protect takes away what it left"
         checks.append(Check("leftovers", Verdict.CARE, words))
+    return checks
+
+
+def judge_domain(*, running: bool, confined: Iterable[str]) -> list[Check]:
+    """What libvirt tells about a domain as a whole. `confined`: security modules that its QEMU is under."""
+    checks = []
+    if not running:
+        words = "the VM is shut off, and capture follows a running one"
+        checks.append(Check("state", Verdict.CARE, words, "Start it; or back its images up: everywhen backup"))
+    for module in confined:
+        words = f"QEMU is confined by {module}, with which capture was never tried: it may not let QEMU use our sockets"
+        checks.append(Check(module, Verdict.CARE, words))
     return checks
 
 
