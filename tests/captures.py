@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from everywhen.formats.fields import Json
 from everywhen.interfaces.control_socket import NobodyThere, ask
@@ -43,8 +44,7 @@ class Capture:
 
     def followed(self) -> Self:
         """Every write is captured."""
-        eventually(lambda: self._ended() or self.state() == "following", "it follows", 60)
-        assert not self._ended(), self.said
+        self._until(lambda: self.state() == "following", "it follows")
         return self
 
     def ask(self, request: Json) -> Json:
@@ -58,27 +58,22 @@ class Capture:
         except NobodyThere:
             return None
 
-    def points(self) -> list[dict[str, Any]]:
-        """All points of the VM, the newest first."""
-        found: list[dict[str, Any]] = self._program.ok("points", self._vm)
-        return found
+    def another_point(self) -> None:
+        """Wait until it says that one more is made."""
+        self.says("recovery point p-")
 
-    def another_point(self, seconds: float = 60) -> None:
-        """Wait for a point that is begun from now on."""
-        sealed = self.said.count("recovery point p-")
-        # The next one may have begun before; the one after that has not.
-        eventually(lambda: self._ended() or self.said.count("recovery point p-") > sealed + 1, "two points", seconds)
-        assert not self._ended(), self.said
-
-    def says(self, what: str, seconds: float = 60) -> None:
+    def says(self, what: str) -> None:
         """Wait until it says something that it has not said yet."""
         before = self.said.count(what)
-        eventually(lambda: self._ended() or self.said.count(what) > before, what, seconds)
-        assert not self._ended(), self.said
+        self._until(lambda: self.said.count(what) > before, what)
 
     def sink(self) -> int:
         """The process that receives the writes now."""
         return child(self.process.pid, "sink_process")
+
+    def watchdog(self) -> int:
+        """The process that watches it."""
+        return child(self.process.pid, "watchdog")
 
     def kill(self) -> None:
         """It ends without a word."""
@@ -90,8 +85,12 @@ class Capture:
         self.process.send_signal(signal.SIGINT)
         assert self.process.wait(60) == 0, self.said
 
-    def _ended(self) -> bool:
-        return self.process.poll() is not None
+    def _until(self, done: Callable[[], bool], what: str) -> None:
+        try:
+            eventually(lambda: self.process.poll() is not None or done(), what, 60)
+        except AssertionError as late:
+            raise AssertionError(f"{late}; it said: {self.said}") from None
+        assert self.process.poll() is None, self.said
 
 
 def child(parent: int, module: str) -> int:

@@ -20,7 +20,7 @@ from datetime import datetime
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import pytest
 
@@ -36,7 +36,7 @@ SOAK = bool(os.environ.get("EVERYWHEN_SOAK"))
 SIZES = (64 * MIB, 48 * MIB) if SOAK else (24 * MIB, 16 * MIB)
 CONTROL_S = 20 if SOAK else 3
 SOAK_S = 300
-POINTS = 50 if SOAK else 8
+POINTS, MOMENTS = (50, 50) if SOAK else (3, 8)
 JOBS = [
     FioJob("vda", 0, SIZES[0] // 2, 16, "4k/70:16k/20:64k/10", 24, 60_000),
     FioJob("vda", SIZES[0] // 2, 4 * MIB, 1, "4k", 1, 5_000),
@@ -94,6 +94,8 @@ class Chaos:
         self._daemon = daemon
         self.said: list[str] = []
         self.acts: list[tuple[str, int, int]] = []
+        self.covered: list[tuple[int, int]] = []
+        """When nothing was lost for sure."""
         self.capture = self._begun()
 
     def _begun(self, *more: str) -> Capture:
@@ -101,6 +103,10 @@ class Chaos:
 
     @contextmanager
     def _act(self, name: str) -> Iterator[None]:
+        calm = time.time_ns()
+        time.sleep(0.5)  # writes that nothing happens to
+        self.covered.append((calm, time.time_ns()))
+        assert self.capture.ask({"wish": "ship"}) == {}
         began = time.time_ns()
         yield
         self.acts.append((name, began, time.time_ns()))
@@ -136,10 +142,11 @@ class Chaos:
 
     def repository_away(self) -> None:
         """Capture goes on without it, and catches up."""
-        self.capture.another_point()  # before its end the first point of a stretch needs the repository
         with self._act("repository away"):
+            began = time.time_ns()
             with self._away():
                 self.capture.says("Capture goes on")
+            self.covered.append((began, time.time_ns()))
             self.capture.another_point()
 
     def spool_filled(self) -> None:
@@ -198,10 +205,11 @@ def test_fio_while_everything_of_ours_is_broken(tmp_path: Path) -> None:
         recorder.end()
     reference = Reference.read(recorder.log, bases)
     stalls_are_short(reference, chaos, control, Fio.worst_write(jobs), until)
-    assert restored(program, points[0]["id"]) == content, "the newest point is not what the disks hold"
+    assert restored(program, points[0]["id"]).disks == content, "the newest point is not what the disks hold"
     cut = reference.cut(content)
     assert cut.fewest == len(reference.writes), f"of {len(reference.writes)} writes {cut.fewest} are on the disks"
     points_are_right(program, reference, points, chaos.said)
+    moments_are_right(program, reference, chaos)
 
 
 def acts(chaos: Chaos) -> Iterator[Callable[[], None]]:
@@ -235,11 +243,29 @@ def stalls_are_short(reference: Reference, chaos: Chaos, control: int, worst: in
     assert max(worst, reference.worst(until)) <= allowed, f"a write took {worst / 1e6} ms; {allowed / 1e6} ms at most"
 
 
-def restored(program: Program, moment: str) -> dict[str, bytes]:
-    """Both disks."""
+class Restored(NamedTuple):
+    """What a restore gave: the disks, and the time that they show as it tells, ns since 1970."""
+
+    disks: dict[str, bytes]
+    time: int
+
+
+def restored(program: Program, moment: str) -> Restored:
+    """A moment that there is."""
+    found = tried(program, moment)
+    assert found is not None, f"there is no {moment}"
+    return found
+
+
+def tried(program: Program, moment: str) -> Restored | None:
+    """Exactly that moment, or None if it was not captured."""
     folder = program.folder / "back"
-    program.restore(f"web1@{moment}", folder, "--overwrite")
-    return {path.stem.removeprefix("web1-"): path.read_bytes() for path in folder.glob("*.raw")}
+    done = program.run("restore", f"web1@{moment}", "--to", folder, "--overwrite", "--exact", "--json")
+    if done.code == 6:
+        return None
+    assert done.code == 0, done
+    disks = {path.stem.removeprefix("web1-"): path.read_bytes() for path in folder.glob("*.raw")}
+    return Restored(disks, nanoseconds(done.document["time"]))
 
 
 def points_are_right(program: Program, reference: Reference, points: list[dict[str, Any]], said: list[str]) -> None:
@@ -250,7 +276,7 @@ def points_are_right(program: Program, reference: Reference, points: list[dict[s
     before: tuple[str, Cut] | None = None
     for number in chosen:
         name = in_order[number]["id"]
-        cut = reference.cut(restored(program, name))
+        cut = reference.cut(restored(program, name).disks)
         at = nanoseconds(in_order[number]["time"])
         assert cut.newest_in <= at <= cut.oldest_out, f"{name} shows another time than it tells: {at}, {cut}"
         if before is not None:
@@ -263,6 +289,38 @@ def points_are_right(program: Program, reference: Reference, points: list[dict[s
                 )
         before = name, cut
     print(f"{len(chosen)} of {len(points)} points are right")
+
+
+def moments_are_right(program: Program, reference: Reference, chaos: Chaos) -> None:
+    """At random instants: all that was answered before it, nothing that was asked for after it; and so many writes earlier."""
+    chance, right, back, gaps = random.Random(9), 0, 0, 0
+    first, last = chaos.acts[0][1], chaos.acts[-1][2]
+    for number in range(MOMENTS):
+        must = bool(number % 4)
+        at = chance.randrange(*chance.choice(chaos.covered)) if must else chance.randrange(first, last)
+        moment = rfc3339(at)
+        found = tried(program, moment)
+        if found is None:
+            assert not must, f"{moment} was captured, and cannot be opened"
+            gaps += 1
+            continue
+        cut = reference.cut(found.disks)
+        assert cut.newest_in <= found.time <= at <= cut.oldest_out, f"{moment} gives {found.time}, {cut}"
+        right += 1
+        writes = chance.randrange(1, 200)
+        if (found := tried(program, f"{moment}~{writes}")) is not None:
+            earlier = reference.cut(found.disks)
+            assert cut.fewest - earlier.most <= writes <= cut.most - earlier.fewest, (
+                f"{writes} writes before {moment}: {earlier}"
+            )
+            back += 1
+    print(f"{right} instants are right, {back} of them so many writes earlier, too; {gaps} were not captured")
+    assert back, "no moment could be gone back from"
+
+
+def rfc3339(time_ns: int) -> str:
+    """In UTC, to the nanosecond."""
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(time_ns // 10**9))}.{time_ns % 10**9:09d}Z"
 
 
 def nanoseconds(text: str) -> int:
