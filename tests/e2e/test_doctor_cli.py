@@ -54,6 +54,7 @@ def zoo(daemon: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hype
     more = ["-object", "memory-backend-memfd,id=mem,size=32M,share=on", "-machine", "memory-backend=mem"]
     more += ["-chardev", f"socket,id=user,path={daemon}/user", "-device", "vhost-user-blk-pci,chardev=user,id=user"]
     more += ["-device", "virtio-scsi-pci,id=scsi0", "-device", "virtio-scsi-pci,id=scsi1,iothread=io0"]
+    more += ["-object", "iothread,id=new"]  # of the same name as a disk, which must not be taken for it
     more += attached("scsi-hd", "old", f"driver=qcow2,file.driver=file,file.filename={folder}/old.qcow2", ",bus=scsi0.0")
     more += attached("scsi-hd", "new", f"driver=qcow2,file.driver=file,file.filename={folder}/new.qcow2", ",bus=scsi1.0")
     more += ["-device", "scsi-cd,id=empty,bus=scsi0.0"]

@@ -95,6 +95,20 @@ def test_domains(program: Program, libvirtd: Libvirtd) -> None:
     assert "state" not in {check["check"] for check in web1["checks"]}
 
 
+def test_a_folder_that_qemu_may_not_enter(program: Program, libvirtd: Libvirtd) -> None:
+    if libvirtd.qemu_user == "root":
+        pytest.skip("QEMU is the same user as we are")
+    with Guest(libvirtd, "kept-out", [(MIB, "raw")]) as guest:
+        guest.start()
+        # pytest's folders are of mode 0700.
+        done = program.run("doctor", "kept-out", "--libvirt", libvirtd.uri, "--json")
+        program.environment["EVERYWHEN_STATE"] = str(libvirtd.folder / "host")
+        open_to_all = program.run("doctor", "kept-out", "--libvirt", libvirtd.uri, "--json")
+    assert (done.code, open_to_all.code) == (5, 0), (done, open_to_all)
+    (words,) = [check["words"] for check in done.document["vms"][0]["checks"] if check["verdict"] == "no"]
+    assert "may not pass through /tmp/pytest-of" in words
+
+
 def test_a_job_of_libvirts(program: Program, libvirtd: Libvirtd) -> None:
     with Guest(libvirtd, "copied", [(MIB, "raw"), (MIB, "raw")]) as guest:
         guest.start()

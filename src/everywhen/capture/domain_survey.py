@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -17,6 +18,7 @@ from everywhen.capture.domain_xml import DomainDisk
 from everywhen.capture.libvirt_host import ANSWER_S, Domain, LibvirtHost, within
 from everywhen.capture.nodes import DiskNode
 from everywhen.capture.qmp import MonitorError
+from everywhen.capture.socket_access import ProcessUser
 from everywhen.capture.survey import DiskSeen, Survey
 
 _JOBS = {
@@ -62,6 +64,16 @@ def confined_by(domain: Domain) -> list[str]:
     root = ET.fromstring(domain.xml(running=domain.runs))  # noqa: S314 - libvirt's own, parsed by `survey_domain` before
     labels = [label for label in root.iterfind("seclabel") if label.get("type") != "none"]
     return sorted({str(label.get("model")) for label in labels} & {"apparmor", "selinux"})
+
+
+def barred_by(domain: Domain, folder: Path) -> tuple[int, Path] | None:
+    """Which user the running domain's QEMU is, and the first folder on the way to `folder` that it may not enter.
+
+    None where it may. Raises MonitorError, NoAccess for a user that this host does not know, OSError.
+    """
+    user = ProcessUser.of_label(domain.parsed(running=True).owner)
+    above = [path for path in reversed(folder.absolute().parents) if path.exists()]
+    return next(((user.uid, path) for path in above if not user.may(path, 1)), None)
 
 
 def _disk(domain: Domain, disk: DomainDisk, iothread: bool, *, running: bool) -> DiskSeen:

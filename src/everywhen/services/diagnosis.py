@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from everywhen.capture.answers import Drive
 from everywhen.capture.survey import DiskSeen, Survey, name_of
@@ -192,9 +193,16 @@ def judge_hypervisor(survey: Survey) -> list[Check]:
     return checks
 
 
-def judge_domain(*, running: bool, confined: Iterable[str]) -> list[Check]:
-    """What libvirt tells about a domain as a whole. `confined`: security modules that its QEMU is under."""
+def judge_domain(*, running: bool, confined: Iterable[str], barred: tuple[int, Path] | None) -> list[Check]:
+    """What libvirt tells about a domain as a whole.
+
+    `confined`: security modules that its QEMU is under; `barred`: which user that is, and a folder on the way to our sockets
+    that it may not enter.
+    """
     checks = []
+    if barred is not None:
+        words = f"QEMU runs as user {barred[0]} and may not pass through {barred[1]} to our sockets"
+        checks.append(Check("sockets", Verdict.NO, words, "Set EVERYWHEN_STATE to a folder that all may enter."))
     if not running:
         words = "the VM is shut off, and capture follows a running one"
         checks.append(Check("state", Verdict.CARE, words, "Start it; or back its images up: everywhen backup"))

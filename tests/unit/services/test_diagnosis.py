@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from everywhen.capture.answers import BlockExport, Drive, Job
 from everywhen.capture.nodes import DiskNode
 from everywhen.capture.survey import DiskSeen, Survey
-from everywhen.services.diagnosis import Verdict, judge, judge_disk, judge_hypervisor, worst
+from everywhen.services.diagnosis import Verdict, judge, judge_disk, judge_domain, judge_hypervisor, worst
 
 NODE = DiskNode("vd0", "node0", 1 << 20, False, "/machine/peripheral/vd0")
 PLAIN = DiskSeen(NODE, "virtio-blk-pci", ("raw", "file"), "/images/a.raw", None, (), (), shared=False, passed_through=False)
@@ -30,6 +31,7 @@ def test_a_plain_disk() -> None:
         (replace(PLAIN, passed_through=True), Verdict.NO, "a LUN that is passed through"),
         (replace(PLAIN, beside=("vd7",)), Verdict.NO, "attached twice, also as vd7"),
         (replace(PLAIN, shared=True), Verdict.NO, "written to by others"),
+        (replace(PLAIN, transient=True), Verdict.NO, "it is transient"),
         (replace(PLAIN, disk=replace(NODE, iothread=True)), Verdict.NO, "pushing over the tap; not built yet: refused today"),
         (replace(PLAIN, disk=replace(NODE, iothread=True, path="")), Verdict.NO, "its daemon has an iothread"),
         (replace(PLAIN, drivers=("copy-before-write", "raw", "file")), Verdict.CARE, "copy-before-write"),
@@ -111,3 +113,14 @@ def test_commands_that_are_missing_and_what_a_killed_run_left() -> None:
     checks = judge_hypervisor(replace(VM, missing=("blockdev-mirror", "transaction"), ours=True))[1:]
     assert [check.verdict for check in checks] == [Verdict.NO, Verdict.CARE]
     assert "blockdev-mirror, transaction" in checks[0].words
+
+
+def test_a_domain_as_a_whole() -> None:
+    assert judge_domain(running=True, confined=[], barred=None) == []
+    checks = judge_domain(running=False, confined=["apparmor"], barred=(64055, Path("/root")))
+    assert [(check.name, check.verdict) for check in checks] == [
+        ("sockets", Verdict.NO),
+        ("state", Verdict.CARE),
+        ("apparmor", Verdict.CARE),
+    ]
+    assert "user 64055 and may not pass through /root" in checks[0].words

@@ -12,6 +12,7 @@ import typer
 
 import everywhen
 from everywhen.capture.qmp import CommandFailed, MonitorError, QmpMonitor
+from everywhen.capture.socket_access import NoAccess
 from everywhen.capture.survey import survey
 from everywhen.interfaces.cli.app import LOOK, AsJson, Quiet, Repo, app, context_of
 from everywhen.interfaces.cli.context import Context
@@ -23,7 +24,7 @@ from everywhen.services.naming import is_name
 from everywhen.services.sizes import size
 
 _STYLES = {Verdict.YES: "", Verdict.CARE: "warn", Verdict.NO: "bad", Verdict.LEFT_OUT: "faint"}
-_ANSWER_S = 5.0
+_ANSWER_S = 4.0
 _UNSEEN = "Disks that the guest itself reaches over a network (iSCSI, NFS) cannot be seen from here."
 
 
@@ -52,7 +53,7 @@ def doctor(
 ) -> int:
     """What can be protected here, what cannot, why, and what to do. Changes nothing."""
     context = context_of(locals())
-    found = _looked_at(vms or [], qmp, libvirt)
+    found = _looked_at(context, vms or [], qmp, libvirt)
     images = [disk.filename for vm in found for disk in vm.disks]
     checks = _of_host(context, found[0].name if len(found) == 1 and is_name(found[0].name) else "", images)
     everything = [*checks, *(check for vm in found for check in vm.checks)]
@@ -73,12 +74,12 @@ def doctor(
     return Exit.LESS_THAN_ASKED if verdict is Verdict.NO else Exit.DONE
 
 
-def _looked_at(names: list[str], qmp: str | None, uri: str | None) -> list[_Vm]:
+def _looked_at(context: Context, names: list[str], qmp: str | None, uri: str | None) -> list[_Vm]:
     """Raises Failure."""
     if qmp is not None and uri is not None:
         raise WrongUsage("A VM is reached by its monitor or through libvirt, not by both.")
     if uri is not None:
-        return _through_libvirt(uri, names)
+        return _through_libvirt(context, uri, names)
     if qmp is None:
         if names:
             raise WrongUsage(f"Where does {names[0]} run?", do=["--libvirt URI: libvirt", "--qmp SOCKET: its monitor"])
@@ -101,10 +102,10 @@ def _looked_at(names: list[str], qmp: str | None, uri: str | None) -> list[_Vm]:
     return [_Vm(names[0] if names else "the VM", qmp, judge(found), judge_hypervisor(found))]
 
 
-def _through_libvirt(uri: str, names: list[str]) -> list[_Vm]:
+def _through_libvirt(context: Context, uri: str, names: list[str]) -> list[_Vm]:
     try:
         # Only here: most hosts of repositories have no libvirt.
-        from everywhen.capture.domain_survey import confined_by, domain_names, survey_domain
+        from everywhen.capture.domain_survey import barred_by, confined_by, domain_names, survey_domain
         from everywhen.capture.libvirt_host import LibvirtHost, NoDomain
     except ImportError as error:
         raise Failed(
@@ -118,10 +119,15 @@ def _through_libvirt(uri: str, names: list[str]) -> list[_Vm]:
             for name in names or domain_names(host):
                 domain = host.domain(name)
                 told = survey_domain(domain)
-                checks = judge_hypervisor(told) + judge_domain(running=domain.runs, confined=confined_by(domain))
+                running = domain.runs
+                barred = barred_by(domain, context.state(domain.name)) if running else None
+                checks = judge_domain(running=running, confined=confined_by(domain), barred=barred)
+                checks = judge_hypervisor(told) + checks
                 found.append(_Vm(domain.name, uri, judge(told), checks))
     except NoDomain as error:
         raise NotFound(f"{uri}: {error}.", on=uri, safe="Nothing was changed.") from error
+    except NoAccess as error:
+        raise Failed(f"{error}.", on=uri, safe="Nothing was changed.") from error
     except MonitorError as error:
         do = ["May this user use it? As root, or: usermod -aG libvirt USER, and log in again."]
         raise Failed(f"libvirt cannot be asked: {error}.", on=uri, safe="Nothing was changed.", do=do) from error
