@@ -150,7 +150,7 @@ def _of_host(context: Context, vm: str, images: list[str]) -> list[Check]:
 
 def _show_vm(output: Output, vm: _Vm) -> None:
     output.line(f"{vm.name} at {vm.place}")
-    columns = ["DISK", "SIZE", "FORMAT", "NODE", "FIRST COPY", "AFTER QEMU'S END", "PROTECT"]
+    columns = ["DISK", "PROTECT", "SIZE", "FORMAT", "NODE", "FIRST COPY", "AFTER QEMU'S END"]
     output.table(columns, [_row(disk) for disk in vm.disks], right=["SIZE"])
     for disk in vm.disks:
         for reason in disk.reasons:
@@ -175,7 +175,7 @@ def _show_check(output: Output, check: Check) -> None:
 def _row(disk: DiskJudged) -> tuple[str, ...]:
     figures = size(disk.size) if disk.size is not None else "-"
     words = (disk.format, disk.node, disk.first_copy, disk.after_qemu)
-    return (disk.device, figures, *(word or "-" for word in words), str(disk.verdict))
+    return (disk.device, str(disk.verdict), figures, *(word or "-" for word in words))
 
 
 def _document(vm: _Vm) -> dict[str, object]:
