@@ -4,7 +4,20 @@
 from __future__ import annotations
 
 from everywhen.formats.fields import canonical_json
-from everywhen.formats.segment import MARK, WRITE, Group, decode_group, encode_group
+from everywhen.formats.segment import (
+    MARK,
+    WRITE,
+    Group,
+    SegmentHeader,
+    decode_group,
+    encode_frame,
+    encode_group,
+    group_aad,
+    group_nonce,
+)
+from everywhen.repository.journal import Journal
+from everywhen.repository.keys.segment_keys import JournalRecipient
+from everywhen.repository.repository import Repository
 
 Made = tuple[int, int, int, bytes]
 
@@ -24,3 +37,19 @@ def group(first: int, *records: Made) -> Group:
 
 OPENED = (mark(0, "tap opened"), mark(1, "tap opened"))
 COMPLETE = (mark(0, "complete"), mark(1, "complete"))
+
+
+def put_segment(repository: Repository, stream: str, number: int, *groups: Group) -> None:
+    """A segment of these groups, sealed as a host would."""
+    recipient = JournalRecipient.of(repository.id, repository.unlocked.keyset)
+    key, cipher = recipient.new_segment(repository.surroundings.randomness)
+    place = (bytes.fromhex(stream), 1, number, groups[0].sequence, groups[0].time_ns)
+    header = SegmentHeader(recipient.cipher, recipient.generation, repository.id, *place, key)
+    parts = [header.encode()]
+    for ordinal, one in enumerate(groups):
+        ends = one.data_ends().tolist()
+        rows = zip(one.kinds, one.disks, one.offsets, one.lengths, one.times, strict=True)
+        plain = encode_group(one.sequence, one.time_ns, [tuple(map(int, row)) for row in rows], [one.data()[: ends[-1]]], 1)  # type: ignore[misc]
+        sealed = cipher.seal(group_nonce(ordinal), plain, group_aad(header, ordinal))
+        parts += [encode_frame(ordinal, len(sealed)), sealed]
+    Journal(repository, stream).put(number, parts)

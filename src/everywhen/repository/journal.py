@@ -23,14 +23,14 @@ from everywhen.storage.base import Buffer
 PREFIX = "journals/"
 
 
-def streams(repository: Repository) -> dict[str, list[int]]:
-    """Numbers of the segments there are, ascending, by stream (32 hex digits)."""
-    found: dict[str, list[int]] = {}
+def streams(repository: Repository) -> dict[str, dict[int, int]]:
+    """The segments there are: sizes in bytes by number, by stream (32 hex digits)."""
+    found: dict[str, dict[int, int]] = {}
     for one in repository.store.list(PREFIX):
         stream, _, number = one.name.removeprefix(PREFIX).partition("/")
         if len(stream) == 32 and len(number) == 16:
-            found.setdefault(stream, []).append(int(number, 16))
-    return {stream: sorted(numbers) for stream, numbers in found.items()}
+            found.setdefault(stream, {})[int(number, 16)] = one.size
+    return found
 
 
 class Journal:

@@ -17,6 +17,7 @@ from everywhen.block.patched import Patches
 from everywhen.formats.point import JournalPosition, RecoveryPoint
 from everywhen.formats.segment import MARK, Group
 from everywhen.repository.journal import Journal
+from everywhen.repository.journal_spans import kept_spans
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.services.addresses import Address
@@ -73,6 +74,7 @@ class _Line:
     def __init__(self, repository: Repository, points: list[RecoveryPoint]) -> None:
         self._repository = repository
         self._points = points
+        self._spans = {span.point.point: span for span in kept_spans(points)}
 
     def onward(self, opened: OpenedMoment, target: Latest | Stretch) -> OpenedMoment:
         """The last moment after the point, within its journal, that `target` allows."""
@@ -80,11 +82,7 @@ class _Line:
         replay = self._replayed(opened.point, None, until_ns)
         if replay is None:
             return opened
-        covered = replay.beyond or any(
-            later.journal.stream == opened.point.journal.stream
-            for later in self._points
-            if later.number > opened.point.number and later.journal and opened.point.journal
-        )
+        covered = replay.beyond or self._spans[opened.point.point].end is not None
         within = isinstance(target, Stretch) and replay.time_ns >= target.earliest_ns
         exact = opened.found.exact or isinstance(target, Latest) or covered or within
         return _moment(opened.point, replay, exact=exact)
@@ -96,21 +94,19 @@ class _Line:
             return None
         end = opened.found.sequence if opened.found.sequence is not None else position.sequence
         line = [
-            (point, point.journal.sequence)
+            (point.journal.sequence, point)
             for point in self._points
             if point.journal and point.journal.stream == position.stream and point.journal.sequence <= end
         ]
         numbers = np.empty(0, np.int64)
-        for point, sequence in reversed(line):
-            earlier = self._writes(point, sequence, end if not len(numbers) else int(numbers[0]))
+        for begin, point in sorted(line, key=lambda one: one[0], reverse=True):
+            earlier = self._writes(point, begin, end)
             if earlier is None:
                 return None
-            numbers = np.concatenate([earlier, numbers])
+            numbers, end = np.concatenate([earlier, numbers]), begin
             if len(numbers) >= writes:
-                target = int(numbers[-writes])
-                base = max((one for one in line if one[1] <= target), key=lambda one: one[1])[0]
-                replay = self._replayed(base, target, None)
-                return None if replay is None else _moment(base, replay, exact=True)
+                replay = self._replayed(point, int(numbers[-writes]), None)
+                return None if replay is None else _moment(point, replay, exact=True)
         return None
 
     def _writes(self, point: RecoveryPoint, since: int, end: int) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
@@ -140,13 +136,13 @@ class _Line:
         return replay
 
     def _groups(self, point: RecoveryPoint) -> Iterator[Group] | None:
-        """The groups after a point; None where its journal, or the part that follows it, is not there."""
-        position = point.journal
-        if position is None:
+        """The groups after a point; None where its journal is not kept, or not there yet."""
+        span = self._spans.get(point.point)
+        if span is None:
             return None
-        groups = Journal(self._repository, position.stream).groups(position.sequence)
+        groups = Journal(self._repository, span.stream).groups(span.begin)
         first = next(groups, None)
-        if first is None or first.sequence > position.sequence:
+        if first is None or first.sequence > span.begin:
             return None
         return _with_first(first, groups)
 

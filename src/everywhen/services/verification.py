@@ -84,8 +84,8 @@ def document(verified: Verified, *, read_data: bool) -> dict[str, object]:
     `bytes_read`, `seconds`, `leased`, `noted`, `notes` (sentences) and `findings`, a list of:
     `invariant`, `object`, `offset` (null: all of it), `why`, `chunks` (how many are known by name), `good_copy` (or null),
     `known` (noted earlier, replaced since), `stands` (not repaired, and not merely known), `repaired` (how, or null) and
-    `losses`, a list of: `vm` (null: not known), `kind` (`disk`, `file`, `moment`), `name`, `ranges` ([first byte, byte
-    after the last] pairs), `points` (ids), `first`, `last` (times; null when not known).
+    `losses`, a list of: `vm` (null: not known), `kind` (`disk`, `file`, `moment`, or `journal`: moments between points),
+    `name`, `ranges` ([first byte, byte after the last] pairs), `points` (ids), `first`, `last` (times; null when not known).
     `repaired`: null, or `objects` and `chunks` (stored anew, by source).
     """
     verdict, repaired = verified.verdict, verified.repaired
@@ -146,6 +146,9 @@ def _finding_lines(verdict: Verdict, finding: Finding, zone: tzinfo) -> list[str
 def _loss_lines(verdict: Verdict, loss: Loss, zone: tzinfo) -> list[str]:
     if loss.kind == "moment":
         return [f"{_what(verdict, loss)}: the moment {loss.points[0][0]} as a whole"]
+    if loss.kind == "journal":
+        point, time_ns = loss.points[0]
+        return [f"{_what(verdict, loss)}: moments after {point} ({local_time(time_ns, zone)}), up to the next point"]
     first, last = loss.points[0][1], loss.points[-1][1]
     count = len(loss.points)
     when = f"in 1 moment, {local_time(first, zone)}"

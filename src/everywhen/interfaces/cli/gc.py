@@ -45,8 +45,8 @@ def gc(
     context.output.document(_document(result, dry_run=dry_run))
     would = "would be " if dry_run else ""
     context.output.line(
-        f"{size(result.bytes_freed)} {would}freed: {result.packs_deleted} packs and {result.points_deleted} moments "
-        f"{would}deleted, {size(result.bytes_copied)} {would}copied to make room."
+        f"{size(result.bytes_freed)} {would}freed: {result.packs_deleted} packs, {result.segments_deleted} segments of "
+        f"journals and {result.points_deleted} moments {would}deleted, {size(result.bytes_copied)} {would}copied to make room."
     )
     for session in result.sessions:
         context.output.line(
@@ -65,6 +65,7 @@ def _document(result: Collected, *, dry_run: bool) -> dict[str, object]:
         "dry_run": dry_run,
         "points_deleted": result.points_deleted,
         "packs_deleted": result.packs_deleted,
+        "segments_deleted": result.segments_deleted,
         "bytes_freed": result.bytes_freed,
         "bytes_copied": result.bytes_copied,
         "packs_waiting": result.packs_waiting,

@@ -20,6 +20,7 @@ from everywhen.formats.point import Tombstone
 from everywhen.repository import damage
 from everywhen.repository.condemned import Condemnation, list_condemned, publish, withdraw
 from everywhen.repository.errors import Busy, Damaged
+from everywhen.repository.gc.journals import sweep_journals
 from everywhen.repository.gc.live import mark_live
 from everywhen.repository.gc.marking import Marker
 from everywhen.repository.gc.marks import Marks, PackUse
@@ -68,6 +69,8 @@ class Collected:
 
     points_deleted: int = 0
     packs_deleted: int = 0
+    segments_deleted: int = 0
+    """Of journals."""
     bytes_freed: int = 0
     bytes_copied: int = 0
     packs_waiting: int = 0
@@ -91,6 +94,8 @@ def collect(repository: Repository, *, wait: bool, dry_run: bool, note: Note, pa
             # What is condemned stays condemned: a second run goes on, with the reserve and with what is quite dead first.
             release_reserve(repository.store)
             _Run(repository, note, pause, collected, full=True).run(wait=wait, dry_run=dry_run)
+        collected.segments_deleted, freed = sweep_journals(repository, dry_run=dry_run)
+        collected.bytes_freed += freed
         if isinstance(repository.store, Sweeping) and not dry_run:
             repository.store.sweep_temporaries(now_ns=repository.surroundings.clock(), older_than_ns=GRACE)
         return collected

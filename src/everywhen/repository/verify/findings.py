@@ -34,7 +34,8 @@ class Remedy(Enum):
 class Loss:
     """The same byte ranges of one disk (or file), in all of these moments.
 
-    `vm`: id, '' when nobody knows. `kind`: 'disk', 'file', or 'moment' (`name` '' and no ranges: the moment as a whole).
+    `vm`: id, '' when nobody knows. `kind`: 'disk', 'file', 'moment' (`name` '' and no ranges: the moment as a whole), or
+    'journal' (the same: moments between these points and the next ones).
     `points`: (id, time in ns since 1970 UTC), oldest first; the time is 0 when it is not known.
     """
 

@@ -32,7 +32,7 @@ from everywhen.repository.gc.marking import Marker
 from everywhen.repository.gc.records import read_record
 from everywhen.repository.repository import Repository
 from everywhen.repository.twins import twin_of
-from everywhen.repository.verify import check_objects, check_points
+from everywhen.repository.verify import check_journals, check_objects, check_points
 from everywhen.repository.verify.affected import LossFinder, losses, lost_names
 from everywhen.repository.verify.causes import Causes, unreadable_copies
 from everywhen.repository.verify.check_content import read_everything
@@ -77,6 +77,7 @@ def judging(repository: Repository, watching: Watching, *, read_data: bool) -> I
             run.judgement.verdict.leased = leased
             run.check_packs(read_data=read_data)
             run.check_live()
+            run.check_journals(read_data=read_data)
             run.settle()
             run.note_damage()
             yield run.judgement
@@ -166,6 +167,15 @@ class _Run:
                 break  # what is missing is not merely on its way to another pack
         self.judgement.live = _still_there(self._repository, self.judgement.live)
         self._trace()
+
+    def check_journals(self, *, read_data: bool) -> None:
+        """What lies between the points."""
+
+        def progress(count: int) -> None:
+            self._verdict.bytes_read += count
+
+        found = check_journals.check_journals(self._repository, self.judgement.live, progress, read_data=read_data)
+        self._verdict.findings += found
 
     def settle(self) -> None:
         """Suspicions that are still there become findings."""
