@@ -120,6 +120,7 @@ class Guest:
             <os><type arch='x86_64' machine='q35'>hvm</type>{os_more.format(folder=self.folder)}</os>
             <features><acpi/></features>
             <devices><emulator>{shutil.which(QEMU)}</emulator>
+            <controller type='scsi' model='virtio-scsi'/>
             <controller type='pci' model='pcie-root'/>{"<controller type='pci' model='pcie-root-port'/>" * 6}
             {"".join(self.disk_xml(number) for number in range(len(disks)))}{more}
             <controller type='usb' model='none'/><memballoon model='none'/></devices></domain>"""
@@ -137,8 +138,9 @@ class Guest:
     def disk_xml(self, number: int) -> str:
         """The XML of a disk, as it is defined and attached."""
         image = self.images[number]
+        bus = "scsi" if image.stem.startswith("sd") else "virtio"
         return f"""<disk type='file' device='disk'><driver name='qemu' type='{self.formats[number]}'/>
-            <source file='{image}'/><target dev='{image.stem}' bus='virtio'/></disk>"""
+            <source file='{image}'/><target dev='{image.stem}' bus='{bus}'/></disk>"""
 
     @property
     def domain(self) -> Domain:
@@ -150,6 +152,13 @@ class Guest:
     def raw(self) -> Any:
         """libvirt's own object."""
         return self.domain.domain
+
+    def another_disk(self, name: str, size: int) -> str:
+        """A raw disk more, `sda` on a SCSI bus or `vdc`: its XML, to be attached."""
+        self.images.append(self.folder / f"{name}.raw")
+        self.formats.append("raw")
+        self.images[-1].write_bytes(bytes(size))
+        return self.disk_xml(len(self.images) - 1)
 
     def monitor(self) -> LibvirtMonitor:
         """Its monitor, as the code under test has one."""
@@ -175,7 +184,8 @@ class Guest:
     def io(self, disk: int, command: str) -> str:
         """A command of qemu-io, as if the guest had sent it to its device."""
         alias = next(one.alias for one in self.domain.parsed(running=True).disks if one.target == self.images[disk].stem)
-        line = f'qemu-io -d /machine/peripheral/{alias}/virtio-backend "{command}"'
+        device = next(drive["qdev"] for drive in self.execute("query-block") if alias in drive["qdev"].split("/"))
+        line = f'qemu-io -d {device} "{command}"'
         return str(self.execute("human-monitor-command", {"command-line": line}))
 
     def write(self, disk: int, offset: int, length: int, value: int) -> None:

@@ -94,6 +94,14 @@ class Graph:
             below = self.child(below)
         return found
 
+    def below(self, node: str) -> list[str]:
+        """`node` and all that it stands on, backing files too, each before what it stands on."""
+        names = {number: name for name, number in self.nodes.items()}
+        found = [node] if node in self.nodes else []
+        for name in found:  # it grows meanwhile
+            found += [names[c] for p, c, _ in self.edges if p == self.nodes[name] and c in names and names[c] not in found]
+        return found
+
     def jobs_on(self, node: str) -> list[str]:
         """The jobs that hold `node` or what lies below it, backing files too."""
         held, waiting = set[int](), [self.nodes[node]] if node in self.nodes else []

@@ -40,6 +40,9 @@ class Hypervisor(Protocol):
     def admit(self, path: Path) -> None:
         """Let its process use this socket of ours, or make sockets in this folder of ours. Raises NoAccess."""
 
+    def forget(self, monitor: Monitor, disks: list[DiskNode]) -> None:
+        """Close the files of those of these disks that were detached when our taps kept them open; the taps are off."""
+
 
 @dataclass(frozen=True, slots=True)
 class QmpSocket:
@@ -61,3 +64,6 @@ class QmpSocket:
 
     def admit(self, path: Path) -> None:
         """Whoever gave the monitor to this user runs QEMU as the same, or sees to it."""
+
+    def forget(self, monitor: Monitor, disks: list[DiskNode]) -> None:
+        """Whoever detaches a disk by a monitor closes its files, and hears that they are in use."""

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from everywhen.capture import answers
 from everywhen.capture.domain_disks import find_domain_disks
 from everywhen.capture.domain_files import definition_files
 from everywhen.capture.hypervisor import Identity
 from everywhen.capture.libvirt_host import LibvirtHost
 from everywhen.capture.libvirt_monitor import LibvirtMonitor
-from everywhen.capture.nodes import DiskNode
-from everywhen.capture.qmp import Monitor
+from everywhen.capture.nodes import DiskNode, device_path
+from everywhen.capture.qmp import CommandFailed, Monitor
 from everywhen.capture.socket_access import ProcessUser, let_connect, let_into
 
 
@@ -50,3 +52,13 @@ class LibvirtVm:
             let_into(path, user)
         else:
             let_connect(path, user)
+
+    def forget(self, monitor: Monitor, disks: list[DiskNode]) -> None:
+        """libvirt tries once to close them, and takes no notice when it cannot: they would stay open, and locked."""
+        there = {device_path(drive) for drive in answers.drives(monitor)}
+        graph = answers.graph(monitor)
+        for disk in disks:
+            if disk.path not in there:
+                for node in graph.below(disk.node):
+                    with suppress(CommandFailed):  # another disk has it, too
+                        monitor.execute("blockdev-del", {"node-name": node})

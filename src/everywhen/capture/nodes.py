@@ -54,6 +54,14 @@ def _of_guest(monitor: Monitor, drive: Drive, nodes: dict[str, BlockNode]) -> Di
     return DiskNode(path.rsplit("/", 1)[-1], node, _size(nodes, node), _iothread(monitor, path), path)
 
 
+def detached(monitor: Monitor, disk: DiskNode) -> bool:
+    """Whether QEMU has told by now that the disk's device was removed. Raises MonitorError."""
+    if not disk.path:
+        return False
+    event = monitor.next_event(0, lambda event: event.name == "DEVICE_DELETED" and event.data.get("path") == disk.path)
+    return event is not None
+
+
 def device_path(drive: Drive) -> str:
     """Where the drive's device is in QEMU's object tree. A SCSI or IDE device is told by its id alone."""
     path = drive.path.removesuffix("/virtio-backend")

@@ -17,7 +17,7 @@ from everywhen.block.patched import Patches
 from everywhen.capture import bitmaps, leftovers
 from everywhen.capture.counters import FINE, SPOOL_FAILED, SPOOL_FULL, SPOOL_SLOW
 from everywhen.capture.export import DangerousExport, ExportedDisk, Pace, exported
-from everywhen.capture.nodes import DiskNode
+from everywhen.capture.nodes import DiskNode, detached
 from everywhen.capture.qmp import CommandFailed, Monitor, MonitorError
 from everywhen.capture.reception import Reception
 from everywhen.capture.sink_process import SinkOrder
@@ -115,6 +115,7 @@ class Capture:
                 # The sink is gone: nothing of ours stays in QEMU but the bitmaps. QEMU itself may be gone.
                 with suppress(CommandFailed, MonitorError):
                     leftovers.clear(monitor, nodes)
+                    self.order.hypervisor.forget(monitor, nodes)
 
     def _capture(self, monitor: Monitor, nodes: list[DiskNode]) -> None:
         names = disk_names(nodes)
@@ -218,13 +219,16 @@ class Capture:
             connection.answer(connection.send(0, canonical_json({"mark": "complete"})))
 
     def look(self) -> None:
-        """Raises CaptureLost when a tap, or what receives from it, has ended."""
+        """Raises CaptureLost when a tap, or what receives from it, has ended, or a disk was taken from the VM."""
         reception = self._stretch.reception
         if not reception.alive or reception.state != FINE:
             raise CaptureLost(_WHY[reception.state])
         for tap in self._stretch.taps:
             if (why := tap.ended(0)) is not None:
                 raise CaptureLost(f"{tap.disk.device}: {why}")
+            # Its tap goes on; what is attached in its place is another device, with no tap.
+            if detached(self._stretch.monitor, tap.disk):
+                raise CaptureLost(f"{tap.disk.device} was detached")
 
     def ship(self) -> None:
         """Put everything that was received into the repository's journal. Raises CaptureLost, StorageError."""
@@ -256,6 +260,8 @@ class Capture:
         parent = self.parent
         if parent is None or parent.journal is None:
             return
+        if self.order.hypervisor.disks(self._stretch.monitor) != self._stretch.nodes:
+            raise CaptureLost("the VM has other disks now")
         if self._stretch.reception.taken > parent.journal.sequence or mark is not None:
             with write_point(self.repository, f"protect {self.vm.name}", first_copy=False) as writer:
                 self._seal(writer, Sealer.after(self.repository, writer, parent, parent.journal), mark)
