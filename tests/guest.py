@@ -118,6 +118,8 @@ class Guest:
 
     def kill(self) -> None:
         """End it as a crash of the host would, if it has not ended."""
+        with self._turn:
+            self._writing = False
         self.process.kill()
         self.process.wait()
         self._listener.join()
@@ -210,6 +212,8 @@ class Guest:
         with self._port.makefile("rb") as lines:
             for line in lines:
                 now = time.time_ns()
+                if not line.endswith(b"\n"):
+                    break  # the end came in the middle of it
                 word, _, rest = line.decode(errors="replace").strip().partition(" ")
                 if word == "safe" and int(rest) == len(self.safe):
                     with self._turn:

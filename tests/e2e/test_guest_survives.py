@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pytest
 
 from tests.captures import Capture, child
 from tests.guest import Guest, needs_kernel
-from tests.guest_states import inspect, restored
+from tests.guest_states import check, inspect, restored, rfc3339
 from tests.hypervisor import eventually
 from tests.program import Program, same
 
@@ -75,12 +76,14 @@ def held_up(process: int) -> Iterator[None]:
 
 def test_the_end_of_a_sink_costs_the_guest_a_moment(program: Program, guest: Guest) -> None:
     with captured(program, guest, "1s") as capture:
+        follows(capture, 1)
+        steps = [time.time_ns()]
         for times, (name, how) in enumerate((("killed", signal.SIGKILL), ("stopped", signal.SIGSTOP)), 1):
-            follows(capture, times)
             began = time.time_ns()
             os.kill(capture.sink(), how)
             guest.reach(len(guest.safe) + 20)
             follows(capture, times + 1)
+            steps += [began, time.time_ns()]
             worst = {
                 "writes": worst_gap_s(guest.safe, began, guest.safe[-1]),
                 "heartbeats": worst_gap_s(guest.beats, began, guest.beats[-1]),
@@ -92,6 +95,13 @@ def test_the_end_of_a_sink_costs_the_guest_a_moment(program: Program, guest: Gue
         assert capture.said.count("capture was lost") == 2
     # The guest churns on; what was safe when capture ended is in.
     assert inspect(restored(program, "web1@latest")[0]).records == len(guest.safe)
+    chance = random.Random(7)
+    for since_ns, until_ns in pairwise(steps):
+        # While nothing was captured there is no moment: it is an earlier one, and that is said.
+        asked_ns = chance.randrange(since_ns, until_ns)
+        images, said_ns = restored(program, f"web1@{rfc3339(asked_ns)}")
+        assert said_ns <= asked_ns
+        check(images, said_ns, guest)
 
 
 def test_while_a_sink_hangs_the_rest_of_the_guest_goes_on(program: Program, guest: Guest) -> None:
