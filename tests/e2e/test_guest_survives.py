@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import random
 import signal
 import time
 from collections.abc import Iterator
