@@ -2,8 +2,8 @@
 """A recorder between an NBD client and its server: what the client wrote where, when it asked, when it was answered.
 
 It stands where a guest would feel its disk, and knows nothing of what is under test. QEMU's own `blklogwrites` was not taken:
-up to 8.0 its log is destroyed by write zeroes among other writes, and it says only in which order writes ended; what may be in
-a state of the disk follows from who was answered before whom was asked. `tests/reference.py` reads the log.
+it says in which order writes ended at one of QEMU's nodes. What may be in a state of several disks follows from who was
+answered before whom was asked, and only who stands outside sees that. `tests/reference.py` reads the log.
 
 Run as a process: `python -m tests.recorder SOCKET UPSTREAM LOG`; it ends in order by SIGTERM.
 Wire format: github.com/NetworkBlockDevice/nbd, doc/proto.md.

@@ -33,7 +33,7 @@ from tests.storage_daemon import MIB, Fio, FioJob, Recorder, StorageDaemon
 
 SOAK = bool(os.environ.get("EVERYWHEN_SOAK"))
 SIZES = (64 * MIB, 48 * MIB) if SOAK else (24 * MIB, 16 * MIB)
-CONTROL_S = 20 if SOAK else 3
+CONTROL_S = 20 if SOAK else 2
 SOAK_S = 300
 POINTS, MOMENTS = (50, 50) if SOAK else (3, 8)
 JOBS = [
@@ -215,7 +215,7 @@ def test_fio_while_everything_of_ours_is_broken(tmp_path: Path) -> None:
 
 def acts(chaos: Chaos) -> Iterator[Callable[[], None]]:
     """Some once, or all for minutes. Each loss doubles the wait for the next try; when ours is restarted that is forgotten."""
-    once = [chaos.sink_killed, chaos.sink_hung, chaos.repository_away, chaos.spool_filled]
+    once = [chaos.repository_away, chaos.sink_killed, chaos.spool_filled, chaos.sink_hung]
     yield from once
     chance, end = random.Random(3), time.monotonic() + SOAK_S
     while SOAK and time.monotonic() < end:
