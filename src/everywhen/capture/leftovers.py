@@ -19,7 +19,7 @@ _END_S = 10.0
 
 
 def clear(monitor: Monitor, disks: list[DiskNode]) -> None:
-    """Remove all of ours but the recording bitmaps. Raises MonitorError, CommandFailed."""
+    """Remove all of ours but the bitmaps that record. Raises MonitorError, CommandFailed."""
     for job in answers.jobs(monitor):
         if job.name.startswith(OURS):
             _end(monitor, job.name)
@@ -36,6 +36,16 @@ def clear(monitor: Monitor, disks: list[DiskNode]) -> None:
     for disk in disks:
         if disk.node in nodes and any(bitmap.name == bitmaps.FROZEN for bitmap in nodes[disk.node].bitmaps):
             bitmaps.remove(monitor, disk.node, bitmaps.FROZEN)
+
+
+def clear_bitmaps(monitor: Monitor) -> int:
+    """Remove all bitmaps of ours, whosever point they are of; how many. Raises MonitorError, CommandFailed."""
+    count = 0
+    for node in answers.block_nodes(monitor).values():
+        names = [bitmap.name for bitmap in node.bitmaps if bitmap.name.startswith(OURS)]
+        bitmaps.remove(monitor, node.name, *names)
+        count += len(names)
+    return count
 
 
 def _end(monitor: Monitor, job: str) -> None:

@@ -24,7 +24,9 @@ Disk: `size` bytes, `root` (hex name of the block map's root node, null: all zer
 `bytes_read`, `bytes_changed` (content of blocks that differ from the parent's), `bytes_stored` (compressed, new).
 
 Journal position: `stream` (32 hex digits, names the segments), `sequence` (the number after the newest record that the point
-shows), `disks` (their names in the order in which the records number them).
+shows), `disks` (their names in the order in which the records number them), `began_ns` (the instant of the stream's first
+moment), `gap` (object or null: what was not captured before that, `from_ns` since when and `why`; null where no capture was
+before). The last two are the stream's and stand in each of its points, because any of them may be dropped.
 
 Tombstone: `kind` `tombstone`, `point`, `fenced_ns`, `why`.
 """
@@ -93,19 +95,36 @@ class ParentLink:
 
 
 @dataclass(frozen=True, slots=True)
+class Gap:
+    """What was not captured: everything after `from_ns`, until the next moment; and why."""
+
+    from_ns: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class JournalPosition:
-    """Where in a journal a point was made: from there on the journal's records lie over it."""
+    """Where in a journal a point was made: from there on the journal's records lie over it.
+
+    `began_ns`: the stream's first moment; `gap`: what was not captured before that.
+    """
 
     stream: str
     sequence: int
     disks: tuple[str, ...]
+    began_ns: int = 0
+    gap: Gap | None = None
 
     def to_json(self) -> Json:
-        return {"stream": self.stream, "sequence": self.sequence, "disks": list(self.disks)}
+        gap = {"from_ns": self.gap.from_ns, "why": self.gap.why} if self.gap else None
+        place = {"stream": self.stream, "sequence": self.sequence, "disks": list(self.disks)}
+        return {**place, "began_ns": self.began_ns, "gap": gap}
 
     @classmethod
     def from_json(cls, value: Json) -> JournalPosition:
-        return cls(hexbytes(value, "stream", 16).hex(), whole(value, "sequence"), tuple(texts(value, "disks")))
+        place = (hexbytes(value, "stream", 16).hex(), whole(value, "sequence"), tuple(texts(value, "disks")))
+        gap = None if value.get("gap") is None else mapping(value, "gap")
+        return cls(*place, whole(value, "began_ns", 0), Gap(whole(gap, "from_ns"), text(gap, "why")) if gap else None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """How commands speak to a capture that runs on this host: one JSON object over a unix socket, one in answer.
 
-    {"wish": "ship"} · {"wish": "mark", "text": …} · {"wish": "pause", "seconds": …} · {"wish": "resume"} · {"wish": "status"}
+    {"wish": "ship"} · {"wish": "mark", "text": …} · {"wish": "pause", "seconds": …} · {"wish": "resume"} · {"wish": "end"} ·
+    {"wish": "status"}
 
-An answer with `error` says why nothing was done. The socket lies in the VM's folder, for its owner only.
+An answer with `error` says why nothing was done. The socket lies in the VM's folder, for its owner only. Nobody waits longer
+than ANSWER_S, and a wish that nobody waits for any more is not granted: a pause that comes an hour late does harm.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 import queue
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -19,28 +22,38 @@ from typing import Self
 
 from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json, parse_json, text
-from everywhen.services.wishes import Mark, Pause, Reply, Resume, Ship, Wish
+from everywhen.services.wishes import LONGEST_PAUSE_S, End, Mark, Pause, Reply, Resume, Ship, Wish
 
 NAME = "control.sock"
 _LONGEST = 1 << 16
-_ANSWER_S = 120.0
+ANSWER_S = 120.0
 """A point that is being made comes first, and may take a while."""
+_GRANTED_S = 60.0
+"""So long a wish may wait for its turn: the rest is for fulfilling it."""
+_FAREWELL_S = 2.0
+_ENDED = "the capture has ended"
 
 
 class NobodyThere(Exception):
     """No capture of that VM runs on this host."""
 
 
-def ask(folder: Path, request: Json) -> Json:
-    """The answer of the capture in a VM's folder. Raises NobodyThere."""
+class NoAnswer(NobodyThere):
+    """Something is there, but gives no answer: it hangs, has just ended, or does not talk to this user."""
+
+
+def ask(folder: Path, request: Json, *, patience_s: float = ANSWER_S) -> Json:
+    """The answer of the capture in a VM's folder, within so many seconds. Raises NobodyThere."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(_ANSWER_S)
+        connection.settimeout(patience_s)
         try:
             connection.connect(str(folder / NAME))
             connection.sendall(json.dumps(request).encode() + b"\n")
             return parse_json("the capture's answer", _line(connection))
-        except (OSError, Corrupt) as error:
+        except (FileNotFoundError, ConnectionRefusedError) as error:
             raise NobodyThere(f"no capture answers at {folder / NAME}: {error}") from error
+        except (OSError, Corrupt) as error:
+            raise NoAnswer(f"no answer at {folder / NAME}: {error}") from error
 
 
 class Listener:
@@ -49,8 +62,10 @@ class Listener:
     def __init__(self, folder: Path, status: Callable[[], Json]) -> None:
         """`status`: what a capture says of itself at any time. Raises OSError."""
         self._status = status
-        self._wishes: queue.Queue[Wish | None] = queue.Queue()
+        self._wishes: queue.Queue[tuple[Wish, float] | None] = queue.Queue()
         self._ending = threading.Event()
+        self._end_wish: End | None = None
+        self._serving: set[threading.Thread] = set()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path = folder / NAME
         self._path.unlink(missing_ok=True)
@@ -67,23 +82,38 @@ class Listener:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._path.unlink(missing_ok=True)
         self._socket.close()
+        while not self._wishes.empty():
+            if (late := self._wishes.get_nowait()) is not None:
+                late[0].reply({"error": _ENDED})
+        if self._end_wish is not None:
+            self._end_wish.reply({"error": _ENDED})  # unless it was replied to
+        until = time.monotonic() + _FAREWELL_S
+        for thread in list(self._serving):
+            thread.join(max(0.0, until - time.monotonic()))
 
     @property
     def ending(self) -> bool:
         return self._ending.is_set()
 
+    @property
+    def end_wish(self) -> End | None:
+        return self._end_wish
+
     def end(self) -> None:
-        """Wish the end; may be called from a signal."""
+        """Wish the end of this run; may be called from a signal."""
         self._ending.set()
         self._wishes.put(None)
 
     def wait(self, seconds: float) -> Wish | None:
-        if self.ending:
-            return None
-        try:
-            return self._wishes.get(timeout=seconds)
-        except queue.Empty:
-            return None
+        until = time.monotonic() + seconds
+        while not self.ending:
+            try:
+                found = self._wishes.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                break
+            if found is not None and found[1] > time.monotonic():
+                return found[0]
+        return None
 
     def _run(self) -> None:
         while True:
@@ -91,21 +121,32 @@ class Listener:
                 connection, _ = self._socket.accept()
             except OSError:
                 return  # closed
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+            self._serving.add(thread)
+            thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
+        try:
+            self._answer(connection)
+        finally:
+            self._serving.discard(threading.current_thread())
+
+    def _answer(self, connection: socket.socket) -> None:
         with connection:
-            connection.settimeout(_ANSWER_S)
+            connection.settimeout(ANSWER_S)
             answered: queue.Queue[Json] = queue.Queue()
             try:
                 wish = self._wish(parse_json("a wish", _line(connection)), answered.put)
-                if wish is not None:
-                    self._wishes.put(wish)
-                answer = answered.get(timeout=_ANSWER_S)
+                if isinstance(wish, End):
+                    self._end_wish = wish
+                    self.end()
+                elif wish is not None:
+                    self._wishes.put((wish, time.monotonic() + _GRANTED_S))
+                answer = answered.get(timeout=ANSWER_S)
             except Corrupt as error:
                 answer = {"error": str(error)}
             except queue.Empty:
-                answer = {"error": f"no answer within {_ANSWER_S:.0f} s"}
+                answer = {"error": f"no answer within {ANSWER_S:.0f} s"}
             except OSError:
                 return  # whoever asked is gone
             try:
@@ -122,11 +163,13 @@ class Listener:
                 return Mark(text(value, "text"), reply)
             case "pause":
                 seconds = value.get("seconds")
-                if not isinstance(seconds, int | float) or not 0 < seconds <= 7 * 86400:
+                if not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST_PAUSE_S:
                     raise Corrupt("a pause lasts from 0 seconds to 7 days")
                 return Pause(float(seconds), reply)
             case "resume":
                 return Resume(reply)
+            case "end":
+                return End(reply)
             case "status":
                 reply(self._status())
                 return None

@@ -19,6 +19,7 @@ from everywhen.capture.spool_reader import SpoolDamaged
 from everywhen.capture.tap import TapFailed
 from everywhen.formats.point import RecoveryPoint
 from everywhen.nbd.connection import NbdError
+from everywhen.services.wishes import Pause
 from everywhen.storage.base import StorageError
 
 
@@ -55,14 +56,17 @@ class Time:
 @dataclass(frozen=True, slots=True)
 class Figures:
     """How a capture stands: numbers after the newest record that was taken, that is durable on this host, and that is in a
-    point; bytes of data taken and of spool written for them; within how many nanoseconds the sink answered half of the
-    writes, 99 of 100, and each one."""
+    point; bytes of data taken and of spool written for them, and those that wait in the spool now; the instant up to which
+    every write is known to be durable on this host; within how many nanoseconds the sink answered half of the writes, 99 of
+    100, and each one."""
 
     taken: int
     durable: int
     sealed: int
     data_bytes: int
     spool_bytes: int
+    waiting_bytes: int
+    covered_ns: int
     median_ns: int
     p99_ns: int
     worst_ns: int
@@ -93,11 +97,11 @@ class CaptureLost(Exception):
 
 
 class Paused(Exception):
-    """A pause was asked for, and the taps are off."""
+    """A pause was asked for; the taps come off."""
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"paused for {seconds:g} s")
-        self.seconds = seconds
+    def __init__(self, wish: Pause) -> None:
+        super().__init__(f"paused for {wish.seconds:g} s")
+        self.wish = wish
 
 
 class Stopped(Exception):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -10,17 +11,21 @@ from everywhen.formats.fields import Json
 from everywhen.formats.point import RecoveryPoint
 from everywhen.services.capture_order import Figures, Told
 
+_RATE_OVER = 30
+"""Rates are of so many measurements, which are a second apart."""
 STARTING, COPYING, FOLLOWING, DETACHED, PAUSED = "starting", "copying", "following", "detached", "paused"
 
 
 class CaptureState:
     """Hears what a capture tells, keeps what of it is true now, and passes it on to `told`."""
 
-    def __init__(self, told: Told, clock: Callable[[], int]) -> None:
-        """`clock`: nanoseconds since 1970."""
+    def __init__(self, told: Told, clock: Callable[[], int], identity: Json) -> None:
+        """`clock`: nanoseconds since 1970; `identity`: fields that say what is captured, and into what."""
         self._told = told
         self._clock = clock
-        self._value: Json = {"disks": [], "point": None, "point_time_ns": None, "shipped_ns": None, "waiting": None}
+        unknown = dict.fromkeys(("point", "point_time_ns", "shipped_ns", "shipped", "waiting"))
+        self._value: Json = {**identity, "disks": [], **unknown}
+        self._measured: deque[tuple[int, int, int]] = deque(maxlen=_RATE_OVER)
         self._become(STARTING, None)
 
     def document(self) -> Json:
@@ -29,11 +34,19 @@ class CaptureState:
 
     def attached(self, disks: list[str]) -> None:
         self._become(COPYING, None)
-        self._value["disks"] = disks
+        self._measured.clear()
+        self._value |= {"disks": disks, "shipped": 0}  # its records are counted from 0
         self._told.attached(disks)
 
     def measured(self, figures: Figures) -> None:
-        self._value |= asdict(figures)
+        self._measured.append((self._clock(), figures.taken, figures.data_bytes))
+        (began, writes, size), (now, *_) = self._measured[0], self._measured[-1]
+        seconds = max(now - began, 1) / 1e9
+        rates = {
+            "writes_per_s": round((figures.taken - writes) / seconds, 1),
+            "bytes_per_s": round((figures.data_bytes - size) / seconds),
+        }
+        self._value |= {**asdict(figures), **rates}
         self._told.measured(figures)
 
     def copying(self, done: int, total: int) -> None:
@@ -47,7 +60,8 @@ class CaptureState:
         self._told.sealed(point, writes)
 
     def shipped(self) -> None:
-        self._value |= {"shipped_ns": self._clock(), "waiting": None}
+        # What was measured last is in it: `follow` measures before it ships.
+        self._value |= {"shipped_ns": self._clock(), "shipped": self._value.get("taken"), "waiting": None}
         self._told.shipped()
 
     def waiting(self, why: str) -> None:
@@ -59,8 +73,9 @@ class CaptureState:
         self._told.lost(why)
 
     def paused(self, seconds: float) -> None:
-        self._become(PAUSED, f"for {seconds:g} s")
+        self._become(PAUSED, None)
+        self._value["until_ns"] = self._value["since_ns"] + int(seconds * 1e9)
         self._told.paused(seconds)
 
     def _become(self, state: str, why: str | None) -> None:
-        self._value |= {"state": state, "why": why, "since_ns": self._clock()}
+        self._value |= {"state": state, "why": why, "since_ns": self._clock(), "until_ns": None}

@@ -25,7 +25,7 @@ from everywhen.capture.spool_reader import SpoolDamaged
 from everywhen.capture.tap import Tap, attached
 from everywhen.formats.fields import canonical_json
 from everywhen.formats.ids import PointId
-from everywhen.formats.point import RecoveryPoint, Tree
+from everywhen.formats.point import Gap, RecoveryPoint, Tree
 from everywhen.nbd.connection import NbdConnection
 from everywhen.repository.intake import Ranges
 from everywhen.repository.keys.segment_keys import JournalRecipient
@@ -39,7 +39,7 @@ from everywhen.services.replay import Replay
 from everywhen.services.sealing import Origin, SealedDisk, Sealer
 from everywhen.services.spool_import import import_spool
 from everywhen.services.spooling import Spool
-from everywhen.services.wishes import Wishes
+from everywhen.services.wishes import Pause, Wishes, refuse
 from everywhen.storage.base import StorageError
 
 _WHY = {
@@ -81,19 +81,26 @@ class Capture:
         self._epoch = 1
         self._begin = 0
         """Sequence number of the stretch's first moment."""
+        self.covered_ns = 0
+        """Every write until then is known to be durable on this host."""
+        self._seen = (0, 0)
+        """An instant, and the number of the record after the last one that was taken by then."""
 
-    def run(self, vm: Vm, parent: RecoveryPoint | None, known: dict[PointId, int]) -> None:
-        """Capture until the end is wanted. `parent` is the VM's newest point, `known` has the numbers of all.
+    def run(self, vm: Vm, parent: RecoveryPoint | None, known: dict[PointId, int], gap: Gap | None) -> None:
+        """Capture until the end is wanted. `parent` is the VM's newest point, `known` has the numbers of all; `gap` is
+        what was not captured since.
 
         Raises CaptureLost, Paused, Stopped, and the errors of the layers below.
         """
-        self.vm, self.parent, self.known = vm, parent, known
+        self.vm, self.parent, self.known, self._gap = vm, parent, known, gap
         self._epoch = parent.epoch + 1 if parent else 1
         self.order.spool.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._spool = Spool(self.repository, self.order.spool, self._epoch, self._stream)
         try:
             self._run()
-        except (*ENDS, Paused):
+        except (*ENDS, Paused) as end:
+            if isinstance(end, Paused):  # the taps are off
+                end.wish.reply({"paused": end.wish.seconds})
             with suppress(StorageError, SpoolDamaged):  # what is in the spool the next stretch begins with
                 self._last_words()
             raise
@@ -142,6 +149,8 @@ class Capture:
             sealed=position.sequence if position and position.stream == self._stream else 0,
             data_bytes=reception.taken_bytes,
             spool_bytes=reception.written_bytes,
+            waiting_bytes=self._spool.size(),
+            covered_ns=self.covered_ns,
             median_ns=reception.counters.served_within(0.5),
             p99_ns=reception.counters.served_within(0.99),
             worst_ns=reception.counters.worst_ns(),
@@ -180,8 +189,13 @@ class Capture:
 
         def advance(count: int) -> None:
             nonlocal done
+            wish = self.wishes.wait(0)
             if self.wishes.ending:
                 raise Stopped
+            if isinstance(wish, Pause):
+                raise Paused(wish)
+            if wish is not None:
+                refuse(wish, "what was not captured before is being read just now; there is no moment until that is done")
             done += count
             self.told.copying(min(done, total), total)
 
@@ -221,6 +235,7 @@ class Capture:
     def look(self) -> None:
         """Raises CaptureLost when a tap, or what receives from it, has ended, or a disk was taken from the VM."""
         reception = self._stretch.reception
+        now, taken = self.repository.surroundings.clock(), reception.taken
         if not reception.alive or reception.state != FINE:
             raise CaptureLost(_WHY[reception.state])
         for tap in self._stretch.taps:
@@ -229,6 +244,10 @@ class Capture:
             # Its tap goes on; what is attached in its place is another device, with no tap.
             if detached(self._stretch.monitor, tap.disk):
                 raise CaptureLost(f"{tap.disk.device} was detached")
+        # The taps stand now, so they stood then.
+        if reception.durable >= self._seen[1]:
+            self.covered_ns = max(self.covered_ns, self._seen[0])
+            self._seen = now, taken
 
     def ship(self) -> None:
         """Put everything that was received into the repository's journal. Raises CaptureLost, StorageError."""
@@ -278,7 +297,9 @@ class Capture:
             # What was written between the end of a tap and the beginning of these bitmaps is neither here nor there.
             if sealer.replay.ended or not sealer.replay.is_moment or not there.issuperset(tap.name for tap in stretch.taps):
                 raise CaptureLost("a tap ended")
-            origin = Origin(self.vm.vm, self._epoch, self._stream, self._files(writer))
+            position = self.parent.journal if self.parent else None
+            of_stream = (position.began_ns, position.gap) if position and self.stood else (0, self._gap)
+            origin = Origin(self.vm.vm, self._epoch, self._stream, self._files(writer), *of_stream)
             point = sealer.commit(self.parent, origin, self.time.monotonic() - began, mark)
         except BaseException:
             if writer.point not in self.known:
@@ -288,7 +309,7 @@ class Capture:
             raise
         self._keep(point)
         if not self.stood:
-            self.stood, self._begin = True, sealer.replay.sequence
+            self.stood, self._begin, self.covered_ns = True, sealer.replay.sequence, point.time_ns
         self.told.sealed(point, sealer.replay.writes)
         for node, recordings in old.items():
             bitmaps.remove(monitor, node, *(recording.name for recording in recordings))

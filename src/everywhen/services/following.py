@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from everywhen.services.capture_order import CaptureOrder, Figures, Paused, Time, Told
-from everywhen.services.wishes import Mark, Pause, Resume, Ship, Wish, Wishes
+from everywhen.formats.point import RecoveryPoint
+from everywhen.services.capture_order import ENDS, CaptureOrder, Figures, Paused, Time, Told
+from everywhen.services.wishes import Mark, Pause, Resume, Ship, Wish, Wishes, refuse
 from everywhen.storage.base import StorageError
 
 _LOOK_S, _MEASURE_S = 0.25, 1.0
@@ -17,10 +18,13 @@ _MOST_RECORDS, _MOST_BYTES = 100_000, 256 << 20
 
 
 class Standing(Protocol):
-    """A capture whose taps are attached and whose gap is closed."""
+    """A capture whose taps are attached and whose gap is closed; `parent`: the VM's newest point."""
 
     @property
     def figures(self) -> Figures: ...
+
+    @property
+    def parent(self) -> RecoveryPoint | None: ...
 
     def look(self) -> None: ...
 
@@ -36,26 +40,32 @@ def follow(standing: Standing, order: CaptureOrder, told: Told, time: Time, wish
     told.measured(at_ship)
     while True:
         wish, ending = wishes.wait(_LOOK_S), wishes.ending
-        standing.look()
-        now, figures = time.monotonic(), standing.figures
-        if now - measured > _MEASURE_S:
-            measured = now
-            told.measured(figures)
-        new = figures.spool_bytes - at_ship.spool_bytes
         why = None
-        if new > _SHIP_BYTES or (new and now - shipped > _SHIP_S) or ending or isinstance(wish, Ship | Pause):
-            shipped, at_ship = now, figures
-            why = _tried(standing.ship, told)
-        much = figures.taken - figures.sealed > _MOST_RECORDS or figures.data_bytes - at_seal.data_bytes > _MOST_BYTES
-        if much or ending or isinstance(wish, Mark | Pause) or now - sealed > order.seal_s:
-            sealed, at_seal = now, figures
-            mark = wish.text if isinstance(wish, Mark) else None
+        try:
+            standing.look()
+            now, figures = time.monotonic(), standing.figures
+            new = figures.spool_bytes - at_ship.spool_bytes
+            ships = new > _SHIP_BYTES or (new and now - shipped > _SHIP_S) or ending or isinstance(wish, Ship | Pause)
+            if ships or now - measured > _MEASURE_S:
+                measured = now
+                told.measured(figures)
+            if ships:
+                shipped, at_ship = now, figures
+                why = _tried(standing.ship, told)
+            much = figures.taken - figures.sealed > _MOST_RECORDS or figures.data_bytes - at_seal.data_bytes > _MOST_BYTES
+            if much or isinstance(wish, Mark | Pause) or now - sealed > order.seal_s:
+                sealed, at_seal = now, figures
+                mark = wish.text if isinstance(wish, Mark) else None
+                why = _tried(lambda mark=mark: standing.make_point(mark), told) or why  # type: ignore[misc]
             if ending:
-                standing.make_point(mark)
+                standing.make_point(None)
                 return
-            why = _tried(lambda mark=mark: standing.make_point(mark), told) or why  # type: ignore[misc]
+        except ENDS as error:
+            if wish is not None:
+                refuse(wish, f"capture was lost just now ({error})")
+            raise
         if wish is not None:
-            _answer(wish, why)
+            _answer(standing, wish, why)
 
 
 def _tried(work: Callable[[], None], told: Told) -> str | None:
@@ -68,12 +78,13 @@ def _tried(work: Callable[[], None], told: Told) -> str | None:
     return None
 
 
-def _answer(wish: Wish, why: str | None) -> None:
-    if isinstance(wish, Pause):
-        # Also without the repository: the spool and the bitmaps have what it did not take.
-        wish.reply({"paused": wish.seconds})
-        raise Paused(wish.seconds)
-    if isinstance(wish, Resume):
-        wish.reply({"error": "it is not paused"})
-    else:
-        wish.reply({"error": why} if why else {})
+def _answer(standing: Standing, wish: Wish, why: str | None) -> None:
+    match wish:
+        case Pause():
+            raise Paused(wish)  # also without the repository: the spool and the bitmaps have what it did not take
+        case Resume():
+            wish.reply({"resumed": False})
+        case Mark() if why is None and standing.parent is not None:
+            wish.reply({"point": standing.parent.point, "time_ns": standing.parent.time_ns})
+        case _:
+            wish.reply({"error": why} if why else {})

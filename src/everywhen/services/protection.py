@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from everywhen.formats.fields import Json
 from everywhen.formats.ids import PointId
-from everywhen.formats.point import RecoveryPoint
+from everywhen.formats.point import Gap, RecoveryPoint
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.services.capture_order import ENDS, CaptureOrder, Paused, Stopped, Time, Told
@@ -14,9 +15,11 @@ from everywhen.services.failures import Failed, Failure, WrongUsage
 from everywhen.services.identities import record, vm_of
 from everywhen.services.naming import is_name
 from everywhen.services.spool_import import import_left
-from everywhen.services.wishes import Mark, Pause, Resume, Ship, Wish, Wishes
+from everywhen.services.wishes import Pause, Resume, Wishes, refuse
+from everywhen.services.withdrawal import withdraw
 from everywhen.storage.base import StorageError
 
+NOT_RUNNING = "capture was not running"
 _BACK_OFF_S, _LONGEST_BACK_OFF_S, _LASTED_S = 1.0, 300.0, 600.0
 
 
@@ -29,31 +32,47 @@ def protect(
     """
     if not is_name(name):
         raise WrongUsage(f'"{name}" is not a name for a VM: use a-z, 0-9, dot, dash and underscore.', on=name)
+    newest = _captured(repository, name, order, told, time, wishes)
+    if (end := wishes.end_wish) is not None:
+        end.reply(_withdrawn(order))
+    return newest
+
+
+def _captured(
+    repository: Repository, name: str, order: CaptureOrder, told: Told, time: Time, wishes: Wishes
+) -> RecoveryPoint | None:
     back_off, stood = _BACK_OFF_S, False
     newest: RecoveryPoint | None = None
+    gap: Gap | None = None
     while True:
         capture = Capture(repository, order, told, time, wishes)
         began = time.monotonic()
         try:
-            capture.run(*_beginning(repository, name, order, told))
+            vm, parent, known = _beginning(repository, name, order, told)
+            if parent is not None and parent.journal is not None:
+                gap = Gap(max(gap.from_ns, parent.time_ns), gap.why) if gap else Gap(parent.time_ns, NOT_RUNNING)
+            capture.run(vm, parent, known, gap)
         except Stopped:
             return capture.parent
         except Paused as pause:
-            told.paused(pause.seconds)
-            _rest(pause.seconds, time, wishes)
+            why, rest_s = "paused", pause.wish.seconds
+            told.paused(rest_s)
         except ENDS as error:
-            stood = stood or capture.stood
+            why, stood = str(error), stood or capture.stood
             if not stood:
                 if isinstance(error, StorageError):
                     raise  # it says for itself what is wrong with the repository
                 raise _not_begun(name, order, error) from error
-            told.lost(str(error))
+            told.lost(why)
             # A capture that lasted has earned a quick try.
             back_off = _BACK_OFF_S if time.monotonic() - began > _LASTED_S else min(2 * back_off, _LONGEST_BACK_OFF_S)
-            _rest(back_off, time, wishes)
+            rest_s = back_off
         else:
             return capture.parent
+        if capture.stood:
+            gap = Gap(capture.covered_ns, why)
         newest = capture.parent or newest
+        _rest(rest_s, time, wishes, told)
         if wishes.ending:
             return newest
 
@@ -73,26 +92,31 @@ def _beginning(
     return vm, points[-1] if points else None, {point.point: point.number for point in points}
 
 
-def _rest(seconds: float, time: Time, wishes: Wishes) -> None:
+def _rest(seconds: float, time: Time, wishes: Wishes, told: Told) -> None:
     """Do not capture for so long; the end, and a wish to go on, end it early."""
     until = time.monotonic() + seconds
     while not wishes.ending and (left := until - time.monotonic()) > 0:
         wish = wishes.wait(left)
-        if isinstance(wish, Resume):
-            wish.reply({})
-            return
-        if isinstance(wish, Pause):
-            until = time.monotonic() + wish.seconds
-            wish.reply({"paused": wish.seconds})
-        elif wish is not None:
-            _refuse(wish)
+        match wish:
+            case Resume():
+                wish.reply({"resumed": True})
+                return
+            case Pause():
+                until = time.monotonic() + wish.seconds
+                told.paused(wish.seconds)
+                wish.reply({"paused": wish.seconds})
+            case None:
+                pass
+            case _:
+                refuse(wish, "capture does not stand just now")
 
 
-def _refuse(wish: Wish) -> None:
-    if isinstance(wish, Ship):
-        wish.reply({})  # there is nothing that is not in the repository, or in the way there
-    elif isinstance(wish, Mark):
-        wish.reply({"error": "capture does not stand just now"})
+def _withdrawn(order: CaptureOrder) -> Json:
+    """Take away what a capture that has ended leaves with its VM, and say what became of that."""
+    try:
+        return {"taken_off": withdraw(order.hypervisor)}
+    except ENDS as error:
+        return {"error": f"the VM cannot be reached, and may still have bitmaps of ours ({error})"}
 
 
 def _not_begun(name: str, order: CaptureOrder, error: Exception) -> Failure:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from everywhen import __version__
 from everywhen.block.device import BlockDevice
 from everywhen.block.patched import PatchedDevice, Patches
-from everywhen.formats.point import Disk, JournalPosition, RecoveryPoint, Tree
+from everywhen.formats.point import Disk, Gap, JournalPosition, RecoveryPoint, Tree
 from everywhen.formats.segment import Group
 from everywhen.repository.disk import PointDisk
 from everywhen.repository.intake import Ranges
@@ -49,12 +49,17 @@ class SealedDisk:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Whose points these are: the VM, the capture's epoch, its journal's stream, and the configuration files of the VM."""
+    """Whose points these are: the VM, the capture's epoch, its journal's stream, and the configuration files of the VM.
+
+    `began_ns`: the stream's first moment, 0 for the point that shows it; `gap`: what was not captured before that.
+    """
 
     vm: str
     epoch: int
     stream: str
     files: dict[str, Tree]
+    began_ns: int = 0
+    gap: Gap | None = None
 
 
 class Sealer:
@@ -87,11 +92,12 @@ class Sealer:
             disk.name: Disk(disk.tree or Tree(disk.size, None), "raw", disk.read, disk.changed, disk.stored)
             for disk in self._disks
         }
-        time_ns = self.replay.time_ns
+        time_ns = max(self.replay.time_ns, parent.time_ns + 1) if parent else self.replay.time_ns
+        names = tuple(disk.name for disk in self._disks)
         point = RecoveryPoint(
             point=self._writer.point,
             vm=origin.vm,
-            time_ns=max(time_ns, parent.time_ns + 1) if parent else time_ns,
+            time_ns=time_ns,
             number=parent.number + 1 if parent else 1,
             epoch=origin.epoch,
             parent=parent_link(self._repository, parent),
@@ -103,7 +109,7 @@ class Sealer:
             mark=mark,
             seconds=round(seconds, 3),
             program=__version__,
-            journal=JournalPosition(origin.stream, self.replay.sequence, tuple(disk.name for disk in self._disks)),
+            journal=JournalPosition(origin.stream, self.replay.sequence, names, origin.began_ns or time_ns, origin.gap),
         )
         self._writer.commit(point)
         return point

@@ -31,7 +31,8 @@ def import_spool(repository: Repository, newest: RecoveryPoint, spool: Spool, be
             for group in spool.groups(position.sequence):
                 sealer.feed(group)
             if sealer.replay.writes:
-                origin = Origin(newest.vm, newest.epoch, position.stream, newest.files)
+                stream = (position.stream, newest.files, position.began_ns, position.gap)
+                origin = Origin(newest.vm, newest.epoch, *stream)
                 point = sealer.commit(newest, origin, 0)
     spool.remove()
     return point

@@ -32,6 +32,10 @@ class Spool:
         """Its files, in order."""
         return [file for file in spool_files(self._folder) if file.epoch == self._epoch]
 
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(file.path.stat().st_size for file in self.files())
+
     def groups(self, since: int) -> Iterator[Group]:
         """The groups that have records from sequence number `since` on."""
         files = self.files()

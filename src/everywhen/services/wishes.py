@@ -22,7 +22,7 @@ class Ship:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Make a recovery point of now, with a name."""
+    """Make a recovery point of now, with a name. The reply has `point` and `time_ns`."""
 
     text: str
     reply: Reply
@@ -30,7 +30,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Take the taps off for so many seconds; the bitmaps remember what changes."""
+    """Take the taps off for so many seconds; the bitmaps remember what changes. Replied to when they are off."""
 
     seconds: float
     reply: Reply
@@ -38,12 +38,21 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """End a pause."""
+    """End a pause, or the wait for another try. The reply's `resumed`: whether there was one."""
 
     reply: Reply
 
 
-Wish: TypeAlias = Ship | Mark | Pause | Resume
+@dataclass(frozen=True, slots=True)
+class End:
+    """End the capture, and leave nothing of it with the VM: what changes from then on nobody remembers."""
+
+    reply: Reply
+
+
+Wish: TypeAlias = Ship | Mark | Pause | Resume | End
+
+LONGEST_PAUSE_S = 7 * 86400.0
 
 
 class Wishes(Protocol):
@@ -53,5 +62,20 @@ class Wishes(Protocol):
     def ending(self) -> bool:
         """Whether somebody wants the end."""
 
+    @property
+    def end_wish(self) -> End | None:
+        """The wish, where it was not only for the end of this run."""
+
     def wait(self, seconds: float) -> Wish | None:
         """The next wish, as soon as there is one; None after so many seconds, or at once when the end is wanted."""
+
+
+def refuse(wish: Wish, why: str) -> None:
+    """Answer a wish that nothing can be done about, because capture does not stand."""
+    match wish:
+        case Ship():
+            wish.reply({})  # there is nothing that is not in the repository, or in the way there
+        case Resume():
+            wish.reply({"resumed": False})
+        case _:
+            wish.reply({"error": why})

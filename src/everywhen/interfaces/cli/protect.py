@@ -100,7 +100,8 @@ def protect_command(
         seal_s=parse_span(seal_every) / SECOND,
     )
     with context.repository() as repository, context.progress(f"first copy of {vm}") as job, ExitStack() as stack:
-        state = CaptureState(_Told(context, vm, job), repository.surroundings.clock)
+        identity = {"vm": vm, "repository": repository.id.hex()}
+        state = CaptureState(_Told(context, vm, job), repository.surroundings.clock, identity)
         wishes = stack.enter_context(Listener(order.folder, state.document))
 
         def stop(_number: int, _frame: FrameType | None) -> None:
