@@ -58,6 +58,10 @@ class Capture:
         except NobodyThere:
             return None
 
+    def reaches(self, state: str) -> None:
+        """Wait until it says this of itself."""
+        self._until(lambda: self.state() == state, state)
+
     def another_point(self) -> None:
         """Wait until it says that one more is made."""
         self.says("recovery point p-")

@@ -43,7 +43,7 @@ class Hypervisor:
         self.images = [folder / f"disk{number}.{image_format}" for number in range(len(sizes))]
         for image, size in zip(self.images, sizes, strict=True):
             subprocess.run(["qemu-img", "create", "-q", "-f", image_format, image, str(size)], check=True)
-        self._format = image_format
+        self._formats = [image_format] * len(sizes)
         self._iothread = iothread
         self._more = more
         self.start()
@@ -54,7 +54,7 @@ class Hypervisor:
         for number, image in enumerate(self.images):
             served = ",iothread=io0" if self._iothread else ""
             command += ["-blockdev", f"driver=file,node-name=file{number},filename={image}"]
-            command += ["-blockdev", f"driver={self._format},node-name=node{number},file=file{number}"]
+            command += ["-blockdev", f"driver={self._formats[number]},node-name=node{number},file=file{number}"]
             command += ["-device", f"virtio-blk-pci,drive=node{number},id=vd{number}{served}"]
         command += self._more
         own = self.folder / "own.sock"
@@ -123,8 +123,20 @@ class Hypervisor:
         names |= {str(export["id"]) for export in self.monitor.execute("query-block-exports")}
         return {name for name in names if name.startswith("everywhen-")}
 
+    def replace(self, images: list[Path], image_format: str) -> None:
+        """Other images for its disks, from its next start on."""
+        self.images = images
+        self._formats = [image_format] * len(images)
+
+    def shows(self, disk: int, image: Path, image_format: str) -> None:
+        """A disk's content is in another image from now on."""
+        self.images[disk] = image
+        self._formats[disk] = image_format
+
     def content(self, disk: int) -> bytes:
         """What the disk holds."""
         raw = self.folder / f"content{disk}"
-        subprocess.run(["qemu-img", "convert", "-U", "-f", self._format, "-O", "raw", self.images[disk], raw], check=True)
+        subprocess.run(
+            ["qemu-img", "convert", "-U", "-f", self._formats[disk], "-O", "raw", self.images[disk], raw], check=True
+        )
         return raw.read_bytes()

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Incremental for ever: whatever is done to a VM's disks between two stretches of capture, only what changed is stored again,
+and where a bitmap can know it, only that is read."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from everywhen.capture.qmp import CommandFailed
+from tests.captures import Capture
+from tests.hypervisor import Hypervisor
+from tests.program import Program
+
+MIB = 1 << 20
+SIZES = [16 * MIB, 8 * MIB]
+STORED = 200_000
+"""Bytes that may be stored anew in these tests; the disks hold 3 MiB that do not compress."""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    return Program(tmp_path).init()
+
+
+def filled(folder: Path, image_format: str = "raw") -> Hypervisor:
+    """A VM whose disks have content; it does not run yet when the content is written."""
+    hypervisor = Hypervisor(folder, SIZES, image_format=image_format)
+    hypervisor.quit()
+    chance = random.Random(4)
+    for image, size in zip(hypervisor.images, SIZES, strict=True):
+        raw = folder / "content.raw"
+        raw.write_bytes(chance.randbytes(3 * MIB // 2).ljust(size, b"\0"))
+        subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", image_format, raw, image], check=True)
+    hypervisor.start()
+    return hypervisor
+
+
+def captured(program: Program, hypervisor: Hypervisor) -> Capture:
+    return Capture(program, "web1", hypervisor.qmp, "--pace", "0", "--seal-every", "1h").followed()
+
+
+def same(program: Program, hypervisor: Hypervisor) -> None:
+    """The newest moment holds what the disks hold."""
+    for number in range(len(hypervisor.images)):
+        path = program.folder / "back.raw"
+        program.restore(f"web1/vd{number}", path, "--overwrite")
+        assert path.read_bytes() == hypervisor.content(number), f"disk {number} differs"
+
+
+def figures(program: Program, name: str) -> dict[str, int]:
+    """Sums over all points but the first."""
+    points: list[dict[str, Any]] = program.ok("points", "web1")[:-1]
+    names = {disk for point in points for disk in point["disks"]}
+    return {disk: sum(point["disks"][disk][name] for point in points if disk in point["disks"]) for disk in names}
+
+
+def paused(program: Program, hypervisor: Hypervisor, change: Callable[[], None]) -> None:
+    """Protected, paused, changed, and followed again in the same capture."""
+    with captured(program, hypervisor) as capture:
+        hypervisor.write(0, MIB, 4096, 7)
+        assert "error" not in capture.ask({"wish": "pause", "seconds": 600})
+        capture.reaches("paused")
+        change()
+        assert "error" not in capture.ask({"wish": "resume"})
+        capture.reaches("following")
+        hypervisor.write(0, 5 * MIB, 4096, 9)
+        capture.stop()
+    same(program, hypervisor)
+
+
+def between(program: Program, hypervisor: Hypervisor, change: Callable[[], None]) -> None:
+    """Protected until the VM ended, changed, and protected again when it has started."""
+    with captured(program, hypervisor) as capture:
+        hypervisor.write(0, MIB, 4096, 7)
+        capture.stop()
+    hypervisor.quit()
+    change()
+    hypervisor.start()
+    with captured(program, hypervisor) as capture:
+        hypervisor.write(0, 5 * MIB, 4096, 9)
+        capture.stop()
+    same(program, hypervisor)
+
+
+@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+def test_a_disk_that_grew(program: Program, tmp_path: Path, image_format: str) -> None:
+    with filled(tmp_path, image_format) as hypervisor:
+
+        def grow() -> None:
+            hypervisor.monitor.execute("block_resize", {"node-name": "node0", "size": 40 * MIB})
+            hypervisor.write(0, 39 * MIB, 4096, 8)
+
+        paused(program, hypervisor, grow)
+        assert program.ok("points", "web1")[0]["disks"]["vd0"]["size"] == 40 * MIB
+        assert figures(program, "bytes_read")["vd1"] == 0
+        assert figures(program, "bytes_stored")["vd0"] < STORED
+
+
+def test_a_disk_that_shrank(program: Program, tmp_path: Path) -> None:
+    with filled(tmp_path) as hypervisor:
+        paused(program, hypervisor, lambda: hypervisor.monitor.execute("block_resize", {"node-name": "node0", "size": 6 * MIB}))
+        assert program.ok("points", "web1")[0]["disks"]["vd0"]["size"] == 6 * MIB
+
+
+def test_a_resize_while_following_is_refused_and_harms_nothing(program: Program, tmp_path: Path) -> None:
+    with filled(tmp_path) as hypervisor, captured(program, hypervisor) as capture:
+        with pytest.raises(CommandFailed, match="in use"):
+            hypervisor.monitor.execute("block_resize", {"node-name": "node0", "size": 40 * MIB})
+        hypervisor.write(0, MIB, 4096, 7)
+        capture.stop()
+        same(program, hypervisor)
+
+
+def test_a_snapshot_behind_our_back(program: Program, tmp_path: Path) -> None:
+    with filled(tmp_path) as hypervisor:
+
+        def snapshot() -> None:
+            overlay = tmp_path / "overlay.qcow2"
+            base = ["-b", str(hypervisor.images[0]), "-F", "raw"]
+            subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *base, overlay], check=True)
+            file = {"driver": "file", "node-name": "file-over", "filename": str(overlay)}
+            hypervisor.monitor.execute("blockdev-add", file)
+            node = {"driver": "qcow2", "node-name": "over", "file": "file-over", "backing": None}
+            hypervisor.monitor.execute("blockdev-add", node)
+            hypervisor.monitor.execute("blockdev-snapshot", {"node": "node0", "overlay": "over"})
+            hypervisor.write(0, 2 * MIB, 4096, 8)
+            hypervisor.shows(0, overlay, "qcow2")
+
+        paused(program, hypervisor, snapshot)
+        assert figures(program, "bytes_stored")["vd0"] < STORED
+
+
+def test_a_guest_that_was_ended_and_started(program: Program, tmp_path: Path) -> None:
+    with filled(tmp_path) as hypervisor:
+        between(program, hypervisor, lambda: None)
+        assert figures(program, "bytes_stored")["vd0"] < STORED
+        assert figures(program, "bytes_stored")["vd1"] == 0
+
+
+def test_a_disk_that_was_moved_to_another_file_and_format(program: Program, tmp_path: Path) -> None:
+    with filled(tmp_path) as hypervisor:
+
+        def move() -> None:
+            moved = [tmp_path / f"moved{number}.qcow2" for number in range(2)]
+            for old, new in zip(hypervisor.images, moved, strict=True):
+                subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", old, new], check=True)
+            hypervisor.replace(moved, "qcow2")
+
+        between(program, hypervisor, move)
+        assert figures(program, "bytes_stored")["vd0"] < STORED
+        assert figures(program, "bytes_stored")["vd1"] == 0
+
+
+def test_a_revert_to_an_internal_snapshot(program: Program, tmp_path: Path) -> None:
+    with filled(tmp_path, "qcow2") as hypervisor:
+        hypervisor.quit()
+        subprocess.run(["qemu-img", "snapshot", "-c", "before", hypervisor.images[0]], check=True)
+        hypervisor.start()
+
+        def revert() -> None:
+            subprocess.run(["qemu-img", "snapshot", "-a", "before", hypervisor.images[0]], check=True)
+
+        between(program, hypervisor, revert)
+        assert figures(program, "bytes_stored")["vd0"] < STORED
+
+
+def test_a_disk_more_and_a_disk_less(program: Program, tmp_path: Path) -> None:
+    with filled(tmp_path) as hypervisor:
+
+        def add() -> None:
+            more = tmp_path / "disk2.raw"
+            more.write_bytes(random.Random(8).randbytes(MIB).ljust(4 * MIB, b"\0"))
+            hypervisor.replace([*hypervisor.images, more], "raw")
+
+        between(program, hypervisor, add)
+        disks = program.ok("points", "web1")[0]["disks"]
+        assert (sorted(disks), figures(program, "bytes_stored")["vd1"]) == (["vd0", "vd1", "vd2"], 0)
+        hypervisor.quit()
+        hypervisor.replace(hypervisor.images[:1], "raw")
+        hypervisor.start()
+        with captured(program, hypervisor) as capture:
+            capture.stop()
+        assert sorted(program.ok("points", "web1")[0]["disks"]) == ["vd0"]
+        same(program, hypervisor)
+
+
+def test_a_crash_of_the_host(program: Program, tmp_path: Path) -> None:
+    """Both killed at once: journal and disks may differ, so all is compared; nothing of it is stored twice."""
+    with filled(tmp_path) as hypervisor:
+        capture = captured(program, hypervisor)
+        hypervisor.write(0, MIB, 4096, 7)
+        capture.kill()
+        hypervisor.kill()
+        hypervisor.start()
+        with captured(program, hypervisor) as capture:
+            capture.stop()
+        same(program, hypervisor)
+        assert figures(program, "bytes_stored")["vd0"] < STORED
+        assert figures(program, "bytes_stored")["vd1"] == 0
