@@ -93,14 +93,15 @@ class Chaos:
     def __init__(self, program: Program, daemon: StorageDaemon) -> None:
         self._program = program
         self._daemon = daemon
+        self._chance = random.Random(7)
         self.said: list[str] = []
         self.acts: list[tuple[str, int, int]] = []
         self.covered: list[tuple[int, int]] = []
         """When nothing was lost for sure."""
-        self.capture = self._begun()
+        self.capture = self._begun().followed()
 
     def _begun(self, *more: str) -> Capture:
-        return Capture(self._program, "web1", self._daemon.qmp, "--seal-every", "1s", *more).followed()
+        return Capture(self._program, "web1", self._daemon.qmp, "--seal-every", "1s", *more)
 
     @contextmanager
     def _act(self, name: str) -> Iterator[None]:
@@ -108,6 +109,8 @@ class Chaos:
         time.sleep(0.5)  # writes that nothing happens to
         self.covered.append((calm, time.time_ns()))
         assert self.capture.ask({"wish": "ship"}) == {}
+        if SOAK:
+            time.sleep(self._chance.random())  # another moment of its work each time
         began = time.time_ns()
         yield
         self.acts.append((name, began, time.time_ns()))
@@ -163,10 +166,22 @@ class Chaos:
     def restarted(self, *more: str) -> None:
         """Ours is killed, and started again."""
         with self._act("protect killed"):
-            self.capture.kill()
-            self.said.append(self.capture.said)
+            self._kill()
             time.sleep(0.3)  # writes that only a bitmap knows
-            self.capture = self._begun(*more)
+            self.capture = self._begun(*more).followed()
+
+    def killed_as_it_begins(self) -> None:
+        """Ours is killed again and again: as it brings in what is left, attaches, copies, makes its first point."""
+        with self._act("protect killed as it begins"):
+            for _ in range(4):
+                self._kill()
+                self.capture = self._begun()
+                time.sleep(self._chance.uniform(0.3, 2))
+            self.capture.followed()
+
+    def _kill(self) -> None:
+        self.capture.kill()
+        self.said.append(self.capture.said)
 
     def end(self) -> None:
         """Ours ends in order."""
@@ -220,7 +235,7 @@ def acts(chaos: Chaos) -> Iterator[Callable[[], None]]:
     chance, end = random.Random(3), time.monotonic() + SOAK_S
     while SOAK and time.monotonic() < end:
         yield from chance.sample([*once, chaos.watchdog_killed, chaos.protect_hung], 3)
-        yield chaos.restarted
+        yield chance.choice([chaos.restarted, chaos.killed_as_it_begins])
 
 
 def fio_alone(folder: Path, recorder: Recorder) -> tuple[int, int]:
@@ -295,8 +310,8 @@ def moments_are_right(program: Program, reference: Reference, chaos: Chaos) -> N
     """At random instants: all that was answered before it, nothing that was asked for after it; and so many writes earlier."""
     chance, right, back, gaps = random.Random(9), 0, 0, 0
     first, last = chaos.acts[0][1], chaos.acts[-1][2]
-    for number in range(MOMENTS):
-        must = bool(number % 4)
+    while right < MOMENTS:
+        must = bool((right + gaps) % 4)
         at = chance.randrange(*chance.choice(chaos.covered)) if must else chance.randrange(first, last)
         moment = rfc3339(at)
         found = tried(program, moment)

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tests.recorder import CELL, digest
-from tests.reference import Impossible, Reference, Write
+from tests.recorder import CELL, ENTRY, LATE, WRITE, ZEROES, digest
+from tests.reference import NEVER, Impossible, Reference, Write
 
 CELLS = 4
 BASES = {"a": bytes(CELL * CELLS), "b": bytes(CELL * CELLS)}
@@ -70,19 +72,19 @@ def test_older_content_comes_back() -> None:
         reference(*twice).cut({"a": image(1, 0, 0, 0), "b": image(3, 0, 0, 0)})
 
 
-ZEROES = (write("a", 0, [1], 1, 2), write("a", 0, [0], 3, 4), write("b", 0, [3], 5, 6))
+ZEROED = (write("a", 0, [1], 1, 2), write("a", 0, [0], 3, 4), write("b", 0, [3], 5, 6))
 
 
 def test_zeroes_may_be_from_before_or_after() -> None:
-    cut = reference(*ZEROES).cut(BASES)
+    cut = reference(*ZEROED).cut(BASES)
     assert (cut.fewest, cut.most) == (0, 2)
-    cut = reference(*ZEROES).cut({"a": image(0, 0, 0, 0), "b": image(3, 0, 0, 0)})
+    cut = reference(*ZEROED).cut({"a": image(0, 0, 0, 0), "b": image(3, 0, 0, 0)})
     assert cut.fewest == cut.most == 3
 
 
 def test_zeroes_that_are_missing() -> None:
     with pytest.raises(Impossible):
-        reference(*ZEROES).cut({"a": image(1, 0, 0, 0), "b": image(3, 0, 0, 0)})
+        reference(*ZEROED).cut({"a": image(1, 0, 0, 0), "b": image(3, 0, 0, 0)})
 
 
 def test_zeroes_from_another_time_than_the_rest() -> None:
@@ -94,3 +96,26 @@ def test_zeroes_from_another_time_than_the_rest() -> None:
 def test_a_load_that_writes_twice_at_once_is_refused() -> None:
     with pytest.raises(AssertionError, match="beside"):
         reference(write("a", 0, [1], 1, 9), write("a", 0, [2], 2, 3))
+
+
+def test_a_log_is_read(tmp_path: Path) -> None:
+    cells = digest(content(1)) + digest(content(2))
+    entries = [
+        ENTRY.pack(b"a", WRITE, 0, CELL, 2 * CELL, 10, 30) + cells,
+        ENTRY.pack(LATE, 0, 0, 0, 0, 12, 20),
+        ENTRY.pack(b"b", ZEROES, 0, 0, CELL, 15, 0) + digest(bytes(CELL)),
+    ]
+    log = tmp_path / "log"
+    log.write_bytes(b"".join(entries))
+    found = Reference.read(log, BASES)
+    assert (found.worst(), found.latest()) == (NEVER - 15, 8)
+    assert [(one.disk, one.offset, len(one.cells)) for one in found.writes] == [("a", CELL, 2), ("b", 0, 1)]
+    cut = found.cut({"a": image(0, 1, 2, 0), "b": image(0, 0, 0, 0)})
+    assert (cut.fewest, cut.most, cut.newest_in) == (1, 2, 10)
+
+
+def test_an_error_that_a_client_was_given_fails(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(ENTRY.pack(b"a", 0, 5, 0, CELL, 1, 2))
+    with pytest.raises(AssertionError, match="error 5 to command 0"):
+        Reference.read(log, BASES)
