@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import libvirt
 
-from everywhen.capture.libvirt_host import Domain, LibvirtHost
+from everywhen.capture.libvirt_host import Domain, LibvirtHost, NoDomain
 from everywhen.capture.libvirt_monitor import LibvirtMonitor
 from everywhen.capture.qmp import MonitorError
 from tests.hypervisor import QEMU, eventually
@@ -130,9 +130,10 @@ class Guest:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.domain.runs:
-            self.raw.destroy()
-        self.raw.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
+        with suppress(NoDomain):  # it was undefined, and ended when it was destroyed
+            if self.domain.runs:
+                self.raw.destroy()
+            self.raw.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
         shutil.rmtree(self.folder)
 
     def disk_xml(self, number: int) -> str:

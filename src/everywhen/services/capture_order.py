@@ -96,6 +96,10 @@ class CaptureLost(Exception):
     """The taps are gone; what changes from now on is known by the bitmaps alone. Says why."""
 
 
+class DisksChanged(CaptureLost):
+    """The VM has other disks than were tapped; a new stretch has them."""
+
+
 class Paused(Exception):
     """A pause was asked for; the taps come off."""
 

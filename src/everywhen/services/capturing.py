@@ -32,7 +32,7 @@ from everywhen.repository.keys.segment_keys import JournalRecipient
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import PointWriter, write_point
-from everywhen.services.capture_order import ENDS, CaptureLost, CaptureOrder, Figures, Paused, Stopped, Time, Told
+from everywhen.services.capture_order import ENDS, CaptureLost, CaptureOrder, DisksChanged, Figures, Paused, Stopped, Time, Told
 from everywhen.services.following import follow
 from everywhen.services.naming import is_name
 from everywhen.services.replay import Replay
@@ -100,6 +100,7 @@ class Capture:
             self._run()
         except (*ENDS, Paused) as end:
             if isinstance(end, Paused):  # the taps are off
+                self.told.paused(end.wish.seconds)
                 end.wish.reply({"paused": end.wish.seconds})
             with suppress(StorageError, SpoolDamaged):  # what is in the spool the next stretch begins with
                 self._last_words()
@@ -243,7 +244,7 @@ class Capture:
                 raise CaptureLost(f"{tap.disk.device}: {why}")
             # Its tap goes on; what is attached in its place is another device, with no tap.
             if detached(self._stretch.monitor, tap.disk):
-                raise CaptureLost(f"{tap.disk.device} was detached")
+                raise DisksChanged(f"{tap.disk.device} was detached")
         # The taps stand now, so they stood then.
         if reception.durable >= self._seen[1]:
             self.covered_ns = max(self.covered_ns, self._seen[0])
@@ -280,7 +281,7 @@ class Capture:
         if parent is None or parent.journal is None:
             return
         if self.order.hypervisor.disks(self._stretch.monitor) != self._stretch.nodes:
-            raise CaptureLost("the VM has other disks now")
+            raise DisksChanged("the VM has other disks now")
         if self._stretch.reception.taken > parent.journal.sequence or mark is not None:
             with write_point(self.repository, f"protect {self.vm.name}", first_copy=False) as writer:
                 self._seal(writer, Sealer.after(self.repository, writer, parent, parent.journal), mark)

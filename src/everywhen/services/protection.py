@@ -8,7 +8,7 @@ from everywhen.formats.ids import PointId
 from everywhen.formats.point import Gap, RecoveryPoint
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
-from everywhen.services.capture_order import ENDS, CaptureOrder, Paused, Stopped, Time, Told
+from everywhen.services.capture_order import ENDS, CaptureOrder, DisksChanged, Paused, Stopped, Time, Told
 from everywhen.services.capturing import Capture
 from everywhen.services.catalog import read_catalog
 from everywhen.services.failures import Failed, Failure, WrongUsage
@@ -55,7 +55,7 @@ def _captured(
         except Stopped:
             return capture.parent
         except Paused as pause:
-            why, rest_s = "paused", pause.wish.seconds
+            why, rest_s, stood = "paused", pause.wish.seconds, True
             told.paused(rest_s)
         except ENDS as error:
             why, stood = str(error), stood or capture.stood
@@ -64,8 +64,9 @@ def _captured(
                     raise  # it says for itself what is wrong with the repository
                 raise _not_begun(name, order, error) from error
             told.lost(why)
-            # A capture that lasted has earned a quick try.
-            back_off = _BACK_OFF_S if time.monotonic() - began > _LASTED_S else min(2 * back_off, _LONGEST_BACK_OFF_S)
+            # A capture that lasted, or only has to have other disks, has earned a quick try.
+            quick = time.monotonic() - began > _LASTED_S or isinstance(error, DisksChanged)
+            back_off = _BACK_OFF_S if quick else min(2 * back_off, _LONGEST_BACK_OFF_S)
             rest_s = back_off
         else:
             return capture.parent
