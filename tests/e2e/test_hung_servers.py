@@ -106,7 +106,7 @@ def test_a_server_that_hangs_after_our_handshake_holds_qemu_for_the_open_timeout
             Tap(monitor, disks[0], 0).attach(str(tmp_path / "sink"))
         blocked = time.monotonic() - began
         monitor.execute("query-block", timeout=1.0)
-        leftovers.clear(monitor, disks)
+        leftovers.clear(monitor)
     # `open-timeout` is 2 s; the rest is for a busy machine.
     assert blocked < 5
     assert hypervisor.ours() == set()
@@ -144,5 +144,5 @@ def test_new_bitmaps_under_a_hung_sink_wait_for_the_watchdog_at_most(hypervisor:
         hypervisor.write(1, 0, 4096, 2)
         eventually(lambda: hypervisor.writes_answered(0) > before, "the write is answered")
         assert hypervisor.write_errors(0) == hypervisor.write_errors(1) == 0
-        leftovers.clear(monitor, disks)
+        leftovers.clear(monitor)
     assert hypervisor.ours() == {f"everywhen-{POINT}-vd{number}" for number in range(2)}

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from everywhen.capture import bitmaps, leftovers
-from everywhen.capture.nodes import NoDisks, find_disks
+from everywhen.capture.nodes import NoDisks
 from everywhen.capture.qmp import CommandFailed, Event, Monitor, MonitorError
 from everywhen.capture.survey import survey
 from everywhen.capture.tap import attached
@@ -84,7 +84,7 @@ def use(monitor: Monitor) -> None:
         bitmaps.recordings(monitor, node)
     attached(monitor)
     survey(monitor)
-    leftovers.clear(monitor, find_disks(monitor))
+    leftovers.clear(monitor)
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,14 @@ from contextlib import suppress
 
 from everywhen.capture import answers, bitmaps
 from everywhen.capture.nbd_server import is_used, withdraw
-from everywhen.capture.nodes import OURS, DiskNode
+from everywhen.capture.nodes import OURS
 from everywhen.capture.qmp import CommandFailed, Monitor
 from everywhen.capture.tap import ENDED
 
 _END_S = 10.0
 
 
-def clear(monitor: Monitor, disks: list[DiskNode]) -> None:
+def clear(monitor: Monitor) -> None:
     """Remove all of ours but the bitmaps that record. Raises MonitorError, CommandFailed."""
     for job in answers.jobs(monitor):
         if job.name.startswith(OURS):
@@ -29,13 +29,12 @@ def clear(monitor: Monitor, disks: list[DiskNode]) -> None:
     if exports and not is_used(monitor):
         with suppress(CommandFailed):  # it has none any more
             monitor.execute("nbd-server-stop")
-    nodes = answers.block_nodes(monitor)
-    for name in nodes:
-        if name.startswith(f"{OURS}tap-"):
-            monitor.execute("blockdev-del", {"node-name": name})
-    for disk in disks:
-        if disk.node in nodes and any(bitmap.name == bitmaps.FROZEN for bitmap in nodes[disk.node].bitmaps):
-            bitmaps.remove(monitor, disk.node, bitmaps.FROZEN)
+    for node in answers.block_nodes(monitor).values():
+        if node.name.startswith(f"{OURS}tap-"):
+            monitor.execute("blockdev-del", {"node-name": node.name})
+        # On any node: where another tool's filter lies on a disk's now, that is no longer the topmost.
+        if any(bitmap.name == bitmaps.FROZEN for bitmap in node.bitmaps):
+            bitmaps.remove(monitor, node.name, bitmaps.FROZEN)
 
 
 def clear_bitmaps(monitor: Monitor) -> int:

@@ -118,14 +118,14 @@ class LibvirtMonitor:
 
     def _hear(self, _connection: object, _domain: object, *parts: Any) -> None:  # noqa: ANN401 - what libvirt passes
         """In the thread of events: something happened in QEMU."""
-        name, seconds, microseconds, details, _ = parts
+        name, _, _, details, _ = parts
         try:
             data = parse_json("an event", details.encode()) if details else {}
         except Corrupt:
             self._lose(f"no QMP monitor: the event {name} cannot be read")
             return
         with self._arrived:
-            self._events.append(Event(str(name), data, seconds * 10**9 + microseconds * 1000))
+            self._events.append(Event(str(name), data))
             self._arrived.notify()
 
     def _lived(self, _connection: object, _domain: object, event: int, detail: int, _nothing: object) -> None:

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
 from everywhen.formats.errors import Corrupt
-from everywhen.formats.fields import Json, parse_json, text, whole
+from everywhen.formats.fields import Json, mapping, parse_json, text, whole
 
 _LONGEST_LINE = 16 << 20
 """query-named-block-nodes of a VM with a hundred disks is 0.5 MB."""
@@ -38,11 +38,10 @@ class CommandFailed(Exception):
 
 
 class Event(NamedTuple):
-    """Something that happened: its name, its data, and when by QEMU's clock (ns since 1970)."""
+    """Something that happened: its name and its data. When it was, by QEMU's clock, nobody asks, and QEMU may not know (-1)."""
 
     name: str
     data: Json
-    time_ns: int
 
 
 class Answer(NamedTuple):
@@ -86,11 +85,7 @@ class QmpSession:
         if "QMP" in message:
             self.greeted = True
         elif "event" in message:
-            data, stamp = message.get("data", {}), message.get("timestamp", {})
-            if not isinstance(data, dict) or not isinstance(stamp, dict):
-                raise Corrupt("an event without its fields")
-            time_ns = whole(stamp, "seconds", 0) * 10**9 + whole(stamp, "microseconds", 0) * 1000
-            found.append(Event(text(message, "event"), data, time_ns))
+            found.append(Event(text(message, "event"), mapping(message, "data")))
         elif "return" in message:
             found.append(Answer(whole(message, "id"), message["return"], None))
         elif isinstance(error := message.get("error"), dict):

@@ -116,13 +116,13 @@ class Capture:
             for node in nodes:
                 if node.iothread:
                     raise DangerousExport(f"{node.device} has an iothread, and reading such a disk from QEMU is not built yet")
-            leftovers.clear(monitor, nodes)
+            leftovers.clear(monitor)
             try:
                 self._capture(monitor, nodes)
             finally:
                 # The sink is gone: nothing of ours stays in QEMU but the bitmaps. QEMU itself may be gone.
                 with suppress(CommandFailed, MonitorError):
-                    leftovers.clear(monitor, nodes)
+                    leftovers.clear(monitor)
                     self.order.hypervisor.forget(monitor, nodes)
 
     def _capture(self, monitor: Monitor, nodes: list[DiskNode]) -> None:

@@ -13,5 +13,5 @@ from everywhen.capture.hypervisor import Hypervisor
 def withdraw(hypervisor: Hypervisor) -> int:
     """How many bitmaps were taken off. Only where no capture runs. Raises what `capture_order.ENDS` names."""
     with hypervisor.monitor() as monitor:
-        leftovers.clear(monitor, hypervisor.disks(monitor))
+        leftovers.clear(monitor)
         return leftovers.clear_bitmaps(monitor)

@@ -24,7 +24,7 @@ def line(**message: object) -> bytes:
 def test_messages_come_in_whatever_pieces() -> None:
     data = (
         GREETING
-        + line(event="STOP", timestamp={"seconds": 3, "microseconds": 5})
+        + line(event="STOP", timestamp={"seconds": -1, "microseconds": -1})
         + line(**{"return": {"a": 1}, "id": 4})
         + line(error={"class": "GenericError", "desc": "no"}, id=5)
     )
@@ -32,7 +32,7 @@ def test_messages_come_in_whatever_pieces() -> None:
         session = QmpSession()
         found = [item for at in range(0, len(data), size) for item in session.receive(data[at : at + size])]
         assert session.greeted
-        assert found == [Event("STOP", {}, 3_000_005_000), Answer(4, {"a": 1}, None), Answer(5, None, ("GenericError", "no"))]
+        assert found == [Event("STOP", {}), Answer(4, {"a": 1}, None), Answer(5, None, ("GenericError", "no"))]
 
 
 @pytest.mark.parametrize("data", [b"HTTP/1.1 400", b"[]", b'{"x": 1}', b'{"return": 1}', b'{"event": "A", "data": 3}'])
