@@ -56,7 +56,6 @@ def _captured(
             return capture.parent
         except Paused as pause:
             why, rest_s, stood = "paused", pause.wish.seconds, True
-            told.paused(rest_s)
         except ENDS as error:
             why, stood = str(error), stood or capture.stood
             if not stood:

@@ -115,10 +115,14 @@ class Context:
 
     def state(self, vm: str) -> Path:
         """The folder of a VM's capture on this host: spool and sockets."""
+        return self.state_folder() / vm
+
+    def state_folder(self) -> Path:
+        """Where the folders of all captures on this host are."""
         given = self.env.get("EVERYWHEN_STATE")
         home = Path(self.env.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")) / "everywhen"
         # Hypervisors have working folders of their own: what they are given is absolute.
-        return (Path(given) if given else _SYSTEM_STATE if os.access(_SYSTEM_STATE.parent, os.W_OK) else home).absolute() / vm
+        return (Path(given) if given else _SYSTEM_STATE if os.access(_SYSTEM_STATE.parent, os.W_OK) else home).absolute()
 
     @contextmanager
     def progress(self, title: str) -> Iterator[Progress]:

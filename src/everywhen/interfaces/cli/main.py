@@ -21,14 +21,18 @@ ALONE = {
     "hold": "hold",
     "init": "initialize",
     "key": "key",
+    "mark": "mark",
+    "pause": "pause",
     "points": "points",
     "policy": "policy",
     "protect": "protect",
     "prune": "prune",
     "release": "hold",
     "restore": "restore",
+    "resume": "pause",
     "stats": "stats",
     "status": "status",
+    "unprotect": "unprotect",
     "verify": "verify",
 }
 """Commands that need no other command's module, and theirs. Loading one instead of all saves 50 ms at each start."""

@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 
-from everywhen.capture.hypervisor import Hypervisor, QmpSocket
 from everywhen.formats.point import RecoveryPoint
 from everywhen.interfaces.cli.app import (
     PROTECT,
@@ -25,12 +24,12 @@ from everywhen.interfaces.cli.app import (
     context_of,
 )
 from everywhen.interfaces.cli.context import Context
+from everywhen.interfaces.cli.hypervisors import Domain, Libvirt, Qmp, hypervisor
 from everywhen.interfaces.cli.progress import Progress
 from everywhen.interfaces.control_socket import Listener
 from everywhen.services.ages import SECOND, parse_span, span
 from everywhen.services.capture_order import CaptureOrder, Figures, Time
 from everywhen.services.capture_state import CaptureState
-from everywhen.services.failures import Failed, WrongUsage
 from everywhen.services.protection import protect
 from everywhen.services.sizes import parse_size
 
@@ -73,13 +72,9 @@ class _Told:
 @app.command("protect", rich_help_panel=PROTECT)
 def protect_command(
     vm: Annotated[str, typer.Argument(metavar="VM", help="Name of the VM, ours: a-z, 0-9, . _ -")],
-    qmp: Annotated[str | None, typer.Option("--qmp", metavar="SOCKET", help="QEMU's monitor, a unix socket.")] = None,
-    libvirt: Annotated[
-        str | None, typer.Option("--libvirt", metavar="URI", help="libvirt of this host, as qemu:///system.")
-    ] = None,
-    domain: Annotated[
-        str | None, typer.Option("--domain", metavar="NAME", help="libvirt's name or UUID of the VM, where it is another.")
-    ] = None,
+    qmp: Qmp = None,
+    libvirt: Libvirt = None,
+    domain: Domain = None,
     seal_every: Annotated[str, typer.Option("--seal-every", metavar="SPAN", help="Between two recovery points.")] = "5m",
     spool_limit: Annotated[str, typer.Option("--spool-limit", metavar="SIZE", help="Bytes that may wait here.")] = "8G",
     pace: Annotated[str, typer.Option("--pace", metavar="SIZE", help="Copies read so much a second; 0: no limit.")] = "50M",
@@ -93,7 +88,7 @@ def protect_command(
     """Capture every write of a running VM, until Ctrl-C."""
     context = context_of(locals())
     order = CaptureOrder(
-        hypervisor=_hypervisor(vm, qmp, libvirt, domain),
+        hypervisor=hypervisor(vm, qmp, libvirt, domain),
         folder=context.state(vm),
         spool_limit=parse_size(spool_limit),
         rate=parse_size(pace) if pace != "0" else 0,
@@ -114,26 +109,3 @@ def protect_command(
         point = protect(repository, vm, order, state, Time(time.monotonic, time.sleep), wishes)
     context.output.document({"vm": vm, "point": point.point if point else None})
     context.output.line(f"{vm}: capture ended; newest recovery point {point.point if point else 'none'}")
-
-
-def _hypervisor(vm: str, qmp: str | None, uri: str | None, domain: str | None) -> Hypervisor:
-    """Where the VM runs, as it was said. Raises WrongUsage, Failed."""
-    if (qmp is None) == (uri is None) or (domain is not None and uri is None):
-        raise WrongUsage(
-            f"Where does {vm} run?" if qmp is None else "A VM is reached by its monitor or through libvirt, not by both.",
-            on=vm,
-            do=["--libvirt URI [--domain NAME]: a domain of libvirt", "--qmp SOCKET: a monitor of QEMU's"],
-        )
-    if qmp is not None:
-        return QmpSocket(qmp)
-    try:
-        # Only here: most hosts of repositories have no libvirt.
-        from everywhen.capture.libvirt_vm import LibvirtVm
-    except ImportError as error:
-        raise Failed(
-            f"libvirt's Python library cannot be loaded: {error}.",
-            on=vm,
-            safe="Nothing was read or changed.",
-            do=["apt install libvirt-dev pkg-config gcc python3-dev, then: pip install 'everywhen[libvirt]'"],
-        ) from error
-    return LibvirtVm(uri or "", domain or vm)

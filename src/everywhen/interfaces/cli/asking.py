@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Asking a capture that runs on this host for something, and what a user is told when that does not work."""
+
+from __future__ import annotations
+
+from everywhen.formats.fields import Json
+from everywhen.interfaces.cli.context import Context
+from everywhen.interfaces.control_socket import NAME, NoAnswer, NobodyThere, ask
+from everywhen.services import capture_state
+from everywhen.services.failures import Failed, Failure, NotAllowed, NotFound, WrongUsage
+from everywhen.services.naming import is_name
+from everywhen.services.spelling import nearest
+from everywhen.services.times import local_time
+
+LOOK_S = 2.0
+"""So long a capture may take to say how it stands; it does that beside its work."""
+
+
+def ask_capture(context: Context, vm: str, request: Json) -> Json:
+    """What the capture of that VM answers. Raises NotFound, NotAllowed, WrongUsage, Failed."""
+    if not is_name(vm):
+        raise WrongUsage(f'"{vm}" is not a name for a VM: use a-z, 0-9, dot, dash and underscore.', on=vm)
+    try:
+        answer = ask(context.state(vm), request)
+    except NoAnswer as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise NotAllowed(f"The capture of {vm} belongs to another user.", on=vm, do=["Try with sudo."]) from error
+        raise Failed(f"The capture of {vm} does not answer.", on=vm, do=["everywhen status"]) from error
+    except NobodyThere as error:
+        raise _nobody(context, vm) from error
+    if "error" in answer:
+        raise Failed(f"{vm}: {answer['error']}.", on=vm, do=_state_words(context, vm))
+    return answer
+
+
+def captures(context: Context) -> list[str]:
+    """Names of the VMs of which a capture may run on this host."""
+    return sorted(path.parent.name for path in context.state_folder().glob(f"*/{NAME}"))
+
+
+def _nobody(context: Context, vm: str) -> Failure:
+    there = captures(context)
+    close = nearest(vm, there)
+    hint = f" Close: {close[0]}." if close else f" Captured are: {', '.join(there)}." if there else ""
+    do = [f"Begin one: everywhen protect {vm} --qmp SOCKET (or --libvirt URI)"]
+    return NotFound(f"No capture of {vm} runs on this host.{hint}", on=vm, safe="Nothing was done.", do=do)
+
+
+def _state_words(context: Context, vm: str) -> list[str]:
+    """Why it may be that it refuses."""
+    try:
+        state = ask(context.state(vm), {"wish": "status"}, patience_s=LOOK_S)
+    except NobodyThere:
+        return []
+    since = local_time(state["since_ns"], context.zone)
+    match state["state"]:
+        case capture_state.DETACHED:
+            return [f"It was lost at {since} ({state['why']}) and begins again by itself.", f"At once: everywhen resume {vm}"]
+        case capture_state.PAUSED:
+            return [f"It is paused since {since}; everywhen resume {vm} ends that."]
+        case _:
+            return [f"everywhen status {vm}"]

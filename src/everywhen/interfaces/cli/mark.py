@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""`everywhen mark`."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Annotated
+
+import typer
+
+from everywhen.interfaces.cli.app import PROTECT, AsJson, Quiet, app, context_of
+from everywhen.interfaces.cli.asking import ask_capture
+from everywhen.services.failures import WrongUsage
+from everywhen.services.times import local_time, rfc3339, zone_label
+
+_LONGEST = 200
+
+
+@app.command("mark", rich_help_panel=PROTECT)
+def mark(
+    vm: Annotated[str, typer.Argument(metavar="VM", help="A VM that is captured on this host.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What the moment is called from now on.")],
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a recovery point of a captured VM now, with a name."""
+    context = context_of(locals())
+    name = text.strip()
+    if not name or len(name) > _LONGEST or not name.isprintable() or '"' in name:
+        raise WrongUsage(
+            f'A mark has 1 to {_LONGEST} characters that can be printed, and no ".', on=text, safe="Nothing was done."
+        )
+    answer = ask_capture(context, vm, {"wish": "mark", "text": name})
+    time_ns = answer["time_ns"]
+    context.output.document({"vm": vm, "mark": name, "point": answer["point"], "time": rfc3339(time_ns)})
+    when = f"{local_time(time_ns, context.zone)} {zone_label(time_ns, context.zone)}"
+    address = shlex.quote(f'{vm}@"{name}"')
+    context.output.line(f'{vm} at {when} is recovery point {answer["point"]}, "{name}".')
+    context.output.line(f"  back to it:  everywhen restore {address} --to DIR")

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""`everywhen pause` and `everywhen resume`: the guest's disks without our taps for a while, as for a snapshot or a resize."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from everywhen.interfaces.cli.app import PROTECT, AsJson, Quiet, app, context_of
+from everywhen.interfaces.cli.asking import ask_capture
+from everywhen.interfaces.cli.context import Context
+from everywhen.services.ages import SECOND, parse_span, span
+from everywhen.services.failures import Failure, NotFound, WrongUsage
+from everywhen.services.times import local_time
+from everywhen.services.wishes import LONGEST_PAUSE_S
+
+_BY_SIGNAL = 128
+"""What a shell adds to the number of the signal that ended a command."""
+
+
+@app.command("pause", rich_help_panel=PROTECT)
+def pause(
+    vm: Annotated[str, typer.Argument(metavar="VM", help="A VM that is captured on this host.")],
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- COMMAND...]", help="Run this in the pause, and end the pause with it."),
+    ] = None,
+    length: Annotated[str, typer.Option("--for", metavar="SPAN", help="It ends by itself after so long (2h).")] = "1h",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> int | None:
+    """Take capture off a VM for a while; what changes meanwhile is remembered."""
+    context = context_of(locals())
+    ns = parse_span(length)
+    if not 0 < ns <= LONGEST_PAUSE_S * SECOND:
+        raise WrongUsage(
+            f"--for {length}: a pause lasts up to {span(int(LONGEST_PAUSE_S * SECOND))}.", safe="Nothing was done."
+        )
+    if command and shutil.which(command[0]) is None:
+        raise NotFound(f"{command[0]}: no such command.", on=command[0], safe=f"{vm} was not paused.")
+    request = {"wish": "pause", "seconds": ns / SECOND}
+    if command:
+        return _around(context, vm, request, command)
+    with _taken_back(context, vm):
+        ask_capture(context, vm, request)
+    until = ask_capture(context, vm, {"wish": "status"}).get("until_ns")
+    context.output.document({"vm": vm, "paused_seconds": ns / SECOND})
+    ends = f"until {local_time(until, context.zone)}" if until else f"for {span(ns)}"
+    context.output.line(f"{vm}: nothing of ours is on its disks {ends}; what changes is remembered.")
+    context.output.line(f"  earlier:  everywhen resume {vm}")
+    return None
+
+
+@app.command("resume", rich_help_panel=PROTECT)
+def resume(
+    vm: Annotated[str, typer.Argument(metavar="VM", help="A VM whose capture is paused.")],
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """End a pause, or have a lost capture begin again at once."""
+    context = context_of(locals())
+    resumed = bool(ask_capture(context, vm, {"wish": "resume"})["resumed"])
+    context.output.document({"vm": vm, "resumed": resumed})
+    words = "capture begins again; what changed meanwhile is read now" if resumed else "it was not paused"
+    context.output.line(f"{vm}: {words}.")
+
+
+def _around(context: Context, vm: str, request: dict[str, object], command: list[str]) -> int:
+    """Pause, run the command, resume; its exit code."""
+    with _taken_back(context, vm):
+        ask_capture(context, vm, request)
+        context.output.note(f"{vm}: paused; runs {command[0]}")
+        # Standard output is for the one document.
+        process = subprocess.Popen(command, stdout=sys.stderr if context.output.as_json else None)
+        try:
+            ended = process.wait()
+        except KeyboardInterrupt as interrupt:
+            context.output.kept = f"Capture of {vm} begins again."
+            for number in interrupt.args:  # Ctrl-C the terminal has sent to both
+                process.send_signal(number)
+            process.wait()
+            raise
+    if not _resume(context, vm):
+        context.output.warn(f"{vm}: the pause had ended by itself before {command[0]} did: use a longer --for")
+    code = _BY_SIGNAL - ended if ended < 0 else ended
+    context.output.document({"vm": vm, "command": command, "exit": code})
+    return code
+
+
+@contextmanager
+def _taken_back(context: Context, vm: str) -> Iterator[None]:
+    """Whatever ends this early ends the pause."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    except (KeyboardInterrupt, OSError):
+        _resume(context, vm)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _resume(context: Context, vm: str) -> bool:
+    """Whether it was still paused."""
+    try:
+        return bool(ask_capture(context, vm, {"wish": "resume"})["resumed"])
+    except Failure as failure:
+        context.output.warn(f"{vm}: capture does not go on: {failure.what}")
+        return True
