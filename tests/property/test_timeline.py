@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The line of a VM's history against a model that knows, nanosecond by nanosecond, what was captured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from everywhen.formats.ids import PointId
+from everywhen.formats.point import Disk, Gap, JournalPosition, ParentLink, RecoveryPoint, Tree
+from everywhen.services.timeline import Reach, Timeline, cells, timeline
+
+
+def point(number: int, time_ns: int, journal: JournalPosition | None) -> RecoveryPoint:
+    parent = ParentLink(PointId(f"p-{number - 1:012}"), bytes(32)) if number > 1 else None
+    return RecoveryPoint(
+        PointId(f"p-{number:012}"), "a" * 32, time_ns, number, 1, parent, "crash", "crash", "", {}, journal=journal
+    )
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> tuple[list[RecoveryPoint], list[tuple[int, int]], list[tuple[int, int]], int]:
+    """All points that were made; stretches that were captured; gaps between them; until when the last one is known."""
+    now, number, sequence = 100, 0, 0
+    points: list[RecoveryPoint] = []
+    captured: list[tuple[int, int]] = []
+    gaps: list[tuple[int, int]] = []
+    for stream in range(draw(st.integers(1, 4))):
+        gap = None
+        if captured:
+            before, now = now, now + draw(st.integers(1, 40))
+            gap = Gap(before, f"cause {stream}")
+            gaps.append((before, now))
+        began = now
+        for step in range(draw(st.integers(1, 4))):
+            if step:
+                now += draw(st.integers(1, 30))
+            number, sequence = number + 1, sequence + 1
+            points.append(point(number, now, JournalPosition(f"{stream:032}", sequence, ("vda",), began, gap)))
+        now += draw(st.integers(0, 20))
+        captured.append((began, now))
+    return points, captured, gaps, now
+
+
+def covered(line: Timeline) -> set[int]:
+    return {at for one in line.coverage for at in range(one.from_ns, one.to_ns + 1)}
+
+
+@given(histories())
+def test_what_was_captured_and_what_was_not(
+    history: tuple[list[RecoveryPoint], list[tuple[int, int]], list[tuple[int, int]], int],
+) -> None:
+    points, captured, gaps, until = history
+    line = timeline(points[::-1], Reach(covered_ns=until))
+    assert covered(line) == {at for begin, end in captured if end > begin for at in range(begin, end + 1)}
+    assert [(gap.from_ns, gap.to_ns) for gap in line.gaps] == gaps
+    assert [gap.why for gap in line.gaps] == [f"cause {number}" for number in range(1, len(captured))]
+    assert line.newest_ns == until
+    lost = timeline(points, Reach(covered_ns=until, lost="the spool is full"))
+    assert (lost.gaps[-1].from_ns, lost.gaps[-1].to_ns, lost.gaps[-1].why) == (until, None, "the spool is full")
+
+
+@given(histories(), st.data())
+def test_points_that_are_dropped_take_their_moments_with_them_and_no_gap(
+    history: tuple[list[RecoveryPoint], list[tuple[int, int]], list[tuple[int, int]], int], data: st.DataObject
+) -> None:
+    points, captured, gaps, until = history
+    kept = [point for point in points if data.draw(st.booleans())]
+    line = timeline(kept, Reach(covered_ns=until if kept and kept[-1] is points[-1] else None))
+    everything = {at for begin, end in captured for at in range(begin, end + 1)}
+    assert covered(line) <= everything, "nothing is claimed that was not captured"
+    for before, after in pairwise(points):
+        inner = range(before.time_ns + 1, after.time_ns)
+        if (before not in kept or after not in kept) and inner:
+            assert covered(line).isdisjoint(inner), "what a dropped point carried cannot be opened"
+    streams = {point.journal.stream for point in kept if point.journal}
+    oldest = kept[0].time_ns if kept else 0
+    expected = [gap for stream, gap in enumerate(gaps, 1) if f"{stream:032}" in streams and gap[1] > oldest]
+    assert [(gap.from_ns, gap.to_ns) for gap in line.gaps] == expected
+
+
+@given(histories(), st.integers(0, 300), st.integers(1, 300), st.integers(1, 50))
+def test_a_picture_hides_no_gap_and_no_point(
+    history: tuple[list[RecoveryPoint], list[tuple[int, int]], list[tuple[int, int]], int], begin: int, length: int, count: int
+) -> None:
+    points, captured, gaps, until = history
+    end = begin + length
+    line = timeline(points, Reach(covered_ns=until)).within(begin, end)
+    drawn = cells(line, begin, end, count)
+    assert len(drawn) == count
+    assert [one for cell in drawn for one in cell.points] == [one for one in points if begin <= one.time_ns <= end]
+    step = length / count
+    for number, cell in enumerate(drawn):
+        low, high = begin + number * step, begin + (number + 1) * step
+        # What touches a border may be drawn on either side of it.
+        if any(first < high and last > low for first, last in gaps):
+            assert cell.gap, "a gap, however short, is seen"
+        if not any(first <= high and last >= low for first, last in gaps):
+            assert not cell.gap
+        if any(first < high and last > low for first, last in captured if first < last):
+            assert cell.covered
+        if not any(first <= high and last >= low for first, last in captured):
+            assert not cell.covered
+
+
+def test_what_backups_of_images_make_are_points_alone() -> None:
+    line = timeline([point(1, 10, None), point(2, 20, None)], Reach())
+    assert (line.coverage, line.gaps, line.newest_ns) == ([], [], 20)
+    assert timeline([], Reach()).newest_ns is None
+
+
+def test_changes_are_spread_over_the_time_in_which_they_were_made() -> None:
+    first = point(1, 0, None)
+    second = replace(point(2, 100, None), disks={"vda": Disk(Tree(1, None), "raw", 0, 1000, 0)})
+    line = timeline([first, second], Reach())
+    assert [round(cell.size) for cell in cells(line, 0, 200, 8)] == [250, 250, 250, 250, 0, 0, 0, 0]
