@@ -19,7 +19,19 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import far_store, first_backup, history, index_size, many_vms, next_backup, report, restoring
+from bench import (
+    amplification,
+    far_store,
+    first_backup,
+    history,
+    host_load,
+    index_size,
+    many_vms,
+    next_backup,
+    report,
+    restoring,
+    tap_speed,
+)
 from bench.files import NotEnoughFiles
 from bench.lab import ROOT, Lab, NoRoom
 from bench.measured import ToolFailed
@@ -38,11 +50,21 @@ ON_THE_MAIN_IMAGE: tuple[Step, ...] = (
 )
 """In the order in which they go on using each other's repositories."""
 
+
+def _tap(lab: Lab) -> None:
+    """P5 from both sides: the guest's, and the host's."""
+    tap_speed.measure(lab)
+    host_load.measure_one(lab)
+
+
 ON_THEIR_OWN: tuple[Step, ...] = (
     (("P2c",), next_backup.measure_sparse),
     (("P7",), many_vms.measure_clones),
     (("P7b",), many_vms.measure_installed),
     (("P6",), index_size.measure),
+    (("P5",), _tap),
+    (("P5b",), host_load.measure_five),
+    (("P5c",), amplification.measure),
 )
 """Each makes what it needs and removes it."""
 

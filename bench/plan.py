@@ -36,6 +36,18 @@ class Plan:
     line_bytes_per_s: float
     line_latency_s: float
     """P9."""
+    tap_disk: int
+    tap_rounds: int
+    tap_seconds: float
+    """P5, what a tap costs the guest: seconds of each kind of writes."""
+    load_disk: int
+    load_windows: int
+    load_window_s: float
+    """P5 and P5b, what capture takes of the host."""
+    stored_disk: int
+    stored_points: int
+    stored_writes: int
+    """P5c."""
 
     def room(self) -> int:
         """Bytes of disk space that are needed at most."""
@@ -65,6 +77,15 @@ FULL = Plan(
     index_chunks=100,
     line_bytes_per_s=125e6,
     line_latency_s=0.030,
+    tap_disk=256 << 20,
+    tap_rounds=5,
+    tap_seconds=5,
+    load_disk=1 << 30,
+    load_windows=5,
+    load_window_s=12,
+    stored_disk=2 << 30,
+    stored_points=8,
+    stored_writes=4000,
 )
 
 QUICK = Plan(
@@ -84,4 +105,13 @@ QUICK = Plan(
     index_chunks=0.02,
     line_bytes_per_s=125e6,
     line_latency_s=0.001,
+    tap_disk=16 << 20,
+    tap_rounds=1,
+    tap_seconds=0.5,
+    load_disk=16 << 20,
+    load_windows=2,
+    load_window_s=2,
+    stored_disk=64 << 20,
+    stored_points=2,
+    stored_writes=64,
 )

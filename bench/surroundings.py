@@ -13,7 +13,7 @@ from bench.lab import ROOT, Lab
 from bench.tools import version
 
 _LIBRARIES = ("blake3", "cryptography", "numpy", "backports.zstd")
-_MAKERS = ("mke2fs", "mkfs.xfs", "ntfs-3g")
+_OTHERS = ("mke2fs", "mkfs.xfs", "ntfs-3g", "qemu-storage-daemon", "fio", "nbdkit")
 
 
 def machine(work: Path) -> list[tuple[str, str]]:
@@ -36,7 +36,7 @@ def versions(lab: Lab) -> list[tuple[str, str]]:
     others = [tool for tool in (*list(lab.tools.values())[1:], lab.borg_fixed(), lab.qemu) if tool is not None]
     lines += [(tool.name, f"{version(tool.program, tool.env)}; {tool.settings}") for tool in others]
     lines += [(name, "not installed") for name in lab.missing]
-    lines += [(name, version(name, ours.env) or "not installed") for name in _MAKERS]
+    lines += [(name, version(name, ours.env) or "not installed") for name in _OTHERS]
     return lines
 
 
