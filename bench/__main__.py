@@ -25,6 +25,7 @@ from bench import (
     first_backup,
     history,
     host_load,
+    incremental,
     index_size,
     many_vms,
     next_backup,
@@ -65,6 +66,7 @@ ON_THEIR_OWN: tuple[Step, ...] = (
     (("P5",), _tap),
     (("P5b",), host_load.measure_five),
     (("P5c",), amplification.measure),
+    (("P5d",), incremental.measure),
 )
 """Each makes what it needs and removes it."""
 

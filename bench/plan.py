@@ -48,6 +48,10 @@ class Plan:
     stored_points: int
     stored_writes: int
     """P5c."""
+    domain_disk: int
+    domain_points: int
+    domain_writes: int
+    """P5d."""
 
     def room(self) -> int:
         """Bytes of disk space that are needed at most."""
@@ -86,6 +90,9 @@ FULL = Plan(
     stored_disk=2 << 30,
     stored_points=8,
     stored_writes=4000,
+    domain_disk=1 << 30,
+    domain_points=5,
+    domain_writes=2000,
 )
 
 QUICK = Plan(
@@ -114,4 +121,7 @@ QUICK = Plan(
     stored_disk=64 << 20,
     stored_points=2,
     stored_writes=64,
+    domain_disk=16 << 20,
+    domain_points=2,
+    domain_writes=20,
 )

@@ -28,22 +28,17 @@ _LATE_S = 600
 
 
 class Protection:
-    """A running `everywhen protect`, until it follows every write; its spool lies below the work folder.
+    """A running `everywhen protect`, which follows every write once this is made.
 
-    `monitor`: options that say where the VM runs.
+    `state`: the folder of the host's captures; `monitor`: options that say where the VM runs.
     """
 
-    def __init__(self, lab: Lab, tool: Everywhen, vm: str, sockets: Path, monitor: list[str], *options: str) -> None:
+    def __init__(self, lab: Lab, tool: Everywhen, vm: str, state: Path, monitor: list[str], *options: str) -> None:
         self.vm = vm
-        state = lab.work / "host"
-        state.mkdir(exist_ok=True)
-        short = sockets / "h"
-        short.unlink(missing_ok=True)
-        short.symlink_to(state)
-        self.folder = short / vm
+        self.folder = state / vm
         self._said = lab.work / f"{vm}.said"
         command = [lab.program, "protect", vm, *monitor, "--pace", "0", "--quiet", *options]
-        env = tool.env | {"EVERYWHEN_STATE": str(short)}
+        env = tool.env | {"EVERYWHEN_STATE": str(state)}
         with self._said.open("wb") as said:
             self.process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
         try:
@@ -54,8 +49,12 @@ class Protection:
 
     @classmethod
     def of(cls, lab: Lab, tool: Everywhen, vm: str, guest: Guest, *options: str) -> Self:
-        """Of a storage daemon's disk."""
-        return cls(lab, tool, vm, guest.sockets, ["--qmp", str(guest.qmp)], *options)
+        """Of a storage daemon's disk; the spool lies below the work folder, by a name that is short enough for sockets."""
+        folder, short = lab.work / "host", guest.sockets / "h"
+        folder.mkdir(exist_ok=True)
+        short.unlink(missing_ok=True)
+        short.symlink_to(folder)
+        return cls(lab, tool, vm, short, ["--qmp", str(guest.qmp)], *options)
 
     def __enter__(self) -> Self:
         return self

@@ -77,6 +77,9 @@ TARGETS = (
     Target("P5b lag", "P5b", "the same: worst time until a write is durable on the host", "s", 1.0),
     Target("P5c cold", "P5c", "sealed bytes against different bytes, random 4 KiB over a large area", "x", 1.3),
     Target("P5c hot", "P5c", "the same, a hot set that is rewritten, and a log", "x", 4.0),
+    Target(
+        "P5d virtnbdbackup", "P5d", "the next point of a libvirt domain, time against an incremental of virtnbdbackup", "x", 1.0
+    ),
     Target("P6 done", "P6", "index and marking of 100 million chunks with 1 GB of memory", "done", float("inf")),
     Target("P7 saved", "P7", "clones with small differences: saved against as many times one", "%", 93),
     Target("P7b saved ext4", "P7b", "separately installed VMs (ext4): saved", "%", 85),

@@ -13,7 +13,7 @@ from bench.lab import ROOT, Lab
 from bench.tools import version
 
 _LIBRARIES = ("blake3", "cryptography", "numpy", "backports.zstd")
-_OTHERS = ("mke2fs", "mkfs.xfs", "ntfs-3g", "qemu-storage-daemon", "fio", "nbdkit")
+_OTHERS = ("mke2fs", "mkfs.xfs", "ntfs-3g", "qemu-storage-daemon", "fio", "nbdkit", "virtnbdbackup")
 
 
 def machine(work: Path) -> list[tuple[str, str]]:
