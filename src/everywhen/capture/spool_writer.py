@@ -2,8 +2,9 @@
 """The spool's writing end: records in order, grouped, compressed, sealed, appended, made durable (docs/capture.md).
 
 `take` is called by the sink's loop and returns at once; a thread of its own does the rest. A group is closed when it has
-4 MiB or 250 ms have passed; `fdatasync` follows at least once a second. When the thread cannot keep up, the spool is full or
-the disk fails, the state says so, nothing more is taken, and the sink lets go of its taps: a guest never waits for the spool.
+4 MiB or 250 ms have passed; `fdatasync` follows before its oldest record is a second old. When the thread cannot keep up, the
+spool is full or the disk fails, the state says so, nothing more is taken, and the sink lets go of its taps: a guest never waits
+for the spool.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ from everywhen.formats.segment import HEADER_SIZE, SegmentHeader, encode_frame, 
 
 _GROUP_BYTES = 4 << 20
 _GROUP_SECONDS = 0.25
-_SYNC_SECONDS = 1.0
+_SYNC_SECONDS = 0.5
+"""Age of the oldest record that is not durable at which it is time. It is looked at once in 250 ms, and syncing takes a while:
+so a record was durable after 0.8 s at most, and after 1.3 s when a whole second was counted from when it was written."""
 _FILE_BYTES = 64 << 20
 _WAITING_BYTES = 256 << 20
 """Bytes taken and not yet written, at which the spool counts as too slow."""
@@ -94,7 +97,8 @@ class SpoolWriter:
             now = max(time_ns(), self._last_ns)
             self._last_ns = now
             group = self._open
-            group.time_ns = group.time_ns or now
+            if not group.records:
+                group.time_ns, group.began = now, monotonic()
             group.records.append((kind, disk, offset, length, min(now - group.time_ns, 0xFFFFFFFF)))
             if data:
                 group.parts.append(data)
@@ -173,7 +177,7 @@ class SpoolWriter:
         self._spooled += len(frame)
         self._counters.put(WRITTEN_BYTES, self._counters.get(WRITTEN_BYTES) + len(frame))
         self._written = group.first + len(group.records)
-        self._unsynced_since = self._unsynced_since or monotonic()
+        self._unsynced_since = self._unsynced_since or group.began
         with self._lock:
             self._waiting -= group.bytes
 
@@ -201,8 +205,8 @@ class SpoolWriter:
             self._counters.put(CLOSED, self._number)
 
     def _sync(self, after: float) -> None:
-        """Make durable what was written, when the oldest of it has waited for `after` seconds."""
-        if self._file is None or self._unsynced_since is None or monotonic() - self._unsynced_since < after - _GROUP_SECONDS:
+        """Make durable what was written, when the oldest of it was taken `after` seconds ago."""
+        if self._file is None or self._unsynced_since is None or monotonic() - self._unsynced_since < after:
             return
         os.fdatasync(self._file.descriptor)
         self._unsynced_since = None
@@ -211,10 +215,14 @@ class SpoolWriter:
 
 @dataclass(slots=True)
 class _Group:
-    """Records that will be written together: (kind, disk, offset, length, ns after `time_ns`), and their data."""
+    """Records that will be written together: (kind, disk, offset, length, ns after `time_ns`), and their data.
+
+    `began`: when the first one was taken, by the clock that never runs backwards.
+    """
 
     first: int
     time_ns: int = 0
+    began: float = 0.0
     records: list[tuple[int, int, int, int, int]] = field(default_factory=list)
     parts: list[bytes] = field(default_factory=list)
     bytes: int = 0
