@@ -15,7 +15,7 @@ import pytest
 libvirt = pytest.importorskip("libvirt", reason="libvirt's Python library is not installed")
 
 from everywhen.capture import bitmaps, leftovers
-from everywhen.capture.domain_disks import CannotCapture, find_domain_disks
+from everywhen.capture.domain_disks import find_domain_disks, survey_by_target
 from everywhen.capture.domain_files import definition_files
 from everywhen.capture.domain_xml import parse_domain
 from everywhen.capture.export import Pace, exported
@@ -26,6 +26,7 @@ from everywhen.capture.reception import Reception
 from everywhen.capture.sink_process import SinkOrder
 from everywhen.capture.socket_access import ProcessUser, let_connect, let_into
 from everywhen.capture.spool_reader import read_spooled, spool_files
+from everywhen.capture.survey import survey
 from everywhen.capture.tap import Tap
 from everywhen.formats.ids import PointId
 from everywhen.formats.keyslot import Keyset
@@ -261,14 +262,23 @@ def test_disks_keep_their_names(guest: Guest) -> None:
     assert named() == {"vdb": "libvirt-2-format", "vdc": "libvirt-1-format"}, "what they are on says nothing"
 
 
-def test_a_disk_that_cannot_be_seen_is_refused(guest: Guest) -> None:
+def test_what_only_libvirt_knows_of_a_disk(guest: Guest) -> None:
     xml = guest.domain.xml(running=True)
     with guest.monitor() as monitor:
-        shared = parse_domain(xml.replace("<target dev='vda'", "<shareable/><target dev='vda'"))
-        with pytest.raises(CannotCapture, match="vda: it is shared"):
-            find_domain_disks(monitor, shared)
+        told = survey(monitor)
+        for more, facts in (("<shareable/>", (True, False)), ("<transient/>", (False, True))):
+            domain = parse_domain(xml.replace("<target dev='vda'", f"{more}<target dev='vda'"))
+            first, second = survey_by_target(told, domain).disks
+            assert (first.disk.device, first.shared, first.transient) == ("vda", *facts)
+            assert (second.disk.device, second.shared, second.transient) == ("vdb", False, False)
         another = parse_domain(xml.replace("virtio-disk1", "virtio-disk7"))
         with pytest.raises(NoDisks, match="does not show vdb"):
             find_domain_disks(monitor, another)
+        with pytest.raises(NoDisks, match="does not show vdb"):
+            survey_by_target(told, another)
         read_only = parse_domain(xml.replace("<target dev='vda'", "<readonly/><target dev='vda'"))
         assert [disk.device for disk in find_domain_disks(monitor, read_only)] == ["vdb"]
+        seen = survey_by_target(told, read_only)
+        assert [one.disk.device for one in seen.disks] == ["vdb"]
+        assert [drive.device for drive in seen.left_out if drive.read_only] == ["vda"]
+        assert seen.devices["vdb"] == "virtio-blk-pci"

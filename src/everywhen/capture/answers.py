@@ -14,7 +14,7 @@ from typing import Any
 
 from everywhen.capture.qmp import Monitor, MonitorError
 from everywhen.formats.errors import Corrupt
-from everywhen.formats.fields import Json, flag, mapping, objects, optional_text, text, whole
+from everywhen.formats.fields import Json, flag, mapping, objects, optional_text, text, texts, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,8 @@ class Graph:
     jobs: dict[str, int]
     edges: tuple[tuple[int, int, str], ...]
     """(parent, child, the child's role)"""
+    written: frozenset[int] = frozenset()
+    """Nodes that a device, or a writable export, may write to."""
 
     def child(self, node: str) -> str | None:
         """The node below `node` that has its content: a format's file, or a filter's disk."""
@@ -144,10 +146,14 @@ def graph(monitor: Monitor) -> Graph:
     with _reading("x-debug-query-block-graph"):
         answer = _object(monitor.execute("x-debug-query-block-graph"))
         named: dict[str, dict[str, int]] = {"block-driver": {}, "block-job": {}}
+        users = set()
         for entry in objects(answer, "nodes"):
             named.get(text(entry, "type"), {})[text(entry, "name")] = whole(entry, "id")
-        edges = tuple((whole(e, "parent"), whole(e, "child"), text(e, "name")) for e in objects(answer, "edges"))
-        return Graph(named["block-driver"], named["block-job"], edges)
+            if entry["type"] == "block-backend":
+                users.add(whole(entry, "id"))
+        edges = [(whole(e, "parent"), whole(e, "child"), text(e, "name"), texts(e, "perm")) for e in objects(answer, "edges")]
+        written = frozenset(child for parent, child, _, may in edges if parent in users and "write" in may)
+        return Graph(named["block-driver"], named["block-job"], tuple(edge[:3] for edge in edges), written)
 
 
 def qom_children(monitor: Monitor, path: str) -> dict[str, str]:

@@ -9,34 +9,70 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from everywhen.capture.domain_xml import DomainXml
+from everywhen.capture.answers import Drive
+from everywhen.capture.domain_xml import DomainDisk, DomainXml
 from everywhen.capture.nodes import DiskNode, NoDisks, find_disks
 from everywhen.capture.qmp import Monitor
-
-
-class CannotCapture(Exception):
-    """A disk of the VM has writes that cannot be seen from QEMU. Says which, and why."""
+from everywhen.capture.survey import DiskSeen, Survey
 
 
 def find_domain_disks(monitor: Monitor, domain: DomainXml) -> list[DiskNode]:
-    """All disks that belong into a recovery point; `domain`: as it runs now.
+    """All disks that the guest can write to; `domain`: as it runs now.
 
-    One that was attached past libvirt keeps its device's name. Raises CannotCapture, NoDisks, MonitorError, CommandFailed.
+    One that was attached past libvirt keeps its device's name. Raises NoDisks, MonitorError, CommandFailed.
     """
-    wanted = [disk for disk in domain.disks if disk.is_written]
-    for unseen in (disk for disk in wanted if disk.why_not):
-        raise CannotCapture(f"{unseen.target}: {unseen.why_not}")
-    known = {disk.alias: disk for disk in domain.disks if disk.alias}
+    known = _by_alias(domain)
     found = []
     for node in find_disks(monitor):
         disk = known.get(node.device)
-        if disk is None:
-            found.append(node)
-        elif disk.is_written:
-            found.append(replace(node, device=disk.target))
-    missing = {disk.target for disk in wanted} - {node.device for node in found}
+        if disk is None or disk.is_written:
+            found.append(_named(node, disk))
+    _check(domain, {node.device for node in found})
+    return found
+
+
+def survey_by_target(told: Survey, domain: DomainXml) -> Survey:
+    """What the monitor told, by libvirt's names and with what only libvirt knows; `domain`: as it runs now.
+
+    The firmware's variables are among the domain's files (`domain_files`). Raises NoDisks.
+    """
+    known, seen, left_out = _by_alias(domain), [], list(told.left_out)
+    names = {alias: disk.target for alias, disk in known.items()}
+    for one in told.disks:
+        disk = known.get(one.disk.device)
+        if disk is not None and not disk.is_written:
+            left_out.append(Drive(disk.target, f"/{disk.target}", disk.device != "disk", one.disk.node, read_only=True))
+        else:
+            seen.append(_seen(one, disk, names))
+    devices = {names.get(name, name): kind for name, kind in told.devices.items()}
+    _check(domain, {one.disk.device for one in seen} | devices.keys())
+    return replace(told, disks=tuple(seen), left_out=tuple(left_out), devices=devices, flash=())
+
+
+def _by_alias(domain: DomainXml) -> dict[str, DomainDisk]:
+    return {disk.alias: disk for disk in domain.disks if disk.alias}
+
+
+def _named(node: DiskNode, disk: DomainDisk | None) -> DiskNode:
+    return node if disk is None else replace(node, device=disk.target)
+
+
+def _seen(seen: DiskSeen, disk: DomainDisk | None, names: dict[str, str]) -> DiskSeen:
+    seen = replace(seen, disk=_named(seen.disk, disk), beside=tuple(names.get(name, name) for name in seen.beside))
+    if disk is None:
+        return seen
+    return replace(
+        seen,
+        shared=seen.shared or disk.shareable,
+        passed_through=seen.passed_through or disk.device == "lun",
+        transient=disk.transient,
+    )
+
+
+def _check(domain: DomainXml, found: set[str]) -> None:
+    """Raises NoDisks for what QEMU does not have although libvirt says so."""
+    missing = {disk.target for disk in domain.disks if disk.is_written and not disk.is_past_qemu} - found
     if missing:
         raise NoDisks(f"QEMU does not show {', '.join(sorted(missing))}, which libvirt says the VM has")
     if not found:
         raise NoDisks("there is no disk that can be written to")
-    return found

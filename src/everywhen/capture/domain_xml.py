@@ -12,10 +12,7 @@ from xml.etree import ElementTree as ET
 from everywhen.formats.errors import Corrupt
 
 _MEDIA = ("cdrom", "floppy")
-_NOT_THROUGH_QEMU = {
-    "vhostuser": "its writes go past QEMU, to another process (vhost-user)",
-    "vhostvdpa": "its writes go past QEMU, to a device (vDPA)",
-}
+_PAST_QEMU = ("vhostuser", "vhostvdpa")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +36,9 @@ class DomainDisk:
         return self.device not in _MEDIA and not self.readonly
 
     @property
-    def why_not(self) -> str:
-        """Why not all of its writes can be seen from QEMU; '' when they can."""
-        if self.device == "lun":
-            return "it is passed through to the guest as a SCSI device, whose commands QEMU does not look into"
-        if self.kind in _NOT_THROUGH_QEMU:
-            return _NOT_THROUGH_QEMU[self.kind]
-        if self.shareable:
-            return "it is shared with other VMs, whose writes are not seen here"
-        if self.transient:
-            return "it is transient: what is written to it is thrown away when the VM ends"
-        return ""
+    def is_past_qemu(self) -> bool:
+        """Whether its writes go to another process or to hardware; QEMU has no node of it."""
+        return self.kind in _PAST_QEMU
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 from everywhen.capture.nodes import DiskNode, find_disks
 from everywhen.capture.qmp import Monitor, QmpMonitor
+from everywhen.capture.survey import Survey, survey
 
 
 class Identity(NamedTuple):
@@ -34,6 +35,9 @@ class Hypervisor(Protocol):
     def disks(self, monitor: Monitor) -> list[DiskNode]:
         """Its disks that can be written to. Raises NoDisks, CommandFailed."""
 
+    def survey(self, monitor: Monitor) -> Survey:
+        """All that there is to know about what it has, by the names that `disks` gives. Raises NoDisks, CommandFailed."""
+
     def definition(self) -> dict[str, bytes]:
         """Files that say what the VM is, by name, as they are now."""
 
@@ -58,6 +62,9 @@ class QmpSocket:
 
     def disks(self, monitor: Monitor) -> list[DiskNode]:
         return find_disks(monitor)
+
+    def survey(self, monitor: Monitor) -> Survey:
+        return survey(monitor)
 
     def definition(self) -> dict[str, bytes]:
         return {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from everywhen.capture import answers
-from everywhen.capture.domain_disks import find_domain_disks
+from everywhen.capture.domain_disks import find_domain_disks, survey_by_target
 from everywhen.capture.domain_files import definition_files
 from everywhen.capture.hypervisor import Identity
 from everywhen.capture.libvirt_host import LibvirtHost
@@ -16,6 +16,7 @@ from everywhen.capture.libvirt_monitor import LibvirtMonitor
 from everywhen.capture.nodes import DiskNode, device_path
 from everywhen.capture.qmp import CommandFailed, Monitor
 from everywhen.capture.socket_access import ProcessUser, let_connect, let_into
+from everywhen.capture.survey import Survey, survey
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,10 @@ class LibvirtVm:
     def disks(self, monitor: Monitor) -> list[DiskNode]:
         with LibvirtHost(self.uri) as host:
             return find_domain_disks(monitor, host.domain(self.domain).parsed(running=True))
+
+    def survey(self, monitor: Monitor) -> Survey:
+        with LibvirtHost(self.uri) as host:
+            return survey_by_target(survey(monitor), host.domain(self.domain).parsed(running=True))
 
     def definition(self) -> dict[str, bytes]:
         with LibvirtHost(self.uri) as host:

@@ -46,8 +46,8 @@ def find_disks(monitor: Monitor) -> list[DiskNode]:
 
 
 def _of_guest(monitor: Monitor, drive: Drive, nodes: dict[str, BlockNode]) -> DiskNode | None:
-    """A device of a virtual machine; None for an empty drive, a read-only medium and what no guest sees."""
-    if drive.node is None or drive.read_only or not drive.path:
+    """A device of a virtual machine; None for an empty drive, a read-only medium, flash memory and what no guest sees."""
+    if drive.node is None or drive.read_only or not drive.path or is_flash(monitor, drive):
         return None
     path = device_path(drive)
     node = _below_ours(monitor, drive.node)
@@ -68,12 +68,21 @@ def device_path(drive: Drive) -> str:
     return path if path.startswith("/") else f"/machine/peripheral/{path}"
 
 
+def is_flash(monitor: Monitor, drive: Drive) -> bool:
+    """Whether it is the firmware's memory: UEFI's code and variables, no disk. Raises MonitorError."""
+    try:
+        return str(answers.qom_property(monitor, device_path(drive), "type")).startswith("cfi.pflash")
+    except CommandFailed:
+        return False
+
+
 def _exported(monitor: Monitor, nodes: dict[str, BlockNode]) -> list[DiskNode]:
-    """What a storage daemon exports. Which of its iothreads serves what it does not tell: where it has any, all are suspect."""
+    """What a storage daemon exports for writing. Which of its iothreads serves what it does not tell: where it has any, all are
+    suspect."""
     found = []
-    iothread = _daemon_has_iothreads(monitor)
+    iothread, graph = _daemon_has_iothreads(monitor), answers.graph(monitor)
     for export in answers.block_exports(monitor):
-        if not export.name.startswith(OURS):
+        if not export.name.startswith(OURS) and graph.nodes.get(export.node) in graph.written:
             node = _below_ours(monitor, export.node)
             found.append(DiskNode(export.name, node, _size(nodes, node), iothread))
     return found

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from everywhen.capture import answers
-from everywhen.capture.answers import BlockExport, Drive, Job
-from everywhen.capture.nodes import OURS, DiskNode, NoDisks, device_path, find_disks
+from everywhen.capture.answers import BlockExport, BlockNode, Drive, Graph, Job
+from everywhen.capture.nodes import OURS, DiskNode, NoDisks, device_path, find_disks, is_flash
 from everywhen.capture.qmp import CommandFailed, Monitor
 
 NEEDED = (
@@ -30,7 +30,7 @@ class DiskSeen:
     `kind`: of its device (`virtio-blk-pci`), empty in a storage daemon; `drivers`: of its nodes, the topmost first;
     `compat`: of a qcow2 file; `jobs`: others' block jobs on it; `beside`: other devices that have the same node;
     `shared`: others may write to it, too; `passed_through`: the guest's commands go past QEMU's block layer;
-    `transient`: what is written to it is thrown away when the guest ends.
+    `transient`: what is written to it is thrown away when the guest ends; `nodes`: all that it stands on, backing files too.
     """
 
     disk: DiskNode
@@ -43,12 +43,14 @@ class DiskSeen:
     shared: bool
     passed_through: bool
     transient: bool = False
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
     """`missing`: commands that this monitor does not have; `left_out`: drives that a guest has and that hold nothing to
-    capture; `devices`: kinds of all devices by name; `exports`: others'; `ours`: a capture that runs, or was killed."""
+    capture; `devices`: kinds of all devices by name; `exports`: others'; `ours`: a capture that runs, or was killed;
+    `flash`: memory of the firmware that a guest can write to (UEFI's variables)."""
 
     version: tuple[int, int, int]
     missing: tuple[str, ...]
@@ -57,6 +59,7 @@ class Survey:
     devices: dict[str, str]
     exports: tuple[BlockExport, ...]
     ours: bool
+    flash: tuple[Drive, ...] = ()
 
 
 def survey(monitor: Monitor) -> Survey:
@@ -65,16 +68,19 @@ def survey(monitor: Monitor) -> Survey:
         found = find_disks(monitor)
     except NoDisks:
         found = []
-    drives = answers.drives(monitor)
+    drives = [drive for drive in answers.drives(monitor) if drive.path]
+    empty = [drive for drive in drives if drive.node is None or drive.read_only]
     jobs, known = answers.jobs(monitor), answers.commands(monitor)
+    nodes, graph = answers.block_nodes(monitor), answers.graph(monitor)
     return Survey(
         version=answers.version(monitor),
         missing=tuple(name for name in NEEDED if name not in known),
-        disks=tuple(_disk(monitor, disk, found, jobs) for disk in found),
-        left_out=tuple(drive for drive in drives if drive.path and (drive.node is None or drive.read_only)),
+        disks=tuple(_disk(monitor, disk, found, jobs, nodes, graph) for disk in found),
+        left_out=tuple(empty),
         devices=_devices(monitor),
         exports=tuple(export for export in answers.block_exports(monitor) if not export.name.startswith(OURS)),
         ours=any(job.name.startswith(OURS) for job in jobs),
+        flash=tuple(drive for drive in drives if drive not in empty and is_flash(monitor, drive)),
     )
 
 
@@ -83,8 +89,9 @@ def name_of(drive: Drive) -> str:
     return device_path(drive).rsplit("/", 1)[-1]
 
 
-def _disk(monitor: Monitor, disk: DiskNode, all_disks: list[DiskNode], jobs: list[Job]) -> DiskSeen:
-    nodes, graph = answers.block_nodes(monitor), answers.graph(monitor)
+def _disk(
+    monitor: Monitor, disk: DiskNode, all_disks: list[DiskNode], jobs: list[Job], nodes: dict[str, BlockNode], graph: Graph
+) -> DiskSeen:
     chain = [nodes[name] for name in graph.chain(disk.node) if name in nodes]
     holding = graph.jobs_on(disk.node)
     kind = _property(monitor, disk, "type")
@@ -98,6 +105,7 @@ def _disk(monitor: Monitor, disk: DiskNode, all_disks: list[DiskNode], jobs: lis
         beside=tuple(other.device for other in all_disks if other.node == disk.node and other is not disk),
         shared=_property(monitor, disk, "share-rw") is True,
         passed_through=kind in ("scsi-block", "scsi-generic") or _property(monitor, disk, "scsi") is True,
+        nodes=tuple(graph.below(disk.node)),
     )
 
 

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from everywhen.block.device import DeviceError
-from everywhen.capture.domain_disks import CannotCapture
 from everywhen.capture.export import CannotExport, DangerousExport
 from everywhen.capture.hypervisor import Hypervisor
 from everywhen.capture.nodes import NoDisks
@@ -19,6 +18,7 @@ from everywhen.capture.spool_reader import SpoolDamaged
 from everywhen.capture.tap import TapFailed
 from everywhen.formats.point import RecoveryPoint
 from everywhen.nbd.connection import NbdError
+from everywhen.services.choosing import CannotCapture
 from everywhen.services.wishes import Pause
 from everywhen.storage.base import StorageError
 
@@ -26,13 +26,14 @@ from everywhen.storage.base import StorageError
 @dataclass(frozen=True, slots=True)
 class CaptureOrder:
     """What to capture: the hypervisor; the folder of sockets and spool; the spool's limit in bytes; bytes a second to copy
-    (0: no limit); seconds between two points."""
+    (0: no limit); seconds between two points; the disks that were named (`choosing.choose`), none: all."""
 
     hypervisor: Hypervisor
     folder: Path
     spool_limit: int
     rate: int
     seal_s: float
+    disks: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def spool(self) -> Path:
@@ -75,7 +76,8 @@ class Figures:
 class Told(Protocol):
     """Who is told how it goes."""
 
-    def attached(self, disks: list[str]) -> None: ...
+    def attached(self, disks: list[str], left_out: Mapping[str, str]) -> None:
+        """`left_out`: what the guest can write to besides, and no point will have, with the reasons."""
 
     def measured(self, figures: Figures) -> None: ...
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 from everywhen.formats.fields import Json
@@ -24,7 +24,7 @@ class CaptureState:
         self._told = told
         self._clock = clock
         unknown = dict.fromkeys(("point", "point_time_ns", "shipped_ns", "shipped", "waiting"))
-        self._value: Json = {**identity, "disks": [], **unknown}
+        self._value: Json = {**identity, "disks": [], "left_out": {}, **unknown}
         self._measured: deque[tuple[int, int, int]] = deque(maxlen=_RATE_OVER)
         self._become(STARTING, None)
 
@@ -32,11 +32,11 @@ class CaptureState:
         """The state as it is now. May be called from another thread."""
         return dict(self._value)
 
-    def attached(self, disks: list[str]) -> None:
+    def attached(self, disks: list[str], left_out: Mapping[str, str]) -> None:
         self._become(COPYING, None)
         self._measured.clear()
-        self._value |= {"disks": disks, "shipped": 0}  # its records are counted from 0
-        self._told.attached(disks)
+        self._value |= {"disks": disks, "left_out": dict(left_out), "shipped": 0}  # its records are counted from 0
+        self._told.attached(disks, left_out)
 
     def measured(self, figures: Figures) -> None:
         self._measured.append((self._clock(), figures.taken, figures.data_bytes))

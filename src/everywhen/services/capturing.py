@@ -7,7 +7,6 @@ since the VM's newest point; so after any end of ours only what it names is read
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from everywhen.block.device import BLOCK_SIZE
 from everywhen.block.patched import Patches
 from everywhen.capture import bitmaps, leftovers
 from everywhen.capture.counters import FINE, SPOOL_FAILED, SPOOL_FULL, SPOOL_SLOW
-from everywhen.capture.export import DangerousExport, ExportedDisk, Pace, exported
+from everywhen.capture.export import ExportedDisk, Pace, exported
 from everywhen.capture.nodes import DiskNode, detached
 from everywhen.capture.qmp import CommandFailed, Monitor, MonitorError
 from everywhen.capture.reception import Reception
@@ -33,8 +32,8 @@ from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import PointWriter, write_point
 from everywhen.services.capture_order import ENDS, CaptureLost, CaptureOrder, DisksChanged, Figures, Paused, Stopped, Time, Told
+from everywhen.services.choosing import Choice, choose
 from everywhen.services.following import follow
-from everywhen.services.naming import is_name
 from everywhen.services.replay import Replay
 from everywhen.services.sealing import Origin, SealedDisk, Sealer
 from everywhen.services.spool_import import import_spool
@@ -56,6 +55,7 @@ class _Stretch:
     """What stands while the taps do; the names of the disks are ours."""
 
     monitor: Monitor
+    choice: Choice
     nodes: list[DiskNode]
     names: list[str]
     reception: Reception
@@ -112,21 +112,19 @@ class Capture:
 
     def _run(self) -> None:
         with self.order.hypervisor.monitor() as monitor:
-            nodes = self.order.hypervisor.disks(monitor)
-            for node in nodes:
-                if node.iothread:
-                    raise DangerousExport(f"{node.device} has an iothread, and reading such a disk from QEMU is not built yet")
+            known = self.parent.disks if self.parent else {}
+            choice = choose(self.order.hypervisor.survey(monitor), self.order.disks, known)
             leftovers.clear(monitor)
             try:
-                self._capture(monitor, nodes)
+                self._capture(monitor, choice)
             finally:
                 # The sink is gone: nothing of ours stays in QEMU but the bitmaps. QEMU itself may be gone.
                 with suppress(CommandFailed, MonitorError):
                     leftovers.clear(monitor)
-                    self.order.hypervisor.forget(monitor, nodes)
+                    self.order.hypervisor.forget(monitor, list(choice.disks.values()))
 
-    def _capture(self, monitor: Monitor, nodes: list[DiskNode]) -> None:
-        names = disk_names(nodes)
+    def _capture(self, monitor: Monitor, choice: Choice) -> None:
+        nodes, names = list(choice.disks.values()), list(choice.disks)
         self.order.sockets.mkdir(mode=0o700, exist_ok=True)
         self.order.hypervisor.admit(self.order.sockets)
         with Reception(self.order.sockets / "sink.sock", self._sink_order(nodes)) as reception:
@@ -134,8 +132,8 @@ class Capture:
             taps = [Tap(monitor, node, number) for number, node in enumerate(nodes)]
             for tap in taps:
                 tap.attach(str(reception.socket_path))
-            self.told.attached(names)
-            self._stretch = _Stretch(monitor, nodes, names, reception, taps)
+            self.told.attached(names, choice.left_out)
+            self._stretch = _Stretch(monitor, choice, nodes, names, reception, taps)
             self._close_gap()
             follow(self, self.order, self.told, self.time, self.wishes)
 
@@ -280,7 +278,8 @@ class Capture:
         parent = self.parent
         if parent is None or parent.journal is None:
             return
-        if self.order.hypervisor.disks(self._stretch.monitor) != self._stretch.nodes:
+        now = self.order.hypervisor.disks(self._stretch.monitor)
+        if self._stretch.choice.changed(now, named=bool(self.order.disks)):
             raise DisksChanged("the VM has other disks now")
         if self._stretch.reception.taken > parent.journal.sequence or mark is not None:
             with write_point(self.repository, f"protect {self.vm.name}", first_copy=False) as writer:
@@ -333,12 +332,6 @@ class Capture:
     def _keep(self, point: RecoveryPoint | None) -> None:
         if point is not None:
             self.parent, self.known[point.point] = point, point.number
-
-
-def disk_names(nodes: list[DiskNode]) -> list[str]:
-    """Names of ours for the disks, after the hypervisor's devices: they must not change when a disk is added or removed."""
-    names = [re.sub(r"[^a-z0-9._-]+", "-", node.device.lower()).strip("-.") for node in nodes]
-    return [name if is_name(name) and names.count(name) == 1 else f"disk{number}" for number, name in enumerate(names)]
 
 
 def _blocks(dirty: list[tuple[int, int]]) -> Ranges:

@@ -41,7 +41,7 @@ class Reason:
 class DiskJudged:
     """A disk, drive or device. `size` in bytes, None where QEMU does not know it; `first_copy`: how it would be read;
     `after_qemu`: how its changes would be found after QEMU's end, and whether it could keep a persistent bitmap, which is not
-    used yet."""
+    used yet; `is_written`: whether a guest can change it."""
 
     device: str
     kind: str
@@ -53,6 +53,7 @@ class DiskJudged:
     after_qemu: str
     reasons: tuple[Reason, ...]
     base: Verdict = Verdict.YES
+    is_written: bool = True
 
     @property
     def verdict(self) -> Verdict:
@@ -113,6 +114,11 @@ _IOTHREAD = Reason(
     "an iothread serves it: it would be seeded by pushing over the tap; not built yet: refused today",
     "Until then: run the VM without an iothread for this disk.",
 )
+_FLASH = Reason(
+    Verdict.LEFT_OUT,
+    "flash memory of the firmware (UEFI's variables), no disk: no point has it",
+    "Keep a copy of its file; through libvirt it is among the VM's files.",
+)
 _OTHERS_SNAPSHOT = Reason(
     Verdict.CARE,
     "another tool reads a snapshot of it (a copy-before-write filter is on it)",
@@ -170,6 +176,9 @@ def judge(survey: Survey) -> list[DiskJudged]:
     """All that a guest has, or could have written to."""
     found = [judge_disk(seen, survey) for seen in survey.disks]
     found += [_left_out(drive, survey) for drive in survey.left_out]
+    found += [
+        DiskJudged(name_of(one), "", None, "", one.node or "", "", "", "", (_FLASH,), _FLASH.verdict) for one in survey.flash
+    ]
     for name, kind in survey.devices.items():
         reason = next((reason for beginning, reason in _PAST_QEMU.items() if kind.startswith(beginning)), None)
         if reason is not None:
@@ -217,7 +226,7 @@ def _left_out(drive: Drive, survey: Survey) -> DiskJudged:
     kind = survey.devices.get(name, "")
     why = "it is empty" if drive.node is None else "its medium is read-only: a guest cannot change it"
     reason = Reason(Verdict.LEFT_OUT, f"a CD-ROM drive, and {why}" if kind.endswith("-cd") else why)
-    return DiskJudged(name, kind, None, "", drive.node or "", "", "", "", (reason,), Verdict.LEFT_OUT)
+    return DiskJudged(name, kind, None, "", drive.node or "", "", "", "", (reason,), Verdict.LEFT_OUT, is_written=False)
 
 
 def _format(seen: DiskSeen) -> str:

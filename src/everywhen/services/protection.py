@@ -124,4 +124,5 @@ def _not_begun(name: str, order: CaptureOrder, error: Exception) -> Failure:
         f"{name} cannot be captured: {error}.",
         on=order.hypervisor.place,
         safe="Nothing of it is left in the VM, which runs on as before.",
+        do=getattr(error, "do", ()),
     )

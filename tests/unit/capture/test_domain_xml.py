@@ -63,7 +63,7 @@ def test_a_running_domain() -> None:
         ("fda", "fdc0-0-0", "file", "/vm/boot.img", "raw"),
     ]
     assert [disk.target for disk in domain.disks if disk.is_written] == ["vda", "sdb", "vdc", "vdd"]
-    assert not any(disk.why_not for disk in domain.disks if disk.is_written)
+    assert not any(disk.is_past_qemu for disk in domain.disks)
 
 
 def test_a_stored_domain_has_less() -> None:
@@ -76,19 +76,19 @@ def test_a_stored_domain_has_less() -> None:
 
 
 @pytest.mark.parametrize(
-    ("attributes", "inside", "why"),
+    ("attributes", "inside", "facts"),
     [
-        ("type='vhostuser' device='disk'", "<source type='unix' path='/s'/>", "vhost-user"),
-        ("type='vhostvdpa' device='disk'", "<source dev='/dev/vhost-vdpa-0'/>", "vDPA"),
-        ("type='block' device='lun'", "<source dev='/dev/sda'/>", "SCSI"),
-        ("type='block' device='disk'", "<source dev='/dev/sda'/><shareable/>", "shared"),
-        ("type='file' device='disk'", "<source file='/a'/><transient/>", "thrown away"),
+        ("type='vhostuser' device='disk'", "<source type='unix' path='/s'/>", (True, False, False)),
+        ("type='vhostvdpa' device='disk'", "<source dev='/dev/vhost-vdpa-0'/>", (True, False, False)),
+        ("type='block' device='lun'", "<source dev='/dev/sda'/>", (False, False, False)),
+        ("type='block' device='disk'", "<source dev='/dev/sda'/><shareable/>", (False, True, False)),
+        ("type='file' device='disk'", "<source file='/a'/><transient/>", (False, False, True)),
     ],
 )
-def test_disks_whose_writes_are_not_all_seen(attributes: str, inside: str, why: str) -> None:
+def test_disks_whose_writes_are_not_all_seen(attributes: str, inside: str, facts: tuple[bool, ...]) -> None:
     disk = one_disk(attributes, inside)
     assert disk.is_written
-    assert why in disk.why_not
+    assert (disk.is_past_qemu, disk.shareable, disk.transient) == facts
 
 
 def test_read_only_disks_are_not_captured() -> None:

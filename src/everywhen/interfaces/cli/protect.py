@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from types import FrameType
 from typing import Annotated
@@ -30,6 +31,8 @@ from everywhen.interfaces.control_socket import Listener
 from everywhen.services.ages import SECOND, parse_span, span
 from everywhen.services.capture_order import CaptureOrder, Figures, Time
 from everywhen.services.capture_state import CaptureState
+from everywhen.services.failures import WrongUsage
+from everywhen.services.naming import is_name
 from everywhen.services.protection import protect
 from everywhen.services.sizes import parse_size
 
@@ -42,8 +45,11 @@ class _Told:
         self._vm = vm
         self._job = job
 
-    def attached(self, disks: list[str]) -> None:
-        self._context.output.note(f"{self._vm}: capture attached to {', '.join(disks)}")
+    def attached(self, disks: list[str], left_out: Mapping[str, str]) -> None:
+        besides = "; ".join(f"{name} ({why})" for name, why in left_out.items())
+        self._context.output.note(
+            f"{self._vm}: capture attached to {', '.join(disks)}" + (f". Not captured: {besides}" if besides else "")
+        )
 
     def copying(self, done: int, total: int) -> None:
         self._job.report(done, total)
@@ -75,6 +81,10 @@ def protect_command(
     qmp: Qmp = None,
     libvirt: Libvirt = None,
     domain: Domain = None,
+    disk: Annotated[
+        list[str] | None,
+        typer.Option("--disk", metavar="DISK[=NODE]", help="Only this one, found by its name or QEMU's node. Repeatable."),
+    ] = None,
     seal_every: Annotated[str, typer.Option("--seal-every", metavar="SPAN", help="Between two recovery points.")] = "5m",
     spool_limit: Annotated[str, typer.Option("--spool-limit", metavar="SIZE", help="Bytes that may wait here.")] = "8G",
     pace: Annotated[str, typer.Option("--pace", metavar="SIZE", help="Copies read so much a second; 0: no limit.")] = "50M",
@@ -93,6 +103,7 @@ def protect_command(
         spool_limit=parse_size(spool_limit),
         rate=parse_size(pace) if pace != "0" else 0,
         seal_s=parse_span(seal_every) / SECOND,
+        disks=_disks(disk or []),
     )
     with context.repository() as repository, context.progress(f"first copy of {vm}") as job, ExitStack() as stack:
         identity = {"vm": vm, "repository": repository.id.hex()}
@@ -109,3 +120,16 @@ def protect_command(
         point = protect(repository, vm, order, state, Time(time.monotonic, time.sleep), wishes)
     context.output.document({"vm": vm, "point": point.point if point else None})
     context.output.line(f"{vm}: capture ended; newest recovery point {point.point if point else 'none'}")
+
+
+def _disks(given: list[str]) -> dict[str, str]:
+    """Names of disks, with nodes where they were given. Raises WrongUsage."""
+    found: dict[str, str] = {}
+    for item in given:
+        name, equals, node = item.partition("=")
+        if not is_name(name) or (equals and not node):
+            raise WrongUsage(f'"{item}" is not DISK or DISK=NODE; a name has a-z, 0-9, dot, dash and underscore.', on=item)
+        if name in found:
+            raise WrongUsage(f'"{name}" is given twice.', on=item)
+        found[name] = node
+    return found
