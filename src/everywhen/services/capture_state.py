@@ -43,7 +43,7 @@ class CaptureState:
         (began, writes, size), (now, *_) = self._measured[0], self._measured[-1]
         seconds = max(now - began, 1) / 1e9
         rates = {
-            "writes_per_s": round((figures.taken - writes) / seconds, 1),
+            "writes_per_s": round((figures.taken - writes) / seconds),
             "bytes_per_s": round((figures.data_bytes - size) / seconds),
         }
         self._value |= {**asdict(figures), **rates}

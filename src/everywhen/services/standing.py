@@ -1,23 +1,28 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """How things stand: what `everywhen status` shows, and what needs a person. Metadata only, so that it takes no time.
 
-A VM is *protected* when its newest moment is not older than somebody is ready to lose (ux R15). Without capture nobody
-has said how much that is, so it is the caller's to say: MAX_AGE is a backup a day, with two hours for it to run.
+A VM is *protected* when its newest moment is not older than somebody is ready to lose (ux R15). Nobody has said how much
+that is, so it is the caller's to say: MAX_AGE is a backup a day, with two hours for it to run. The newest moment may lie
+after the newest point, in the journal: exactly where the VM is captured on this host, to a minute where it is on another.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from everywhen.formats.point import RecoveryPoint
 from everywhen.repository.damage import damaged_copies
+from everywhen.repository.errors import Damaged
 from everywhen.repository.ledger import Drop, Hold, Vm
 from everywhen.repository.presence import Presence, list_presences
 from everywhen.repository.repository import Repository
 from everywhen.services.ages import HOUR, age, span
 from everywhen.services.brakes import CLOCK_TOLERANCE
+from everywhen.services.captured import Captured
 from everywhen.services.catalog import Catalog
 from everywhen.services.failures import Exit, Failed
+from everywhen.services.journal_reach import reached_ns
 from everywhen.services.policies import Policies, Standing
 from everywhen.services.pruning import pending
 from everywhen.storage.base import Space
@@ -30,11 +35,14 @@ _LOW = 0.05
 class VmStanding:
     """One VM. `dropped`: its moments that can be taken back, until `back_until_ns` for the first of them.
 
-    `policy`: None where it cannot be understood here.
+    `newest`: its newest point; `newest_ns`: its newest moment, which may be later; `captured`: what a capture on this host
+    says; `policy`: None where it cannot be understood here.
     """
 
     vm: Vm
+    captured: Captured | None
     newest: RecoveryPoint | None
+    newest_ns: int | None
     oldest: RecoveryPoint | None
     points: int
     policy: Standing | None
@@ -76,41 +84,81 @@ class State:
         return Exit.LESS_THAN_ASKED if self.needs or any(vm.needs for vm in self.vms) else Exit.DONE
 
 
-def state(repository: Repository, catalog: Catalog, policies: Policies, vms: list[Vm], *, max_age_ns: int = MAX_AGE) -> State:
-    """How things stand with the repository and these VMs. Raises StorageError, FormatError."""
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What is the same for all VMs."""
+
+    catalog: Catalog
+    policies: Policies
+    drops: list[Drop]
+    now_ns: int
+    max_age_ns: int
+
+
+def state(
+    repository: Repository,
+    catalog: Catalog,
+    policies: Policies,
+    vms: list[Vm],
+    captures: Mapping[str, Captured],
+    *,
+    max_age_ns: int = MAX_AGE,
+) -> State:
+    """How things stand with the repository and these VMs; `captures` on this host by our names of their VMs.
+
+    Raises StorageError, FormatError.
+    """
     now = repository.surroundings.clock()
+    unreadable = list(catalog.unreadable)
+    moments = {vm.vm: _newest_ns(repository, catalog.newest(vm), captures.get(vm.name), unreadable) for vm in vms}
     drops = pending(catalog, now)
+    look = _Look(catalog, policies, drops, now, max_age_ns)
     committed = {f"sessions/{point.point}" for point in (*catalog.points, *catalog.dropped_points)}
     reserve = sum(found.size for found in repository.store.list("reserve/"))
     found = State(
         now_ns=now,
         space=repository.store.space(),
         reserve_bytes=reserve,
-        vms=[_vm_standing(catalog, policies, vm, drops, now, max_age_ns) for vm in vms],
+        vms=[_vm_standing(look, vm, moments[vm.vm], captures.get(vm.name)) for vm in vms],
         # Its point is there, so the work is done: only its session was left behind, which gc clears away by itself.
         sessions=[work for work in _work(repository, "sessions/", now) if work.presence.name not in committed],
         leases=_work(repository, "leases/", now),
-        unreadable=catalog.unreadable,
+        unreadable=unreadable,
         drops=drops,
     )
     found.needs.extend(_needs(repository, found))
     return found
 
 
-def _vm_standing(catalog: Catalog, policies: Policies, vm: Vm, drops: list[Drop], now_ns: int, max_age_ns: int) -> VmStanding:
+def _newest_ns(
+    repository: Repository, newest: RecoveryPoint | None, captured: Captured | None, unreadable: list[str]
+) -> int | None:
+    """The newest moment of a VM: of its newest point, or after it in the journal, on this host or in the repository."""
+    if newest is None:
+        return None
+    reached = captured.covered_ns if captured else None
+    try:
+        reached = reached or reached_ns(repository, newest, exactly=False)
+    except Damaged as error:
+        unreadable.append(str(error))
+    return max(newest.time_ns, reached or 0)
+
+
+def _vm_standing(look: _Look, vm: Vm, newest_ns: int | None, captured: Captured | None) -> VmStanding:
+    catalog, now_ns, max_age_ns = look.catalog, look.now_ns, look.max_age_ns
     points = catalog.points_of(vm)
     ids = {point.point for point in points}
     mine = {point.point for point in catalog.dropped_points if point.vm == vm.vm}
-    back = {point: drop.effective_ns for drop in drops for point in drop.points if point in mine}
+    back = {point: drop.effective_ns for drop in look.drops for point in drop.points if point in mine}
     newest = points[-1] if points else None
-    since = now_ns - newest.time_ns if newest else 0
-    needs = []
+    since = now_ns - newest_ns if newest_ns is not None else 0
+    needs = captured.needs(now_ns) if captured else []
     policy = None
     try:
-        policy = policies.of(vm)
+        policy = look.policies.of(vm)
     except Failed as error:
         needs.append(f"{error.what} everywhen policy set")
-    if newest is None:
+    if newest is None and captured is None:
         needs.append("it has no moment yet: everywhen backup")
     elif since > max_age_ns:
         needs.append(f"its newest moment is {age(since)} old, more than {span(max_age_ns)}")
@@ -122,7 +170,9 @@ def _vm_standing(catalog: Catalog, policies: Policies, vm: Vm, drops: list[Drop]
         needs.append(f"{len(back)} of its {len(points) + len(back)} moments were dropped: everywhen prune --undo {vm.name}")
     return VmStanding(
         vm=vm,
+        captured=captured,
         newest=newest,
+        newest_ns=newest_ns,
         oldest=points[0] if points else None,
         points=len(points),
         policy=policy,

@@ -71,7 +71,7 @@ def test_a_policy_that_cannot_be_understood_stops_prune_of_that_vm_only_and_can_
     assert policies.of(web2).policy == BUILT_IN
     with pytest.raises(Failed, match="policy of web1 cannot be understood"):
         plan_prune(world.repository, catalog, policies, catalog.vms)
-    found = state(world.repository, catalog, policies, catalog.vms)
+    found = state(world.repository, catalog, policies, catalog.vms, {})
     assert [vm.policy is None for vm in found.vms] == [True, False]
     assert "cannot be understood" in found.vms[0].needs[0]
     assert policies.trying({web1.vm: BUILT_IN}).of(web1).origin == "tried"

@@ -33,7 +33,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
 def look(world: World, **options: int) -> State:
     catalog = world.catalog()
-    return state(world.repository, catalog, world.policies(), catalog.vms, **options)
+    return state(world.repository, catalog, world.policies(), catalog.vms, {}, **options)
 
 
 def test_an_empty_repository_is_all_right(world: World) -> None:

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
+from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json
 from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.control_socket import NAME, NoAnswer, NobodyThere, ask
 from everywhen.services import capture_state
+from everywhen.services.captured import SILENT, Captured
 from everywhen.services.failures import Failed, Failure, NotAllowed, NotFound, WrongUsage
 from everywhen.services.naming import is_name
 from everywhen.services.spelling import nearest
@@ -33,13 +37,31 @@ def ask_capture(context: Context, vm: str, request: Json) -> Json:
     return answer
 
 
+def captured_here(context: Context, repository: str, names: list[str]) -> dict[str, Captured]:
+    """What the captures of these VMs on this host say that go into the repository of that id (hex), by name."""
+
+    def look(name: str) -> Captured | None:
+        try:
+            answer = ask(context.state(name), {"wish": "status"}, patience_s=LOOK_S)
+            found = Captured.from_json(answer)
+        except (NoAnswer, Corrupt) as error:
+            cause = error.__cause__ or error
+            return Captured(SILENT, 0, getattr(cause, "strerror", None) or str(cause))
+        except NobodyThere:
+            return None
+        return found if answer.get("repository") == repository else None
+
+    with ThreadPoolExecutor(8) as pool:
+        return {name: found for name, found in zip(names, pool.map(look, names), strict=True) if found is not None}
+
+
 def captures(context: Context) -> list[str]:
     """Names of the VMs of which a capture may run on this host."""
     return sorted(path.parent.name for path in context.state_folder().glob(f"*/{NAME}"))
 
 
 def _nobody(context: Context, vm: str) -> Failure:
-    there = captures(context)
+    there = [name for name in captures(context) if name != vm]
     close = nearest(vm, there)
     hint = f" Close: {close[0]}." if close else f" Captured are: {', '.join(there)}." if there else ""
     do = [f"Begin one: everywhen protect {vm} --qmp SOCKET (or --libvirt URI)"]

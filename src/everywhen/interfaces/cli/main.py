@@ -32,6 +32,7 @@ ALONE = {
     "resume": "pause",
     "stats": "stats",
     "status": "status",
+    "timeline": "timeline",
     "unprotect": "unprotect",
     "verify": "verify",
 }

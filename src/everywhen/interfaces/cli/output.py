@@ -28,6 +28,7 @@ from everywhen.services.failures import Failure
 _STYLES = {"good": "green", "warn": "yellow", "bad": "bold red", "faint": "dim"}
 _PIPE_WIDTH = 100_000
 """Wider than any row; rich makes a table only as wide as its content."""
+_DRAWN_WIDTH = 100
 
 
 class Output:
@@ -46,6 +47,19 @@ class Output:
     def moving(self) -> bool:
         """Whether standard error is a terminal on which lines can be drawn over."""
         return self._err.is_terminal and not self._err.is_dumb_terminal
+
+    @property
+    def width(self) -> int:
+        """Columns for what is drawn: those of the terminal, or as many as one usually has."""
+        return self._out.width if self._out.is_terminal else _DRAWN_WIDTH
+
+    def can_draw(self, text: str) -> bool:
+        """Whether standard output can show these characters."""
+        try:
+            text.encode(self._out.encoding)
+        except UnicodeEncodeError:
+            return False
+        return not self._out.is_dumb_terminal
 
     @property
     def err(self) -> Console:

@@ -9,9 +9,11 @@ import typer
 
 from everywhen.formats.point import RecoveryPoint
 from everywhen.interfaces.cli.app import LOOK, AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, app, context_of
+from everywhen.interfaces.cli.asking import captured_here
+from everywhen.interfaces.cli.capture_words import capture_document, capture_words
 from everywhen.interfaces.cli.completion import write_names
 from everywhen.interfaces.cli.context import Context
-from everywhen.services.ages import SECOND, age, parse_span
+from everywhen.services.ages import SECOND, age, parse_span, span
 from everywhen.services.catalog import read_catalog
 from everywhen.services.policies import read_policies
 from everywhen.services.sizes import size
@@ -42,7 +44,8 @@ def status(
         catalog = read_catalog(repository)
         policies = read_policies(repository.documents, catalog.vms)
         vms = [catalog.vm(name) for name in names or []] or catalog.vms
-        found = state(repository, catalog, policies, vms, max_age_ns=limit)
+        captures = captured_here(context, repository.id.hex(), [vm.name for vm in vms])
+        found = state(repository, catalog, policies, vms, captures, max_age_ns=limit)
         identity, url = repository.id.hex(), repository.store.url
         write_names(context.env, context.repository_name(), catalog)
     context.output.document({"repository": identity, "url": url, **_document(found), "check": int(found.check)})
@@ -61,6 +64,9 @@ def _show(context: Context, found: State, title: str) -> None:
     rows = [_row(context, vm, now) for vm in found.vms]
     columns = ["VM", "STATE", "NEWEST", "AGE", "OLDEST", "MOMENTS", "HELD", "DROPPED", "POLICY", "NEEDS"]
     output.table(columns, rows, right=["MOMENTS", "HELD", "DROPPED"])
+    for vm in found.vms:
+        if vm.captured is not None and vm.captured.following:
+            output.line(f"{vm.vm.name}: {capture_words(vm.captured)}")
     for work in (*found.sessions, *found.leases):
         output.line(_work_words(work, now))
     for vm in found.vms:
@@ -76,7 +82,7 @@ def _show(context: Context, found: State, title: str) -> None:
     output.line()
     protected = sum(vm.protected for vm in found.vms)
     needing = sum(bool(vm.needs) for vm in found.vms) + len(found.needs)
-    oldest = max((now - vm.newest.time_ns for vm in found.vms if vm.newest), default=0)
+    oldest = max((now - vm.newest_ns for vm in found.vms if vm.newest_ns is not None), default=0)
     words = f"{protected} of {len(found.vms)} VMs protected."
     if found.vms:
         words += f" If the disks died now: at most {age(max(oldest, SECOND))} lost."
@@ -85,8 +91,11 @@ def _show(context: Context, found: State, title: str) -> None:
 
 def _row(context: Context, vm: VmStanding, now_ns: int) -> tuple[str, ...]:
     word = "protected" if vm.protected else "NOT PROTECTED"
-    newest = local_time(vm.newest.time_ns, context.zone) if vm.newest else "-"
-    since = age(now_ns - vm.newest.time_ns) if vm.newest else "-"
+    if vm.captured is not None and (vm.protected or vm.newest is None):
+        word = vm.captured.words(context.zone)
+    newest = local_time(vm.newest_ns, context.zone) if vm.newest_ns is not None else "-"
+    lag = vm.captured.lag_ns(now_ns) if vm.captured else None
+    since = span(lag) if lag is not None else age(now_ns - vm.newest_ns) if vm.newest_ns is not None else "-"
     oldest = local_time(vm.oldest.time_ns, context.zone)[:10] if vm.oldest else "-"
     policy = "?" if vm.policy is None else str(vm.policy.policy) if vm.policy.origin == "own" else "default"
     figures = (f"{vm.points:,}", str(len(vm.held) or "-"), str(vm.dropped or "-"))
@@ -123,7 +132,9 @@ def _vm_document(vm: VmStanding, now_ns: int) -> dict[str, object]:
         "source": vm.vm.source,
         "protected": vm.protected,
         "newest": _moment(vm.newest),
-        "age_seconds": round((now_ns - vm.newest.time_ns) / SECOND, 3) if vm.newest else None,
+        "newest_moment": rfc3339(vm.newest_ns) if vm.newest_ns is not None else None,
+        "age_seconds": round((now_ns - vm.newest_ns) / SECOND, 3) if vm.newest_ns is not None else None,
+        "capture": capture_document(vm.captured, now_ns) if vm.captured else None,
         "oldest": _moment(vm.oldest),
         "points": vm.points,
         "policy": str(vm.policy.policy) if vm.policy else None,

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What a capture on this host says of itself (`capture_state.py`), as `status` and `timeline` understand it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import tzinfo
+
+from everywhen.formats.fields import Json, optional_text, text, whole
+from everywhen.services.ages import SECOND, age
+from everywhen.services.capture_state import COPYING, DETACHED, FOLLOWING, PAUSED, STARTING
+from everywhen.services.protection import NOT_RUNNING
+from everywhen.services.timeline import Reach
+from everywhen.services.times import local_time
+
+SILENT = "silent"
+"""The state of one that is there and does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """One capture, as it was when it was asked; `raw` is its whole answer. `why`: it is not following; `waiting`: what the
+    repository does not take; `covered_ns`: every write until then is durable on this host."""
+
+    state: str
+    since_ns: int
+    why: str | None = None
+    until_ns: int | None = None
+    waiting: str | None = None
+    covered_ns: int | None = None
+    raw: Json | None = None
+
+    @classmethod
+    def from_json(cls, value: Json) -> Captured:
+        """Raises Corrupt."""
+        return cls(
+            state=text(value, "state"),
+            since_ns=whole(value, "since_ns"),
+            why=optional_text(value, "why"),
+            until_ns=None if value.get("until_ns") is None else whole(value, "until_ns"),
+            waiting=optional_text(value, "waiting"),
+            covered_ns=whole(value, "covered_ns", 0) or None,
+            raw=value,
+        )
+
+    @property
+    def following(self) -> bool:
+        """Whether every write is captured."""
+        return self.state == FOLLOWING
+
+    def number(self, name: str) -> int:
+        """A figure of its answer; 0 where there is none."""
+        found = (self.raw or {}).get(name)
+        return found if isinstance(found, int) else 0
+
+    @property
+    def unshipped(self) -> int:
+        """How many records are not in the repository yet."""
+        return max(0, self.number("taken") - self.number("shipped")) if self.following else 0
+
+    def words(self, zone: tzinfo) -> str:
+        """The state in a few words."""
+        if self.state == COPYING:
+            share = 100 * self.number("copied") // max(self.number("to_copy"), 1)
+            return f"copying {share} %"
+        if self.state == PAUSED and self.until_ns is not None:
+            return f"paused until {local_time(self.until_ns, zone)[11:]}"
+        return "every write" if self.following else self.state.upper() if self.state in (DETACHED, SILENT) else self.state
+
+    def needs(self, now_ns: int) -> list[str]:
+        """Sentences about what needs a person."""
+        if self.state == SILENT:
+            return [f"its capture does not answer ({self.why})"]
+        if self.state == DETACHED:
+            return [f"not captured for {age(max(now_ns - self.since_ns, SECOND))} ({self.why}); it begins again by itself"]
+        return [f"no recovery point could be made: {self.waiting}"] if self.waiting else []
+
+    @property
+    def reach(self) -> Reach:
+        """How far the newest point's journal reaches, and why nothing is captured now."""
+        why = {
+            PAUSED: "paused",
+            COPYING: "what was not captured is being read",
+            DETACHED: self.why,
+            STARTING: NOT_RUNNING,
+        }
+        return Reach(self.covered_ns, why.get(self.state))
+
+    def lag_ns(self, now_ns: int) -> int | None:
+        """How long ago the newest write was that is for sure durable on this host; None where nothing is captured."""
+        return max(0, now_ns - self.covered_ns) if self.following and self.covered_ns else None

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""`timeline` and `status` of a VM under capture: what they say can be opened can be, and what they call a gap cannot."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.captures import Capture
+from tests.hypervisor import Hypervisor, eventually
+from tests.program import PROGRAM, Program
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    return Program(tmp_path).init()
+
+
+@pytest.fixture
+def hypervisor(tmp_path: Path) -> Iterator[Hypervisor]:
+    with Hypervisor(tmp_path, [2 * MIB, MIB]) as running:
+        running.write(0, 0, MIB, 1)
+        yield running
+
+
+def captured(program: Program, hypervisor: Hypervisor) -> Capture:
+    return Capture(program, "web1", hypervisor.qmp, "--pace", "0", "--seal-every", "1h").followed()
+
+
+def seconds(text: str) -> float:
+    """Since 1970, of a time as documents have it."""
+    return datetime.fromisoformat(f"{text[:26].rstrip('Z')}Z").timestamp()
+
+
+def opens(program: Program, at: float) -> int:
+    """The exit code of opening the moment of exactly that time."""
+    when = datetime.fromtimestamp(at).astimezone().isoformat(timespec="microseconds")
+    return program.run("restore", f"web1/vd0@{when}", "--to", "back.raw", "--overwrite", "--exact").code
+
+
+def writes(hypervisor: Hypervisor) -> None:
+    for number in range(6):
+        hypervisor.write(number % 2, 4096 * number, 512, 20 + number)
+        time.sleep(0.05)  # so that they are of different times
+
+
+def row(program: Program, *more: str) -> Any:
+    (found,) = program.ok("status", "web1", *more)["vms"]
+    return found
+
+
+def test_coverage_and_gaps_are_what_can_be_opened_and_what_cannot(program: Program, hypervisor: Hypervisor) -> None:
+    with captured(program, hypervisor) as capture:
+        assert program.ok("timeline", "web1")["gaps"] == []
+        writes(hypervisor)
+        paused_at = time.time()
+        program.ok("pause", "web1", "--for", "1h")
+        (goes_on,) = program.ok("timeline", "web1")["gaps"]
+        assert (goes_on["to"], goes_on["why"]) == (None, "paused")
+        program.ok("resume", "web1")
+        capture.followed()
+        writes(hypervisor)
+        program.ok("mark", "web1", "a mark")
+        writes(hypervisor)
+        capture.kill()
+    killed_at = time.time()
+    with captured(program, hypervisor) as capture:
+        writes(hypervisor)
+        eventually(lambda: len(program.ok("timeline", "web1")["every_write"]) == 3, "the newest writes are durable")
+        line = program.ok("timeline", "web1")
+        capture.stop()
+    first, second = line["gaps"]
+    assert (first["why"], second["why"]) == ("paused", "capture was not running")
+    # A look every quarter of a second, and what was seen is known to be durable a second later.
+    assert paused_at - 3 < seconds(first["from"]) < paused_at + 1
+    assert seconds(second["from"]) < killed_at < seconds(second["to"])
+    assert len(line["every_write"]) == 3
+    assert [point["mark"] for point in line["points"]].count("a mark") == 1
+    for stretch in line["every_write"][:2]:
+        begin, end = seconds(stretch["from"]), seconds(stretch["to"])
+        middle = [point["time"] for point in line["points"] if begin < seconds(point["time"]) <= end]
+        assert middle, "it was written to"
+        assert opens(program, begin + (seconds(middle[-1]) - begin) / 2) == 0
+    for gap in (first, second):
+        assert opens(program, (seconds(gap["from"]) + seconds(gap["to"])) / 2) == 6, gap
+    assert program.run("verify").code == 0
+    # After the end, from the repository alone.
+    later = program.ok("timeline", "web1")
+    assert (later["gaps"], later["capture"]) == (line["gaps"], None)
+
+
+def test_status_of_a_capture(program: Program, hypervisor: Hypervisor) -> None:
+    with captured(program, hypervisor) as capture:
+        writes(hypervisor)
+        eventually(lambda: row(program)["capture"]["lag"]["durable_writes"] == 0, "what was written is durable")
+        found = row(program)
+        told = found["capture"]
+        assert (told["state"], told["lag"]["repository_writes"] > 0, told["spool_bytes"] > 0) == ("following", True, True)
+        assert told["lag"]["sealed_writes"] >= 6
+        assert told["lag"]["durable_seconds"] < 5
+        assert told["added_latency_ns"]["worst"] >= told["added_latency_ns"]["median"] > 0
+        assert seconds(found["newest_moment"]) > seconds(found["newest"]["time"]), "the journal is newer than the points"
+        shown = program.run("status")
+        assert "every write" in shown.out
+        assert "writes are only on this host" in shown.out
+        assert program.run("status", "--check").code == 0
+        assert program.run("status", "web1", "--max-age", "10s", "--check").code == 0
+        capture.ask({"wish": "ship"})
+        eventually(lambda: row(program)["capture"]["lag"]["repository_writes"] == 0, "all of it is in the repository")
+        program.ok("pause", "web1", "--for", "1h")
+        assert "paused until" in program.run("status").out
+        assert row(program)["capture"]["state"] == "paused"
+        program.ok("resume", "web1")
+        capture.followed()
+        capture.process.send_signal(signal.SIGSTOP)
+        silent = program.run("status", "--check")
+        capture.process.send_signal(signal.SIGCONT)
+        assert (silent.code, "its capture does not answer" in silent.out) == (5, True), silent
+    assert row(program)["capture"] is None
+
+
+def test_status_of_a_capture_that_is_lost_or_waits(program: Program, hypervisor: Hypervisor) -> None:
+    with captured(program, hypervisor) as capture:
+        hypervisor.quit()
+        eventually(lambda: capture.state() == "detached", "it is lost")
+        found = row(program)
+        assert (found["capture"]["state"], found["capture"]["lag"]["durable_seconds"]) == ("detached", None)
+        assert any("not captured for" in need and "begins again by itself" in need for need in found["needs"])
+        checked = program.run("status", "--check")
+        assert (checked.code, "DETACHED" in checked.out) == (5, True), checked
+        drawn = program.run("timeline", "web1")
+        assert (drawn.code, "- now" in drawn.out, "DETACHED" in drawn.out) == (0, True, True), drawn
+
+
+def test_another_repository_hears_nothing_of_a_capture(program: Program, hypervisor: Hypervisor, tmp_path: Path) -> None:
+    image = tmp_path / "image.raw"
+    image.write_bytes(bytes(MIB))
+    other = Program(tmp_path, "other").init()
+    other.backup("web1", f"vda={image}")
+    with captured(program, hypervisor):
+        assert row(program)["capture"]["state"] == "following"
+        assert row(other)["capture"] is None
+
+
+def test_the_picture(program: Program, hypervisor: Hypervisor) -> None:
+    with captured(program, hypervisor) as capture:
+        writes(hypervisor)
+        program.ok("mark", "web1", "before")
+        program.ok("pause", "web1", "--for", "1h")
+        program.ok("resume", "web1")
+        capture.followed()
+        capture.stop()
+    drawn = program.run("timeline", "web1")
+    assert drawn.code == 0, drawn
+    lines = {line[:8].strip(): line[8:] for line in drawn.out.splitlines()}
+    assert set(lines["writes"]) == {"█", "░"}
+    assert "c" in lines["points"]
+    assert lines["events"].strip() == "M"
+    assert "paused" in lines["GAP"]
+    assert '"before"' in lines["MARK"]
+    plain = subprocess.run(
+        [PROGRAM, "timeline", "web1"],
+        env={**program.environment, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert set(next(line for line in plain.stdout.splitlines() if line.startswith("writes"))[8:]) == {"#", "x"}
+
+
+def test_the_picture_fits_the_terminal(program: Program, tmp_path: Path) -> None:
+    image = tmp_path / "image.raw"
+    for number in range(3):
+        image.write_bytes(bytes([number]) * MIB)
+        program.backup("web1", f"vda={image}")
+        program.later_s += 4000
+    ours, theirs = pty.openpty()
+    environment = {**program.environment, "TERM": "xterm", "COLUMNS": "60", "LINES": "20"}
+    subprocess.run([PROGRAM, "timeline", "web1"], env=environment, stdout=theirs, check=True)
+    os.close(theirs)
+    shown = b""
+    try:
+        while part := os.read(ours, 1 << 16):
+            shown += part
+    except OSError:
+        pass  # all of it was read
+    os.close(ours)
+    drawn = shown.decode().split("\r\n")
+    assert max(len(line) for line in drawn[1:6]) <= 60, drawn
+    assert any(line.startswith("changed") for line in drawn)
+
+
+def test_a_part_of_the_time(program: Program, tmp_path: Path) -> None:
+    image = tmp_path / "image.raw"
+    ids = []
+    for number in range(3):
+        image.write_bytes(bytes([number]) * MIB)
+        ids.append(program.backup("web1", f"vda={image}")["point"])
+        program.later_s += 7200
+
+    def there(*more: str) -> list[str]:
+        return [point["id"] for point in program.ok("timeline", "web1", *more)["points"]]
+
+    assert there() == ids
+    assert there("--from", ids[1]) == ids[1:]
+    assert there("--to", ids[1]) == ids[:2]
+    assert there("--from", ids[1], "--to", ids[1]) == [ids[1]]
+    assert there("--from", "-5h") == ids[1:]
+    assert there("--from", "2001-01-01", "--to", "2001-12-31") == []
+    for wrong in (["--from", "latest~1"], ["--from", ids[2], "--to", ids[0]], ["--from", "whenever 7"]):
+        assert program.run("timeline", "web1", *wrong).code in (2, 6)
+    assert program.run("timeline", "web2").code == 6
