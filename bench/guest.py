@@ -139,6 +139,7 @@ class Fio:
             "rw": work.order,
             "bs": work.block,
             "iodepth": work.depth,
+            "thread": 1,
             "time_based": 1,
             "runtime": f"{round(seconds * 1000)}ms",
             "ramp_time": f"{round(warm_s * 1000)}ms",
