@@ -75,8 +75,10 @@ class Counters:
 
     def served_within(self, share: float) -> int:
         """Nanoseconds within which this share (0 to 1) of all requests was answered; up to a third more. 0 without requests."""
-        first = _SERVED_IN
-        counts = [sum(self.of(connection, first + bucket) for connection in range(CONNECTIONS)) for bucket in range(_BUCKETS)]
+        # Only those that were ever used: `protect` asks four times a second, and all of them took 0.6 ms.
+        used = [connection for connection in range(CONNECTIONS) if self.of(connection, REQUESTS)]
+        begins = [_PER_CONNECTION * (2 + connection) + _SERVED_IN for connection in used]
+        counts = [sum(self._words[begin + bucket] for begin in begins) for bucket in range(_BUCKETS)]
         left = share * sum(counts)
         for bucket, count in enumerate(counts):
             left -= count
