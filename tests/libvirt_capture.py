@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -42,6 +43,11 @@ class LibvirtCapture:
         self.process = self.program.start("protect", VM, "--libvirt", uri, "--domain", domain, "--pace", "0", *more)
         self.follows()
         return self
+
+    def refused(self, *arguments: str) -> Done:
+        """What a capture says that does not begin; one that does begin ends with the test."""
+        self.process = self.program.start("protect", *arguments)
+        return ended(self.process)
 
     def follows(self) -> None:
         """Wait until it follows."""
@@ -94,8 +100,9 @@ class LibvirtCapture:
 
     def same(self) -> None:
         """The newest point holds what the disks hold, and no other disks."""
-        assert set(self.points()[0]["disks"]) == {image.stem for image in self.guest.images}
+        back = self.program.folder / "same"
+        self.program.restore(VM, back)
+        assert {path.name for path in back.glob("*.raw")} == {f"{VM}-{image.stem}.raw" for image in self.guest.images}
         for number, image in enumerate(self.guest.images):
-            back = self.program.folder / f"{image.stem}.back"
-            self.program.restore(f"{VM}/{image.stem}", back, "--overwrite")
-            assert back.read_bytes() == self.guest.content(number), f"{image.stem} differs"
+            assert (back / f"{VM}-{image.stem}.raw").read_bytes() == self.guest.content(number), f"{image.stem} differs"
+        shutil.rmtree(back)

@@ -111,7 +111,7 @@ def test_ended_and_started_again(capture: LibvirtCapture, guest: Guest) -> None:
     ],
 )
 def test_what_is_refused(capture: LibvirtCapture, guest: Guest, more: list[str], code: int, why: str) -> None:
-    done = capture.program.run("protect", "web1", "--libvirt", guest.libvirtd.uri, *more)
+    done = capture.refused("web1", "--libvirt", guest.libvirtd.uri, *more)
     assert done.code == code, done
     assert why in done.err
     assert guest.ours() == set()
@@ -119,7 +119,7 @@ def test_what_is_refused(capture: LibvirtCapture, guest: Guest, more: list[str],
 
 def test_a_domain_that_does_not_run_is_refused(capture: LibvirtCapture, guest: Guest) -> None:
     guest.raw.destroy()
-    done = capture.program.run("protect", "web1", "--libvirt", guest.libvirtd.uri, "--domain", NAME)
+    done = capture.refused("web1", "--libvirt", guest.libvirtd.uri, "--domain", NAME)
     assert done.code == 1, done
     assert f'the domain "{NAME}" is not running' in done.err
 
@@ -128,7 +128,7 @@ def test_a_folder_where_qemu_may_not_come(capture: LibvirtCapture, guest: Guest,
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     capture.program.environment["EVERYWHEN_STATE"] = str(closed)
-    done = capture.program.run("protect", "web1", "--libvirt", guest.libvirtd.uri, "--domain", NAME)
+    done = capture.refused("web1", "--libvirt", guest.libvirtd.uri, "--domain", NAME)
     assert done.code == 1, done
     assert "may not pass through" in done.err
     assert guest.ours() == set()
@@ -137,12 +137,12 @@ def test_a_folder_where_qemu_may_not_come(capture: LibvirtCapture, guest: Guest,
 def test_a_name_stays_with_its_vm(capture: LibvirtCapture, guest: Guest) -> None:
     capture.start().stop()
     asked = ["--libvirt", guest.libvirtd.uri, "--domain", NAME]
-    done = capture.program.run("protect", "office", *asked)
+    done = capture.refused("office", *asked)
     assert done.code == 2, done
     assert 'This VM is called "web1" here.' in done.err
     with Guest(guest.libvirtd, "web1", [(MIB, "raw")]) as another:
         another.start()
-        done = capture.program.run("protect", "web1", "--libvirt", guest.libvirtd.uri)
+        done = capture.refused("web1", "--libvirt", guest.libvirtd.uri)
         assert done.code == 2, done
         assert f'"web1" is another VM here: its UUID was {guest.domain.uuid}' in done.err
 
