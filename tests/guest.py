@@ -19,7 +19,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -65,10 +65,15 @@ def initramfs(folder: Path) -> Path:
 class Guest:
     """The guest, booted in `folder`. `qmp` is for the code under test; times are nanoseconds since 1970 by the host's clock."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, *, ramdisk: Callable[[Path], Path] = initramfs, image_format: str = "raw", more: Sequence[str] = ()
+    ) -> None:
+        """`ramdisk` makes what it boots from, in a folder; `more`: arguments of QEMU for whatever else it is to have."""
         self.folder = folder
         self.qmp = folder / "qmp.sock"
-        self.images = [folder / f"disk{number}.raw" for number in range(len(SIZES))]
+        self.images = [folder / f"disk{number}.{image_format}" for number in range(len(SIZES))]
+        self._format = image_format
+        self._more = more
         self.issued: list[int] = []
         self.safe: list[int] = []
         self.beats: list[int] = []
@@ -80,7 +85,11 @@ class Guest:
             with image.open("wb") as file:
                 file.truncate(size)
             subprocess.run(["mke2fs", "-q", "-t", "ext4", *options, image], check=True)
-        self._boot(initramfs(folder))
+            if image_format != "raw":
+                made = image.rename(folder / "made")
+                subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", image_format, made, image], check=True)
+                made.unlink()
+        self._boot(ramdisk(folder))
 
     def _boot(self, archive: Path) -> None:
         self._port, theirs = socket.socketpair()
@@ -95,9 +104,10 @@ class Guest:
         for path in (self.qmp, own):
             command += ["-qmp", f"unix:{path},server=on,wait=off"]
         for number, image in enumerate(self.images):
-            command += ["-blockdev", f"driver=file,node-name=file{number},filename={image}"]
-            command += ["-blockdev", f"driver=raw,node-name=node{number},file=file{number}"]
+            command += ["-blockdev", f"driver=file,node-name=file{number},filename={image},discard=unmap"]
+            command += ["-blockdev", f"driver={self._format},node-name=node{number},file=file{number},discard=unmap"]
             command += ["-device", f"virtio-blk-pci,drive=node{number},id=vd{number}"]
+        command += self._more
         with (self.folder / "qemu.log").open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=[theirs.fileno()])
         theirs.close()

@@ -43,7 +43,7 @@ Group, once opened:
 Kinds: 1 write, 2 zeroes written, 3 mark (its JSON says what; `offset` is 0, `length` its bytes).
 
 Marks: `{"mark": "tap opened"}` and `"tap closed"`, by the sink; `"complete"`: what the disk held when its tap was opened has
-been read, so that from here on every record is a moment until the tap is closed.
+been read, so that from here on every record is a moment until the tap is closed; `"quiet"`: the guest was frozen here.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from everywhen.capture.tap import TapFailed
 from everywhen.formats.point import RecoveryPoint
 from everywhen.nbd.connection import NbdError
 from everywhen.services.choosing import CannotCapture
+from everywhen.services.quieting import Quieting
 from everywhen.services.wishes import Pause
 from everywhen.storage.base import StorageError
 
@@ -26,7 +27,8 @@ from everywhen.storage.base import StorageError
 @dataclass(frozen=True, slots=True)
 class CaptureOrder:
     """What to capture: the hypervisor; the folder of sockets and spool; the spool's limit in bytes; bytes a second to copy
-    (0: no limit); seconds between two points; the disks that were named (`choosing.choose`), none: all."""
+    (0: no limit); seconds between two points; the disks that were named (`choosing.choose`), none: all; how
+    its guest is made quiet for points by time, None: it is not."""
 
     hypervisor: Hypervisor
     folder: Path
@@ -34,6 +36,7 @@ class CaptureOrder:
     rate: int
     seal_s: float
     disks: Mapping[str, str] = field(default_factory=dict)
+    quieting: Quieting | None = None
 
     @property
     def spool(self) -> Path:

@@ -34,6 +34,7 @@ from everywhen.repository.writer import PointWriter, write_point
 from everywhen.services.capture_order import ENDS, CaptureLost, CaptureOrder, DisksChanged, Figures, Paused, Stopped, Time, Told
 from everywhen.services.choosing import Choice, choose
 from everywhen.services.following import follow
+from everywhen.services.quieting import CRASH, Consistency
 from everywhen.services.replay import Replay
 from everywhen.services.sealing import Origin, SealedDisk, Sealer
 from everywhen.services.spool_import import import_spool
@@ -48,6 +49,8 @@ _WHY = {
     SPOOL_FAILED: "the spool cannot be written",
 }
 _DURABLE_S = 10.0
+_FRESH_S = 1.0
+"""So soon the sink must answer before the guest is frozen, and while it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,8 @@ class Capture:
         """Every write until then is known to be durable on this host."""
         self._seen = (0, 0)
         """An instant, and the number of the record after the last one that was taken by then."""
+        self._settled = 0
+        """The number after the newest thaw: the guest's file systems write something then, if nobody else does."""
 
     def run(self, vm: Vm, parent: RecoveryPoint | None, known: dict[PointId, int], gap: Gap | None) -> None:
         """Capture until the end is wanted. `parent` is the VM's newest point, `known` has the numbers of all; `gap` is
@@ -207,7 +212,7 @@ class Capture:
                     disk.take_in(writer, device, ranges, advance)
                 self._mark_complete(stretch.reception, number)
             replay = Replay([Patches() for _ in disks], 0, following=False)
-            self._seal(writer, Sealer(self.repository, writer, disks, replay), None)
+            self._seal(writer, Sealer(self.repository, writer, disks, replay), None, quiet=True)
 
     @contextmanager
     def _exported(
@@ -270,10 +275,10 @@ class Capture:
         if self.parent is not None and self.parent.journal is not None and self.parent.journal.stream == self._stream:
             self._spool.drop(self.parent.journal.sequence)
 
-    def make_point(self, mark: str | None) -> None:
-        """A point of what was written since the last one, if anything was or a mark is wanted.
+    def make_point(self, mark: str | None, *, quiet: bool) -> None:
+        """A point of what was written since the last one, if anything was or a mark is wanted; `quiet`: of a quiet guest.
 
-        Raises CaptureLost, StorageError.
+        Raises CaptureLost, NbdError, StorageError.
         """
         parent = self.parent
         if parent is None or parent.journal is None:
@@ -281,26 +286,28 @@ class Capture:
         now = self.order.hypervisor.disks(self._stretch.monitor)
         if self._stretch.choice.changed(now, named=bool(self.order.disks)):
             raise DisksChanged("the VM has other disks now")
-        if self._stretch.reception.taken > parent.journal.sequence or mark is not None:
+        newest = max(parent.journal.sequence, self._settled if quiet else 0)
+        if self._stretch.reception.taken > newest or mark is not None:
             with write_point(self.repository, f"protect {self.vm.name}", first_copy=False) as writer:
-                self._seal(writer, Sealer.after(self.repository, writer, parent, parent.journal), mark)
+                self._seal(writer, Sealer.after(self.repository, writer, parent, parent.journal), mark, quiet=quiet)
 
-    def _seal(self, writer: PointWriter, sealer: Sealer, mark: str | None) -> None:
-        """Begin new bitmaps, make the point of that instant, and let go of older bitmaps and of the spool up to there."""
+    def _seal(self, writer: PointWriter, sealer: Sealer, mark: str | None, *, quiet: bool) -> None:
+        """Begin new bitmaps, make the point of an instant after that, let go of older bitmaps and of the spool up to there."""
         began, stretch, monitor = self.time.monotonic(), self._stretch, self._stretch.monitor
         names = {node.node: name for node, name in zip(stretch.nodes, stretch.names, strict=True)}
         old = {node: bitmaps.recordings(monitor, node) for node in names}
         bitmaps.begin(monitor, names, writer.point)
         try:
             there = attached(monitor)
-            self._feed(sealer)
+            until, consistency = self._instant(quiet=quiet)
+            self._feed(sealer, until)
             # What was written between the end of a tap and the beginning of these bitmaps is neither here nor there.
             if sealer.replay.ended or not sealer.replay.is_moment or not there.issuperset(tap.name for tap in stretch.taps):
                 raise CaptureLost("a tap ended")
             position = self.parent.journal if self.parent else None
             of_stream = (position.began_ns, position.gap) if position and self.stood else (0, self._gap)
             origin = Origin(self.vm.vm, self._epoch, self._stream, self._files(writer), *of_stream)
-            point = sealer.commit(self.parent, origin, self.time.monotonic() - began, mark)
+            point = sealer.commit(self.parent, origin, self.time.monotonic() - began, mark, consistency)
         except BaseException:
             if writer.point not in self.known:
                 with suppress(CommandFailed, MonitorError):  # where QEMU is gone, so are they
@@ -315,10 +322,30 @@ class Capture:
             bitmaps.remove(monitor, node, *(recording.name for recording in recordings))
         self._drop()
 
-    def _feed(self, sealer: Sealer) -> None:
-        """All records that were received until now, as soon as they are durable. Raises CaptureLost."""
+    def _instant(self, *, quiet: bool) -> tuple[int, Consistency]:
+        """The number at which a point is to be made, and what is true of the guest there. Raises NbdError."""
+        reception, quieting = self._stretch.reception, self.order.quieting
+        if not quiet or quieting is None:
+            return reception.taken, CRASH
+        until, consistency = quieting.instant(self._marking)
+        self._settled = reception.taken
+        return self._settled if until is None else until, consistency
+
+    @contextmanager
+    def _marking(self) -> Iterator[Callable[[], int]]:
+        """A connection for the mark: the sink's handshake says that it answers now, and a guest may be frozen over it."""
         reception = self._stretch.reception
-        until = reception.taken
+        with NbdConnection(str(reception.socket_path), "mark-0", timeout=_FRESH_S) as connection:
+
+            def mark() -> int:
+                connection.answer(connection.send(0, canonical_json({"mark": "quiet"})))
+                return reception.taken
+
+            yield mark
+
+    def _feed(self, sealer: Sealer, until: int) -> None:
+        """All records that were received before the number `until`, as soon as they are durable. Raises CaptureLost."""
+        reception = self._stretch.reception
         self._until(lambda: reception.durable >= until)
         for group in self._spool.groups(sealer.replay.sequence):
             sealer.feed(group, until)

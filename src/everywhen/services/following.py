@@ -30,7 +30,7 @@ class Standing(Protocol):
 
     def ship(self) -> None: ...
 
-    def make_point(self, mark: str | None) -> None: ...
+    def make_point(self, mark: str | None, *, quiet: bool) -> None: ...
 
 
 def follow(standing: Standing, order: CaptureOrder, told: Told, time: Time, wishes: Wishes) -> None:
@@ -53,12 +53,16 @@ def follow(standing: Standing, order: CaptureOrder, told: Told, time: Time, wish
                 shipped, at_ship = now, figures
                 why = _tried(standing.ship, told)
             much = figures.taken - figures.sealed > _MOST_RECORDS or figures.data_bytes - at_seal.data_bytes > _MOST_BYTES
-            if much or isinstance(wish, Mark | Pause) or now - sealed > order.seal_s:
-                sealed, at_seal = now, figures
+            # What is made by amount alone, or in a hurry, is no reason to freeze a guest.
+            quiet = isinstance(wish, Mark) or now - sealed > order.seal_s
+            if quiet:
+                sealed = now
+            if quiet or much or isinstance(wish, Pause):
+                at_seal = figures
                 mark = wish.text if isinstance(wish, Mark) else None
-                why = _tried(lambda mark=mark: standing.make_point(mark), told) or why  # type: ignore[misc]
+                why = _tried(lambda mark=mark, quiet=quiet: standing.make_point(mark, quiet=quiet), told) or why  # type: ignore[misc]
             if ending:
-                standing.make_point(None)
+                standing.make_point(None, quiet=False)
                 return
         except ENDS as error:
             if wish is not None:

@@ -18,6 +18,7 @@ from everywhen.repository.disk import PointDisk
 from everywhen.repository.intake import Ranges
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import PointWriter, parent_link
+from everywhen.services.quieting import CRASH, Consistency
 from everywhen.services.replay import Replay
 
 _MEMORY = 64 << 20
@@ -85,7 +86,14 @@ class Sealer:
         if sum(patches.memory for patches in self.replay.patches) > _MEMORY:
             self._take_in()
 
-    def commit(self, parent: RecoveryPoint | None, origin: Origin, seconds: float, mark: str | None = None) -> RecoveryPoint:
+    def commit(
+        self,
+        parent: RecoveryPoint | None,
+        origin: Origin,
+        seconds: float,
+        mark: str | None = None,
+        consistency: Consistency = CRASH,
+    ) -> RecoveryPoint:
         """Make the point: the state after the newest record. Raises StorageError, Damaged, Fenced."""
         self._take_in()
         disks = {
@@ -101,9 +109,9 @@ class Sealer:
             number=parent.number + 1 if parent else 1,
             epoch=origin.epoch,
             parent=parent_link(self._repository, parent),
-            asked="crash",
-            reached="crash",
-            why="",
+            asked=consistency.asked,
+            reached=consistency.reached,
+            why=consistency.why,
             disks=disks,
             files=origin.files,
             mark=mark,

@@ -27,6 +27,7 @@ from everywhen.interfaces.cli.app import (
 from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.cli.hypervisors import Domain, Libvirt, Qmp, hypervisor
 from everywhen.interfaces.cli.progress import Progress
+from everywhen.interfaces.cli.quieting import Agent, AskedFor, HostHook, quieting, thaw_again
 from everywhen.interfaces.control_socket import Listener
 from everywhen.services.ages import SECOND, parse_span, span
 from everywhen.services.capture_order import CaptureOrder, Figures, Time
@@ -55,7 +56,7 @@ class _Told:
         self._job.report(done, total)
 
     def sealed(self, point: RecoveryPoint, writes: int) -> None:
-        self._context.output.note(f"{self._vm}: recovery point {point.point}, {writes:,} writes")
+        self._context.output.note(f"{self._vm}: recovery point {point.point}, {writes:,} writes{_beside_crash(point)}")
 
     def measured(self, figures: Figures) -> None:
         """For `status`: it changes all the time."""
@@ -75,12 +76,22 @@ class _Told:
         )
 
 
+def _beside_crash(point: RecoveryPoint) -> str:
+    """The consistency, where more than crash consistency was asked for."""
+    if point.asked == "crash":
+        return ""
+    return f", {point.reached}-consistent" + (f" ({point.why})" if point.why else "")
+
+
 @app.command("protect", rich_help_panel=PROTECT)
 def protect_command(
     vm: Annotated[str, typer.Argument(metavar="VM", help="Name of the VM, ours: a-z, 0-9, . _ -")],
     qmp: Qmp = None,
     libvirt: Libvirt = None,
     domain: Domain = None,
+    consistency: AskedFor = "crash",
+    agent: Agent = None,
+    host_hook: HostHook = None,
     disk: Annotated[
         list[str] | None,
         typer.Option("--disk", metavar="DISK[=NODE]", help="Only this one, found by its name or QEMU's node. Repeatable."),
@@ -97,14 +108,17 @@ def protect_command(
 ) -> None:
     """Capture every write of a running VM, until Ctrl-C."""
     context = context_of(locals())
+    calm = quieting(context, vm, consistency, (agent, libvirt, domain), host_hook)
     order = CaptureOrder(
         hypervisor=hypervisor(vm, qmp, libvirt, domain),
         folder=context.state(vm),
         spool_limit=parse_size(spool_limit),
         rate=parse_size(pace) if pace != "0" else 0,
         seal_s=parse_span(seal_every) / SECOND,
+        quieting=calm,
         disks=_disks(disk or []),
     )
+    thaw_again(context, vm)
     with context.repository() as repository, context.progress(f"first copy of {vm}") as job, ExitStack() as stack:
         identity = {"vm": vm, "repository": repository.id.hex()}
         state = CaptureState(_Told(context, vm, job), repository.surroundings.clock, identity)
