@@ -20,7 +20,7 @@ TAKEN, DURABLE, WRITTEN_BYTES, STATE, TAKEN_BYTES, CLOSED, ROLL, ROLLED = range(
 """Sequence numbers after the newest record that was taken, and that is durable; bytes of spool written; see below; bytes of
 data taken; segments that are closed; how often `protect` asked for the open one to be closed, and how often it was."""
 # Words of a connection
-RECEIVED, REQUESTS, ANSWERED, OLDEST_NS, SERVED_NS, WORST_NS = range(6)
+RECEIVED, REQUESTS, ANSWERED, OLDEST_NS, WORST_NS = range(5)
 
 _SERVED_IN = 16
 """Where a connection counts how long its requests took: a word for each half of a power of two of nanoseconds."""
@@ -67,11 +67,23 @@ class Counters:
         """Set a word of a connection."""
         self._words[_PER_CONNECTION * (2 + connection) + word] = value
 
-    def count_served(self, connection: int, took_ns: int, requests: int) -> None:
-        """Requests of a connection that were answered after so long."""
+    def received(self, connection: int, count: int, requests: int, now_ns: int) -> None:
+        """Bytes came in, and with the last of them so many requests, at this instant."""
+        words, at = self._words, _PER_CONNECTION * (2 + connection)
+        words[at + RECEIVED] += count
+        if requests:
+            words[at + OLDEST_NS] = now_ns
+            words[at + REQUESTS] += requests
+
+    def answered(self, connection: int, requests: int, took_ns: int) -> None:
+        """All requests that had come in were answered, after so long."""
+        words, at = self._words, _PER_CONNECTION * (2 + connection)
+        words[at + ANSWERED] += requests
+        words[at + OLDEST_NS] = 0
+        if took_ns > words[at + WORST_NS]:
+            words[at + WORST_NS] = took_ns
         bits = max(2, took_ns.bit_length())
-        word = _SERVED_IN + min(2 * bits + (took_ns >> bits - 2 & 1), _BUCKETS - 1)
-        self.put_of(connection, word, self.of(connection, word) + requests)
+        words[at + _SERVED_IN + min(2 * bits + (took_ns >> bits - 2 & 1), _BUCKETS - 1)] += requests
 
     def served_within(self, share: float) -> int:
         """Nanoseconds within which this share (0 to 1) of all requests was answered; up to a third more. 0 without requests."""

@@ -8,14 +8,14 @@ answered and means nothing.
 
 from __future__ import annotations
 
-import selectors
+import select
 import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic_ns
 
-from everywhen.capture.counters import ANSWERED, FINE, OLDEST_NS, RECEIVED, REQUESTS, SERVED_NS, STATE, WORST_NS, Counters
+from everywhen.capture.counters import FINE, STATE, Counters
 from everywhen.formats.fields import canonical_json
 from everywhen.formats.segment import MARK, WRITE, ZERO
 from everywhen.nbd import protocol as p
@@ -51,25 +51,27 @@ class Sink:
         self._take = take
         self._counters = counters
         self._control = control
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(control, selectors.EVENT_READ)
+        self._poll = select.epoll()
+        self._poll.register(control, select.EPOLLIN)
+        self._connections: dict[int, _Connection] = {}
+        """By descriptor of the socket."""
         self._buffer = memoryview(bytearray(_RECEIVE))
 
     def run(self) -> None:
         """Serve. On return all connections are shut down."""
         try:
             while self._counters.get(STATE) == FINE:
-                for key, _ in self._selector.select(0.1):
-                    if key.data is None:
+                for descriptor, _ in self._poll.poll(0.1):
+                    connection = self._connections.get(descriptor)
+                    if connection is None:
                         if not self._welcome():
                             return
-                    elif not self._serve(key.data):
-                        self._end(key.data)
+                    elif not self._serve(connection):
+                        self._end(connection)
         finally:
-            for key in list(self._selector.get_map().values()):
-                if key.data is not None:
-                    self._end(key.data)
-            self._selector.close()
+            for connection in list(self._connections.values()):
+                self._end(connection)
+            self._poll.close()
 
     def _welcome(self) -> bool:
         """A connection that the watchdog accepted; False when the watchdog is gone."""
@@ -77,7 +79,8 @@ class Sink:
         if not number or not descriptors:
             return False
         connection = _Connection(number[0], socket.socket(fileno=descriptors[0]), ServerSession(self._exports))
-        self._selector.register(connection.socket, selectors.EVENT_READ, connection)
+        self._connections[connection.socket.fileno()] = connection
+        self._poll.register(connection.socket, select.EPOLLIN)
         try:
             connection.socket.sendall(connection.session.take_output())
         except OSError:
@@ -92,14 +95,11 @@ class Sink:
                 return False
             began = monotonic_ns()
             requests = connection.session.receive(self._buffer[:count])
-            counters, number = self._counters, connection.number
-            counters.put_of(number, RECEIVED, counters.of(number, RECEIVED) + count)
+            self._counters.received(connection.number, count, len(requests), began)
             if not connection.kind and connection.session.phase is Phase.TRANSMISSION:
                 self._chosen(connection)
-            if requests:
-                counters.put_of(number, OLDEST_NS, began)
-                counters.put_of(number, REQUESTS, counters.of(number, REQUESTS) + len(requests))
-                if not all(self._answer(connection, request) for request in requests):
+            for request in requests:
+                if not self._answer(connection, request):
                     return False
             output = connection.session.take_output()
             if output:
@@ -107,12 +107,7 @@ class Sink:
         except (OSError, p.ProtocolError):
             return False
         if requests:
-            took = monotonic_ns() - began
-            counters.put_of(number, ANSWERED, counters.of(number, ANSWERED) + len(requests))
-            counters.put_of(number, OLDEST_NS, 0)
-            counters.put_of(number, SERVED_NS, counters.of(number, SERVED_NS) + took)
-            counters.put_of(number, WORST_NS, max(counters.of(number, WORST_NS), took))
-            counters.count_served(number, took, len(requests))
+            self._counters.answered(connection.number, len(requests), monotonic_ns() - began)
         return connection.session.phase is not Phase.ENDED
 
     def _answer(self, connection: _Connection, request: Request) -> bool:
@@ -136,7 +131,8 @@ class Sink:
 
     def _end(self, connection: _Connection) -> None:
         """Hang up, also for the watchdog's duplicate of the socket."""
-        self._selector.unregister(connection.socket)
+        self._poll.unregister(connection.socket)
+        del self._connections[connection.socket.fileno()]
         with suppress(OSError):  # the other side was faster
             connection.socket.shutdown(socket.SHUT_RDWR)
         connection.socket.close()

@@ -181,6 +181,9 @@ class ServerSession:
     def _refused(self, request: Request) -> int:
         """The error number for a request that this export does not take, else 0."""
         flags = self.export.flags
+        inside = request.offset + request.length <= self.export.size
+        if request.command == p.CMD_WRITE and inside and not flags & p.READ_ONLY:
+            return 0  # nearly all are of this kind
         offered = {
             p.CMD_READ: True,
             p.CMD_WRITE: not flags & p.READ_ONLY,
@@ -192,7 +195,7 @@ class ServerSession:
             return p.EINVAL
         if not offered[request.command]:
             return p.EPERM if flags & p.READ_ONLY else p.EINVAL
-        if request.offset + request.length > self.export.size:
+        if not inside:
             return p.EINVAL if request.command == p.CMD_READ else p.ENOSPC
         if request.command == p.CMD_READ and request.length > self.export.maximum:
             return p.EINVAL
