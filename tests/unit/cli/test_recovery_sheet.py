@@ -43,7 +43,7 @@ def test_without_a_key_there_is_room_to_write_it() -> None:
 
 
 def test_there_is_a_page_on_each_topic() -> None:
-    assert set(topics()) >= {"moments", "restore", "retention", "keys", "exit-codes", "repository", "damage"}
+    assert set(topics()) >= {"moments", "capture", "restore", "retention", "keys", "exit-codes", "repository", "damage"}
 
 
 def test_the_pages_name_only_commands_and_options_that_exist() -> None:
@@ -57,5 +57,5 @@ def test_the_pages_name_only_commands_and_options_that_exist() -> None:
                 command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
             assert command is not root, f"{name}: {line}"
             known = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
-            used = {word for word in words if word.startswith("--")}
+            used = {word for word in words if re.match(r"--\w", word)}
             assert used <= known, f"{name}: {line}"

@@ -89,7 +89,7 @@ def _event_sign(points: Sequence[RecoveryPoint], held: Callable[[RecoveryPoint],
 def _axis(from_ns: int, to_ns: int, count: int, zone: tzinfo) -> str:
     """Times at round places, each beginning in its column."""
     room = count / (to_ns - from_ns)
-    step = next((step for step in (*_STEPS, *_DAYS) if len(_label(0, step, UTC)) + 2 <= step * room), _DAYS[-1])
+    step = next((step for step in (*_STEPS, *_DAYS) if len(_label(0, step, UTC)) < step * room), _DAYS[-1])
     row = ""
     for at in _round_instants(from_ns, to_ns, step, zone):
         column = min(int((at - from_ns) / (to_ns - from_ns) * count), count - 1)

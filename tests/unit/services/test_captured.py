@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What a capture says of itself, in words; and what of that needs a person."""
+
+from __future__ import annotations
+
+from datetime import UTC
+
+import pytest
+
+from everywhen.formats.errors import Corrupt
+from everywhen.formats.fields import Json
+from everywhen.services.ages import MINUTE, SECOND
+from everywhen.services.capture_order import Figures
+from everywhen.services.capture_state import CaptureState
+from everywhen.services.captured import SILENT, Captured
+
+
+class Deaf:
+    """Is told, and does nothing."""
+
+    def __getattr__(self, name: str) -> object:
+        return lambda *_: None
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000 * SECOND
+
+    def __call__(self) -> int:
+        return self.now
+
+
+def figures(taken: int, covered_ns: int = 0) -> Figures:
+    return Figures(taken, taken - 1, 0, 512 * taken, 100 * taken, 70, covered_ns, 1000, 2000, 3000)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def state(clock: Clock) -> CaptureState:
+    return CaptureState(Deaf(), clock, {"vm": "web1", "repository": "ab"})  # type: ignore[arg-type]
+
+
+def heard(state: CaptureState) -> Captured:
+    return Captured.from_json(state.document())
+
+
+def following(state: CaptureState, clock: Clock) -> None:
+    state.attached(["vda"], {})
+    state.copying(1, 2)
+    state.sealed(type("Point", (), {"point": "p-1", "time_ns": 5})(), 0)
+    for seconds in range(11):
+        clock.now += SECOND
+        state.measured(figures(10 * seconds, clock.now - SECOND // 2))
+
+
+def test_from_attaching_to_a_loss(state: CaptureState, clock: Clock) -> None:
+    assert (heard(state).words(UTC), heard(state).reach.lost) == ("starting", "capture was not running")
+    state.attached(["vda"], {})
+    state.copying(41, 100)
+    assert (heard(state).words(UTC), heard(state).needs(clock.now)) == ("copying 41 %", [])
+    following(state, clock)
+    found = heard(state)
+    assert (found.words(UTC), found.following, found.lag_ns(clock.now)) == ("every write", True, SECOND // 2)
+    assert (found.number("writes_per_s"), found.number("bytes_per_s"), found.unshipped) == (10, 5120, 100)
+    assert found.reach.covered_ns == clock.now - SECOND // 2
+    state.shipped()
+    assert heard(state).unshipped == 0
+    state.waiting("the repository is full")
+    assert heard(state).needs(clock.now) == ["no recovery point could be made: the repository is full"]
+    state.lost("the sink ended")
+    clock.now += 6 * MINUTE
+    found = heard(state)
+    assert (found.words(UTC), found.lag_ns(clock.now), found.reach.lost) == ("DETACHED", None, "the sink ended")
+    assert found.needs(clock.now) == ["not captured for 6 min (the sink ended); it begins again by itself"]
+
+
+def test_a_pause_says_its_end(state: CaptureState, clock: Clock) -> None:
+    following(state, clock)
+    state.paused(60.0)
+    found = heard(state)
+    assert found.words(UTC) == "paused until 00:17:51"
+    assert (found.needs(clock.now), found.reach.lost) == ([], "paused")
+    state.attached(["vda"], {})
+    assert heard(state).until_ns is None
+    assert heard(state).number("shipped") == 0, "another journal is counted from its begin"
+
+
+def test_rates_are_of_the_last_measurements_of_one_stretch(state: CaptureState, clock: Clock) -> None:
+    following(state, clock)
+    for _ in range(40):
+        clock.now += SECOND
+        state.measured(figures(100))
+    assert heard(state).number("writes_per_s") == 0
+    state.attached(["vda"], {})
+    state.measured(figures(7))
+    assert heard(state).number("writes_per_s") == 0, "one measurement is no rate"
+
+
+def test_one_that_does_not_answer() -> None:
+    found = Captured(SILENT, 0, "timed out")
+    assert found.needs(5) == ["its capture does not answer (timed out)"]
+    assert (found.reach.lost, found.unshipped) == (None, 0)
+
+
+@pytest.mark.parametrize("answer", [{}, {"state": 3, "since_ns": 1}, {"state": "following"}, {"state": "x", "since_ns": -1}])
+def test_an_answer_that_is_none(answer: Json) -> None:
+    with pytest.raises(Corrupt):
+        Captured.from_json(answer)
