@@ -42,8 +42,13 @@ class Replay:
 
         Not beyond the record at which a tap was closed: what came before it is the last moment. Raises Corrupt.
         """
-        if group.sequence + len(group) <= self.sequence:
+        if self.ended or group.sequence + len(group) <= self.sequence:
             return
+        if until is not None and self.sequence >= until:
+            self.beyond = True
+            return
+        if group.sequence > self.sequence:
+            raise Corrupt(f"records {self.sequence} to {group.sequence - 1} are missing")
         data, begin = memoryview(group.data()), 0
         columns = (group.kinds, group.disks, group.offsets, group.lengths, group.data_ends(), group.times)
         rows = zip(*(column.tolist() for column in columns), strict=True)
@@ -52,8 +57,6 @@ class Replay:
             if sequence < self.sequence:
                 continue  # of a group that was fed in part
             time_ns = group.time_ns + after
-            if self.ended:
-                return
             if (until is not None and sequence >= until) or (until_ns is not None and time_ns > until_ns):
                 self.beyond = True
                 return

@@ -65,3 +65,9 @@ def test_after_a_point_every_record_makes_a_moment() -> None:
     assert replay.is_moment
     replay.feed(group(0, *(write(0, number, b"x") for number in range(9))))
     assert (replay.sequence, replay.writes) == (9, 2)
+
+
+def test_records_that_are_missing(replay: Replay) -> None:
+    replay.feed(group(0, *OPENED, *COMPLETE))
+    with pytest.raises(Corrupt, match="4 to 6 are missing"):
+        replay.feed(group(7, write(0, 0, b"x")))
