@@ -130,7 +130,9 @@ class Fio:
 
     def __init__(self, folder: Path, recorder: Recorder, jobs: list[FioJob], seconds: int = 3600) -> None:
         self._out = folder / "fio.json"
-        words = [f"[global]\nioengine=nbd\nrw=randwrite\ntime_based=1\nruntime={seconds}\nrandrepeat=0\nnorandommap=0"]
+        words = [
+            f"[global]\nthread=1\nioengine=nbd\nrw=randwrite\ntime_based=1\nruntime={seconds}\nrandrepeat=0\nnorandommap=0"
+        ]
         # Writes that overlap have to come one after the other: of two at once nobody knows which is there in the end.
         words += ["verify=crc32c\nverify_interval=4096\nverify_backlog=64\nverify_fatal=1\nserialize_overlap=1"]
         for number, job in enumerate(jobs):
