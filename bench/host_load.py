@@ -76,7 +76,9 @@ def _measure(lab: Lab, measure: str, vms: int) -> None:
         return
     rows: list[tuple[str, ...]] = []
     for places in (HOT, SPREAD):
-        alone, sealing = _loaded(lab, vms, places)
+        idle, alone, sealing = _loaded(lab, vms, places)
+        if not rows:
+            rows.append(_row(vms, "none", "none", idle))
         rows += [_row(vms, places, "none", alone), _row(vms, places, f"every {_SEAL_S} s", sealing)]
         if places == HOT:
             worst = max(alone.lags + sealing.lags)
@@ -96,15 +98,15 @@ def _measure(lab: Lab, measure: str, vms: int) -> None:
     )
 
 
-def _loaded(lab: Lab, vms: int, places: str) -> tuple[_Taken, _Taken]:
-    """Without points, and with; every disk is proved after each."""
+def _loaded(lab: Lab, vms: int, places: str) -> tuple[_Taken, _Taken, _Taken]:
+    """Without writes; with them, without points, and with; every disk is proved after each."""
     tool = lab.everywhen("everywhen-load")
     tool.create()
     first = make_disk(lab.work / "image" / "load-0.raw", lab.plan.load_disk, "load")
     images = [first, *(first.with_name(f"load-{number}.raw") for number in range(1, vms))]
     for image in images[1:]:
         image.write_bytes(first.read_bytes())
-    found = []
+    found, idle = [], _Taken()
     for windows, window_s, seal in (
         (lab.plan.load_windows, lab.plan.load_window_s, "24h"),
         (1, lab.plan.load_windows * lab.plan.load_window_s, f"{_SEAL_S}s"),
@@ -115,6 +117,8 @@ def _loaded(lab: Lab, vms: int, places: str) -> tuple[_Taken, _Taken]:
                 stack.enter_context(Protection.of(lab, tool, f"load{number}", guest, "--seal-every", seal))
                 for number, guest in enumerate(guests)
             ]
+            if not idle.seconds:
+                _window(protections, lab.plan.load_window_s, idle)
             work = Work(places, _BLOCK, 16, rate=_WRITES // vms, places=_PLACES[places])
             writers = [stack.enter_context(Fio(guest, work, 3600, warm_s=0)) for guest in guests]
             time.sleep(min(3.0, window_s))  # until all of them write evenly
@@ -136,7 +140,7 @@ def _loaded(lab: Lab, vms: int, places: str) -> tuple[_Taken, _Taken]:
     for image in images:
         image.unlink()
     forget(lab, tool)
-    return found[0], found[1]
+    return idle, found[0], found[1]
 
 
 def _window(protections: Sequence[Protection], seconds: float, taken: _Taken) -> None:
@@ -208,7 +212,7 @@ def _row(vms: int, places: str, points: str, taken: _Taken) -> tuple[str, ...]:
         f"{taken.writes / taken.seconds:,.0f}",
         *(f"{taken.share(kind):.2f}" for kind in ("sink", "watchdog", "protect")),
         f"{taken.share():.2f}",
-        f"{1e6 * sum(taken.cpu.values()) / max(1, taken.writes):.1f}",
+        f"{1e6 * sum(taken.cpu.values()) / taken.writes:.1f}" if taken.writes else "",
         f"{statistics.median(lags):.2f}",
         f"{lags[len(lags) * 99 // 100]:.2f}",
         f"{lags[-1]:.2f}",

@@ -19,6 +19,10 @@ KEYS = {
     "P2b": {"P2b borg"},
     "P2c": {"P2c time", "P2c stored"},
     "P3": {"P3 borg", "P3 restic", "P3 qemu-img"},
+    "P5": {"P5 4k 1", "P5 4k 16", "P5 4k seq", "P5 1M seq", "P5 host", "P5 sealing", "P5 lag"},
+    "P5b": {"P5b host", "P5b sealing", "P5b lag"},
+    "P5c": {"P5c cold", "P5c hot"},
+    "P5d": {"P5d virtnbdbackup"},
     "P6": {"P6 done"},
     "P7": {"P7 saved"},
     "P7b": {"P7b saved ext4", "P7b saved XFS", "P7b saved NTFS"},
@@ -27,8 +31,10 @@ KEYS = {
 }
 """What the design asks for (section 7), by the table's keys."""
 
+TOOLS = ("borg", "restic", "qemu-storage-daemon", "fio", "nbdkit", "virtnbdbackup", "libvirtd", "unshare")
+
 SOAK = os.environ.get("EVERYWHEN_SOAK") == "1"
-"""All measures take about 50 s; without it three of them have to do."""
+"""All measures take about three minutes; without it four of them have to do."""
 
 
 def _bench(work: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -45,13 +51,13 @@ def _targets(document: str) -> dict[str, tuple[str, str]]:
 
 def _excused(reason: str) -> bool:
     """Whether something that is missing here is why nothing was measured."""
-    absent = [name for name in ("borg", "restic", "qemu-img convert") if shutil.which(name.split()[0]) is None]
-    allowed = [f"{name} is not installed" for name in absent] + ["not part of a quick run"]
-    return reason in allowed or "cannot be mounted here" in reason
+    absent = [name for name in (*TOOLS, "qemu-img convert") if shutil.which(name.split()[0]) is None]
+    allowed = [f"{name} is not installed" for name in (*absent, "libvirt's Python library")] + ["not part of a quick run"]
+    return reason in allowed or "cannot be mounted here" in reason or reason.startswith("capture was lost")
 
 
 def test_the_table_is_complete(tmp_path: Path) -> None:
-    measures = list(KEYS) if SOAK else ["P1", "P2c", "P6"]
+    measures = list(KEYS) if SOAK else ["P1", "P2c", "P5c", "P6"]
     done = _bench(tmp_path, "--only", ",".join(measures))
     assert done.returncode == 0, done.stderr
     found = _targets(done.stdout)
