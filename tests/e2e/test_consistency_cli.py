@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -11,15 +13,17 @@ from typing import Any
 
 import pytest
 
+from everywhen.capture.agent import AgentSocket
 from tests.captures import Capture
 from tests.guest import needs_kernel
-from tests.guest_agent import AgentGuest, needs_agent
+from tests.guest_agent import HOOK, AgentGuest, needs_agent
 from tests.guest_states import check, restored
 from tests.hypervisor import eventually
 from tests.program import Program
 
 pytestmark = [needs_kernel, needs_agent]
 
+_KILLED_AFTER_S = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if "EVERYWHEN_SOAK" in os.environ else (0.02,)
 _STILL_S = 3.0
 """So long the guest may stand still at most, on a machine that emulates it and has other work to do."""
 
@@ -87,3 +91,104 @@ def test_a_frozen_guest_needs_no_replay(program: Program, guest: AgentGuest) -> 
     images, _ = restored(program, f"web1@{last['id']}")
     assert [replayed(image) for image in images] == [True, True], "the guest was writing, or the test sees nothing"
     assert max(after - before for before, after in pairwise(guest.safe[began:])) < _STILL_S * 1e9
+
+
+def marked(program: Program, running: Capture) -> dict[str, Any]:
+    """A point made by hand, now."""
+    running.ask({"wish": "mark", "text": "now"})
+    return next(point for point in points(program) if point["mark"] == "now")
+
+
+def test_hooks_make_it_application(program: Program, guest: AgentGuest, tmp_path: Path) -> None:
+    hook, log = tmp_path / "hook", tmp_path / "log"
+    hook.write_text(f'#!/bin/sh\necho "$1" >> {log}\n')
+    hook.chmod(0o755)
+    guest.put("/hook-log", "")
+    with capture(program, guest, "application", "--seal-every", "1h", "--host-hook", hook) as running:
+        running.followed()
+        point = points(program)[0]
+        assert (point["consistency"], point["why"]) == ("application", "host hook, guest hook (heard freeze)")
+        eventually(lambda: log.read_text() == "freeze\nthaw\n", "the host's hook is told")
+        running.stop()
+    assert guest.content("/hook-log") == "freeze\nthaw\n"
+
+
+@pytest.mark.parametrize("end", ["7", ""])
+def test_a_hook_that_fails_leaves_what_was_reached(program: Program, guest: AgentGuest, end: str) -> None:
+    if end:
+        guest.put("/hook-ends", end)
+    else:
+        guest.run("/tool", "remove", f"/{HOOK}")
+    with capture(program, guest, "application", "--seal-every", "1h") as running:
+        running.followed()
+        point = points(program)[0]
+        running.stop()
+    guest.put("/hook-ends", "0")
+    why = "guest hook: it ended with 7: heard freeze" if end else "there is no guest hook, or the agent may not run it"
+    assert (point["consistency"], point["why"]) == ("filesystem", why)
+
+
+def test_ours_is_killed_while_the_guest_is_frozen(program: Program, guest: AgentGuest) -> None:
+    """Again and again, at any instant of the freeze; it writes on, and the next run finds nothing frozen."""
+    for delay in _KILLED_AFTER_S:
+        with capture(program, guest, "filesystem") as running:
+            running.followed()
+            frozen = program.folder / "host" / "web1" / "frozen"
+            eventually(frozen.exists, "it is about to be frozen", 60)
+            time.sleep(delay)
+            running.kill()
+        began = time.monotonic()
+        goes_on(guest)
+        assert time.monotonic() - began < _STILL_S
+        eventually(lambda frozen=frozen: not frozen.exists(), "it is known to be thawed")  # type: ignore[misc]
+    assert guest.state() == "thawed"
+
+
+def test_no_agent_is_no_reason_not_to_capture(program: Program, guest: AgentGuest) -> None:
+    """The channel is there, and another program has it: as if nobody listened in the guest."""
+    with AgentSocket(str(guest.agent)) as other:
+        assert other.execute("guest-fsfreeze-status", timeout=10) == "thawed"
+        with capture(program, guest, "filesystem", "--seal-every", "1h") as running:
+            running.followed()
+            point = points(program)[0]
+            running.stop()
+    assert point["consistency"] == "crash"
+    assert "did not answer guest-fsfreeze-status within 5 s: it does not run" in point["why"]
+
+
+def test_what_another_froze_stays_frozen(program: Program, guest: AgentGuest) -> None:
+    guest.rest()
+    assert guest.ask("guest-fsfreeze-freeze") == 2
+    try:
+        with capture(program, guest, "filesystem", "--seal-every", "1h") as running:
+            running.followed()
+            point = points(program)[0]
+            running.stop()
+        assert guest.state() == "frozen"
+    finally:
+        guest.ask("guest-fsfreeze-thaw")
+        guest.write()
+    assert (point["consistency"], point["why"]) == ("crash", "its file systems are frozen already, by somebody else")
+
+
+def test_a_mark_is_of_a_frozen_guest_and_a_pause_is_not(program: Program, guest: AgentGuest) -> None:
+    with capture(program, guest, "filesystem", "--seal-every", "1h") as running:
+        running.followed()
+        assert marked(program, running)["consistency"] == "filesystem"
+        program.ok("pause", "web1", "--for", "1h")
+        assert points(program)[0]["consistency"] == "crash"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--consistency", "none"], "there are crash, filesystem, application"),
+        (["--consistency", "filesystem"], "needs the guest's agent"),
+        (["--consistency", "filesystem", "--agent", "a", "--host-hook", "/bin/true"], "goes with --consistency application"),
+        (["--consistency", "application", "--agent", "a", "--host-hook", "/nothing"], "no such program"),
+    ],
+)
+def test_what_cannot_be_meant(program: Program, words: list[str], said: str) -> None:
+    done = program.run("protect", "web1", "--qmp", "q", *words, "--json")
+    assert done.code in (2, 6)
+    assert said in done.error["what"]

@@ -83,9 +83,12 @@ class Freezer:
     def wait_thawed(self) -> Thawed:
         """What became of an order to thaw only."""
         try:
-            return self._thawed(self._next(_THAW_S))
+            found = self._thawed(self._next(_THAW_S))
         except _Lost as lost:
             return Thawed(0, str(lost))
+        if not found.stuck:
+            self._process.wait()  # nothing is left for it to do
+        return found
 
     def _thawed_by_another(self, why: str) -> Thawed:
         """The process is gone, and nobody but it would thaw the guest."""
