@@ -21,7 +21,9 @@ check: setup  ## style, types and layers
 test: check servers  ## all checks and all tests (under 10 minutes on 2 cores)
 	.venv/bin/pytest
 
-demo: setup  ## real disks protected, changed, protected again, and an older point restored bit for bit
+demo: setup  ## disks protected, changed, an older point restored; a running VM damaged, and seconds before brought back
+	@scripts/install-packages scripts/packages-demo.txt
+	@scripts/test-guest
 	@scripts/demo
 
 bench: setup  ## side by side with borg, restic and qemu-img; writes docs/benchmarks.md (about an hour)
