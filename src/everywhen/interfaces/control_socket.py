@@ -65,7 +65,7 @@ class Listener:
         self._wishes: queue.Queue[tuple[Wish, float] | None] = queue.Queue()
         self._ending = threading.Event()
         self._end_wish: End | None = None
-        self._serving: set[threading.Thread] = set()
+        self._serving: dict[threading.Thread, queue.Queue[Json]] = {}
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path = folder / NAME
         self._path.unlink(missing_ok=True)
@@ -82,13 +82,9 @@ class Listener:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._path.unlink(missing_ok=True)
         self._socket.close()
-        while not self._wishes.empty():
-            if (late := self._wishes.get_nowait()) is not None:
-                late[0].reply({"error": _ENDED})
-        if self._end_wish is not None:
-            self._end_wish.reply({"error": _ENDED})  # unless it was replied to
         until = time.monotonic() + _FAREWELL_S
-        for thread in list(self._serving):
+        for thread, answered in list(self._serving.items()):
+            answered.put({"error": _ENDED})  # whoever was answered already hears of the first answer only
             thread.join(max(0.0, until - time.monotonic()))
 
     @property
@@ -121,20 +117,20 @@ class Listener:
                 connection, _ = self._socket.accept()
             except OSError:
                 return  # closed
-            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
-            self._serving.add(thread)
+            answered: queue.Queue[Json] = queue.Queue()
+            thread = threading.Thread(target=self._serve, args=(connection, answered), daemon=True)
+            self._serving[thread] = answered
             thread.start()
 
-    def _serve(self, connection: socket.socket) -> None:
+    def _serve(self, connection: socket.socket, answered: queue.Queue[Json]) -> None:
         try:
-            self._answer(connection)
+            self._answer(connection, answered)
         finally:
-            self._serving.discard(threading.current_thread())
+            del self._serving[threading.current_thread()]
 
-    def _answer(self, connection: socket.socket) -> None:
+    def _answer(self, connection: socket.socket, answered: queue.Queue[Json]) -> None:
         with connection:
             connection.settimeout(ANSWER_S)
-            answered: queue.Queue[Json] = queue.Queue()
             try:
                 wish = self._wish(parse_json("a wish", _line(connection)), answered.put)
                 if isinstance(wish, End):

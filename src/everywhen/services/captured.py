@@ -8,8 +8,7 @@ from datetime import tzinfo
 
 from everywhen.formats.fields import Json, optional_text, text, whole
 from everywhen.services.ages import SECOND, age
-from everywhen.services.capture_state import COPYING, DETACHED, FOLLOWING, PAUSED, STARTING
-from everywhen.services.protection import NOT_RUNNING
+from everywhen.services.capture_states import COPYING, DETACHED, FOLLOWING, NOT_RUNNING, OFF, PAUSED, STARTING
 from everywhen.services.timeline import Reach
 from everywhen.services.times import local_time
 
@@ -48,6 +47,11 @@ class Captured:
         """Whether every write is captured."""
         return self.state == FOLLOWING
 
+    @property
+    def nothing_to_capture(self) -> bool:
+        """Whether the VM is off, and its newest point shows all that was written before."""
+        return self.state == OFF and bool((self.raw or {}).get("in_sync"))
+
     def number(self, name: str) -> int:
         """A figure of its answer; 0 where there is none."""
         found = (self.raw or {}).get(name)
@@ -83,6 +87,7 @@ class Captured:
             COPYING: "what was not captured is being read",
             DETACHED: self.why,
             STARTING: NOT_RUNNING,
+            OFF: None if self.nothing_to_capture else self.why,
         }
         return Reach(self.covered_ns, why.get(self.state))
 

@@ -89,6 +89,7 @@ def _answer(standing: Standing, wish: Wish, why: str | None) -> None:
         case Resume():
             wish.reply({"resumed": False})
         case Mark() if why is None and standing.parent is not None:
-            wish.reply({"point": standing.parent.point, "time_ns": standing.parent.time_ns})
+            names = ("point", "time_ns", "asked", "reached", "why")
+            wish.reply({name: getattr(standing.parent, name) for name in names})
         case _:
             wish.reply({"error": why} if why else {})

@@ -136,6 +136,8 @@ def _newest_ns(
     """The newest moment of a VM: of its newest point, or after it in the journal, on this host or in the repository."""
     if newest is None:
         return None
+    if captured and captured.nothing_to_capture:
+        return repository.surroundings.clock()
     reached = captured.covered_ns if captured else None
     try:
         reached = reached or reached_ns(repository, newest, exactly=False)

@@ -22,7 +22,7 @@ class Ship:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Make a recovery point of now, with a name. The reply has `point` and `time_ns`."""
+    """Make a recovery point of now, with a name. The reply: its `point`, `time_ns`, `asked`, `reached`, `why`."""
 
     text: str
     reply: Reply

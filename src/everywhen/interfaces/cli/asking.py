@@ -9,7 +9,7 @@ from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json
 from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.control_socket import NAME, NoAnswer, NobodyThere, ask
-from everywhen.services import capture_state
+from everywhen.services import capture_states
 from everywhen.services.captured import SILENT, Captured
 from everywhen.services.failures import Failed, Failure, NotAllowed, NotFound, WrongUsage
 from everywhen.services.naming import is_name
@@ -76,9 +76,9 @@ def _state_words(context: Context, vm: str) -> list[str]:
         return []
     since = local_time(state["since_ns"], context.zone)
     match state["state"]:
-        case capture_state.DETACHED:
+        case capture_states.DETACHED:
             return [f"It was lost at {since} ({state['why']}) and begins again by itself.", f"At once: everywhen resume {vm}"]
-        case capture_state.PAUSED:
+        case capture_states.PAUSED:
             return [f"It is paused since {since}; everywhen resume {vm} ends that."]
         case _:
             return [f"everywhen status {vm}"]

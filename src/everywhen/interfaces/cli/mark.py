@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from everywhen.formats.point import CONSISTENCIES
 from everywhen.interfaces.cli.app import PROTECT, AsJson, Quiet, app, context_of
 from everywhen.interfaces.cli.asking import ask_capture
-from everywhen.services.failures import WrongUsage
+from everywhen.services.failures import Exit, WrongUsage
 from everywhen.services.times import local_time, rfc3339, zone_label
 
 _LONGEST = 200
@@ -22,7 +23,7 @@ def mark(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What the moment is called from now on.")],
     as_json: AsJson = False,
     quiet: Quiet = False,
-) -> None:
+) -> int | None:
     """Make a recovery point of a captured VM now, with a name."""
     context = context_of(locals())
     name = text.strip()
@@ -32,8 +33,14 @@ def mark(
         )
     answer = ask_capture(context, vm, {"wish": "mark", "text": name})
     time_ns = answer["time_ns"]
-    context.output.document({"vm": vm, "mark": name, "point": answer["point"], "time": rfc3339(time_ns)})
+    reached, why = answer["reached"], answer["why"]
+    moment = {"point": answer["point"], "time": rfc3339(time_ns), "consistency": reached, "why": why}
+    context.output.document({"vm": vm, "mark": name, **moment})
     when = f"{local_time(time_ns, context.zone)} {zone_label(time_ns, context.zone)}"
     address = shlex.quote(f'{vm}@"{name}"')
-    context.output.line(f'{vm} at {when} is recovery point {answer["point"]}, "{name}".')
+    context.output.line(f'{vm} at {when} is recovery point {answer["point"]} ({reached}), "{name}".')
     context.output.line(f"  back to it:  everywhen restore {address} --to DIR")
+    if CONSISTENCIES.index(reached) < CONSISTENCIES.index(answer["asked"]):
+        context.output.warn(f"{vm}: {answer['asked']} was asked for, {reached} was reached: {why}")
+        return Exit.LESS_THAN_ASKED
+    return None

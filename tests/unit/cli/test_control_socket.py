@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Wishes over the socket: none is lost, none comes too late, and whoever asks hears the end."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from everywhen.formats.fields import Json
+from everywhen.interfaces import control_socket
+from everywhen.interfaces.control_socket import NAME, Listener, NoAnswer, NobodyThere, ask
+from everywhen.services.wishes import End, Mark, Pause, Resume, Ship
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "web1"
+
+
+@pytest.fixture
+def listener(folder: Path) -> Iterator[Listener]:
+    with Listener(folder, lambda: {"state": "following"}) as running:
+        yield running
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind"),
+    [
+        ({"wish": "ship"}, Ship),
+        ({"wish": "mark", "text": "x"}, Mark),
+        ({"wish": "pause", "seconds": 2}, Pause),
+        ({"wish": "resume"}, Resume),
+    ],
+)
+def test_a_wish_and_its_answer(folder: Path, listener: Listener, pool: ThreadPoolExecutor, request_: Json, kind: type) -> None:
+    answer = pool.submit(ask, folder, request_)
+    wish = listener.wait(10)
+    assert isinstance(wish, kind)
+    assert wish is not None
+    wish.reply({"done": 1})
+    assert answer.result(10) == {"done": 1}
+    assert not listener.ending
+
+
+def test_the_state_is_told_while_nobody_takes_wishes(folder: Path, listener: Listener) -> None:
+    assert ask(folder, {"wish": "status"}) == {"state": "following"}
+
+
+@pytest.mark.parametrize("wrong", [{}, {"wish": "dance"}, {"wish": "mark"}, {"wish": "pause", "seconds": 1e9}])
+def test_what_is_no_wish(folder: Path, listener: Listener, wrong: Json) -> None:
+    assert "error" in ask(folder, wrong)
+    assert listener.wait(0) is None
+
+
+def test_a_wish_that_nobody_waits_for_any_more_is_not_granted(
+    folder: Path, listener: Listener, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_socket, "_GRANTED_S", 0.0)
+    monkeypatch.setattr(control_socket, "ANSWER_S", 0.2)
+    assert "no answer" in ask(folder, {"wish": "pause", "seconds": 5}, patience_s=10)["error"]
+    assert listener.wait(0.1) is None
+    monkeypatch.setattr(control_socket, "_GRANTED_S", 60.0)
+    late = pool.submit(ask, folder, {"wish": "ship"}, patience_s=10)
+    assert isinstance(listener.wait(10), Ship), "those after it are"
+    assert "error" in late.result(10)
+
+
+def test_the_end(folder: Path, pool: ThreadPoolExecutor) -> None:
+    with Listener(folder, dict) as listener:
+        answer = pool.submit(ask, folder, {"wish": "end"})
+        while not listener.ending:
+            assert listener.wait(10) is None
+        assert isinstance(listener.end_wish, End)
+        listener.end_wish.reply({"taken_off": 3})
+    assert answer.result(10) == {"taken_off": 3}, "also when the process ends right after it"
+    with pytest.raises(NobodyThere):
+        ask(folder, {"wish": "status"})
+
+
+def test_who_waits_when_it_ends_is_told(folder: Path, pool: ThreadPoolExecutor) -> None:
+    with Listener(folder, dict) as listener:
+        answers = [pool.submit(ask, folder, {"wish": "ship"}) for _ in range(2)]
+        assert listener.wait(10) is not None  # taken, and never answered
+        while listener._wishes.empty():
+            threading.Event().wait(0.001)
+        listener.end()
+        assert listener.wait(10) is None
+    assert [answer.result(10) for answer in answers] == [{"error": "the capture has ended"}] * 2
+
+
+def test_one_that_is_silent_is_told_from_none(folder: Path) -> None:
+    folder.mkdir()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(folder / NAME))
+        with pytest.raises(NobodyThere) as nobody:
+            ask(folder, {"wish": "status"})
+        assert not isinstance(nobody.value, NoAnswer)
+        listening.listen()
+        with pytest.raises(NoAnswer):
+            ask(folder, {"wish": "status"}, patience_s=0.1)
