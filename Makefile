@@ -29,7 +29,7 @@ demo: setup  ## disks protected, changed, an older point restored; a running VM 
 bench: setup  ## side by side with borg, restic and qemu-img; writes docs/benchmarks.md (about an hour)
 	@scripts/bench
 
-soak: setup  ## the long random tests
+soak: servers  ## the long random tests
 	EVERYWHEN_SOAK=1 .venv/bin/pytest tests/property tests/crash tests/e2e/test_guest_moments.py --timeout 3600
 
 clean:  ## remove what setup and tests made

@@ -44,6 +44,8 @@ _FILE_BYTES = 64 << 20
 _WAITING_BYTES = 256 << 20
 """Bytes taken and not yet written, at which the spool counts as too slow."""
 _GROUP_RECORDS = 65_536
+_LONGEST_NS = 0xFFFFFFFF
+"""Between the first and the last record of a group: 32 bits in the format."""
 
 
 class GroupCipher(Protocol):
@@ -98,10 +100,12 @@ class SpoolWriter:
             # Recorded time never runs backwards, whatever the clock does.
             now = max(time_ns(), self._last_ns)
             self._last_ns = now
+            if self._open.records and now - self._open.time_ns > _LONGEST_NS:
+                self._close_group()  # the thread hangs in a slow disk, or the clock was set
             group = self._open
             if not group.records:
                 group.time_ns, group.began = now, monotonic()
-            group.records.append((kind, disk, offset, length, min(now - group.time_ns, 0xFFFFFFFF)))
+            group.records.append((kind, disk, offset, length, now - group.time_ns))
             if data:
                 group.parts.append(data)
             group.bytes += len(data)

@@ -183,3 +183,21 @@ def test_a_spool_that_is_too_slow_is_let_go(tmp_path: Path, counters: Counters, 
     assert [writer.take(WRITE, 0, 0, 600, bytes(600)) for _ in range(3)] == [0, 1, None]
     assert counters.get(STATE) == SPOOL_SLOW
     writer.close()
+
+
+def test_each_record_has_its_own_time_however_long_the_spool_hangs(
+    tmp_path: Path, counters: Counters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """32 bits of nanoseconds are 4.29 s: a group that stays open for longer must not date a write too early."""
+    times = [10**18 + 3 * 10**9 * number for number in range(8)]
+    clock = iter(times)
+    monkeypatch.setattr(spool_writer, "time_ns", lambda: next(clock))
+    monkeypatch.setattr(spool_writer, "_GROUP_SECONDS", 3600.0)
+    spool = Spool(tmp_path, KEYSET)
+    writer = spool.writer(counters)
+    for number in range(8):
+        assert writer.take(WRITE, 0, number, 1, b"x") == number
+    writer.close()
+    (file,) = spool_files(tmp_path)
+    groups = [group for group, _ in read_spooled(file, spool.opener, last=False)]
+    assert [group.time_ns + time for group in groups for time in group.times.tolist()] == times
