@@ -26,7 +26,8 @@ def eventually(done: Callable[[], bool], what: str, seconds: float = 20.0) -> No
 class Hypervisor:
     """QEMU in `folder` with disks of these sizes; `qmp` is for the code under test, the test has a monitor of its own.
 
-    `more`: arguments of QEMU for whatever else it is to have.
+    `iothread`: one serves them. While the processor stands still it does so only for `scsi` disks, which are those of one
+    virtio-scsi controller. `more`: arguments of QEMU for whatever else it is to have.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Hypervisor:
         sizes: list[int],
         *,
         iothread: bool = False,
+        scsi: bool = False,
         image_format: str = "raw",
         more: Sequence[str] = (),
     ) -> None:
@@ -45,17 +47,21 @@ class Hypervisor:
             subprocess.run(["qemu-img", "create", "-q", "-f", image_format, image, str(size)], check=True)
         self._formats = [image_format] * len(sizes)
         self._iothread = iothread
+        self._scsi = scsi
         self._more = more
         self.start()
 
     def start(self) -> None:
         """Start it, after an end too."""
         command = [QEMU, "-S", "-nodefaults", "-display", "none", "-M", "q35", "-m", "32", "-object", "iothread,id=io0"]
+        served = ",iothread=io0" if self._iothread else ""
+        if self._scsi:
+            command += ["-device", f"virtio-scsi-pci,id=scsi0{served}"]
         for number, image in enumerate(self.images):
-            served = ",iothread=io0" if self._iothread else ""
             command += ["-blockdev", f"driver=file,node-name=file{number},filename={image}"]
             command += ["-blockdev", f"driver={self._formats[number]},node-name=node{number},file=file{number}"]
-            command += ["-device", f"virtio-blk-pci,drive=node{number},id=vd{number}{served}"]
+            kind = "scsi-hd" if self._scsi else f"virtio-blk-pci{served}"
+            command += ["-device", f"{kind},drive=node{number},id=vd{number}"]
         command += self._more
         own = self.folder / "own.sock"
         for path in (self.qmp, own):
@@ -93,7 +99,8 @@ class Hypervisor:
 
     def io(self, disk: int, command: str) -> str:
         """A command of qemu-io, as if the guest had sent it to its device."""
-        line = f'qemu-io -d /machine/peripheral/vd{disk}/virtio-backend "{command}"'
+        device = f"/machine/peripheral/vd{disk}" + ("" if self._scsi else "/virtio-backend")
+        line = f'qemu-io -d {device} "{command}"'
         return str(self.monitor.execute("human-monitor-command", {"command-line": line}))
 
     def write(self, disk: int, offset: int, length: int, value: int) -> None:
@@ -103,14 +110,14 @@ class Hypervisor:
     def writes_answered(self, disk: int) -> int:
         """How many writes the guest has had an answer to."""
         for stats in self.monitor.execute("query-blockstats"):
-            if f"/vd{disk}/" in str(stats.get("qdev")):
+            if f"vd{disk}" in str(stats.get("qdev")).split("/"):
                 return int(stats["stats"]["wr_operations"])
         raise AssertionError(f"no disk {disk}")
 
     def write_errors(self, disk: int) -> int:
         """How many writes failed as the guest sees it."""
         for stats in self.monitor.execute("query-blockstats"):
-            if f"/vd{disk}/" in str(stats.get("qdev")):
+            if f"vd{disk}" in str(stats.get("qdev")).split("/"):
                 return int(stats["stats"]["failed_wr_operations"])
         raise AssertionError(f"no disk {disk}")
 

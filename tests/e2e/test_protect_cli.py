@@ -230,15 +230,6 @@ def test_another_repository_does_not_believe_our_bitmap(program: Program, hyperv
     same(program, hypervisor)
 
 
-def test_a_disk_with_an_iothread_is_never_exported(program: Program, tmp_path: Path) -> None:
-    with Hypervisor(tmp_path, [MIB], iothread=True) as running:
-        done = program.run("protect", "web1", "--qmp", running.qmp)
-        assert done.code != 0
-        assert "iothread" in done.err
-        assert running.process.poll() is None
-        assert running.ours() == set()
-
-
 def test_another_tools_job_on_a_disk(program: Program, hypervisor: Hypervisor) -> None:
     """The first disk can be tapped, the second cannot: then neither is."""
     hypervisor.monitor.execute("blockdev-add", {"driver": "null-co", "node-name": "theirs", "size": SIZES[1]})

@@ -55,10 +55,14 @@ def begun(disks: Mapping[str, str], point: PointId) -> dict[str, str]:
     return {node: f"{OURS}{point}-{disk}" for node, disk in disks.items()}
 
 
-def freeze(monitor: Monitor, node: str, recording: Recording) -> None:
-    """Copy what was recorded into a bitmap that stands still and can be read; the other one goes on recording."""
-    merge = {"node": node, "target": FROZEN, "bitmaps": [recording.name]}
-    _transaction(monitor, [_add(node, FROZEN, disabled=True), {"type": "block-dirty-bitmap-merge", "data": merge}])
+def freeze(monitor: Monitor, node: str, recording: Recording, on: str | None = None) -> None:
+    """Copy what was recorded into a bitmap that stands still and can be read; the other one goes on recording.
+
+    `on`: another node of the same size, to which it is copied.
+    """
+    on = on or node
+    merge = {"node": on, "target": FROZEN, "bitmaps": [{"node": node, "name": recording.name}]}
+    _transaction(monitor, [_add(on, FROZEN, disabled=True), {"type": "block-dirty-bitmap-merge", "data": merge}])
 
 
 def remove(monitor: Monitor, node: str, *names: str) -> None:

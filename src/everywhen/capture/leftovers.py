@@ -13,6 +13,7 @@ from everywhen.capture import answers, bitmaps
 from everywhen.capture.nbd_server import is_used, withdraw
 from everywhen.capture.nodes import OURS
 from everywhen.capture.qmp import CommandFailed, Monitor
+from everywhen.capture.reading import STAND_IN
 from everywhen.capture.tap import ENDED
 
 _END_S = 10.0
@@ -23,18 +24,18 @@ def clear(monitor: Monitor) -> None:
     for job in answers.jobs(monitor):
         if job.name.startswith(OURS):
             _end(monitor, job.name)
-    exports = [export.name for export in answers.block_exports(monitor) if export.name.startswith(OURS)]
+    exports = [export for export in answers.block_exports(monitor) if export.name.startswith(OURS)]
     for export in exports:
-        withdraw(monitor, export)
-    if exports and not is_used(monitor):
+        withdraw(monitor, export.name)
+    if any(export.kind == "nbd" for export in exports) and not is_used(monitor):
         with suppress(CommandFailed):  # it has none any more
             monitor.execute("nbd-server-stop")
     for node in answers.block_nodes(monitor).values():
-        if node.name.startswith(f"{OURS}tap-"):
-            monitor.execute("blockdev-del", {"node-name": node.name})
         # On any node: where another tool's filter lies on a disk's now, that is no longer the topmost.
         if any(bitmap.name == bitmaps.FROZEN for bitmap in node.bitmaps):
             bitmaps.remove(monitor, node.name, bitmaps.FROZEN)
+        if node.name == STAND_IN or node.name.startswith(f"{OURS}tap-"):
+            monitor.execute("blockdev-del", {"node-name": node.name})
 
 
 def clear_bitmaps(monitor: Monitor) -> int:

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from everywhen.block.device import BLOCK_SIZE
+from everywhen.block.device import BLOCK_SIZE, BlockDevice
 from everywhen.block.patched import Patches
 from everywhen.capture import bitmaps, leftovers
 from everywhen.capture.counters import FINE, SPOOL_FAILED, SPOOL_FULL, SPOOL_SLOW
-from everywhen.capture.export import ExportedDisk, Pace, exported
+from everywhen.capture.export import Pace
 from everywhen.capture.nodes import DiskNode, detached
 from everywhen.capture.qmp import CommandFailed, Monitor, MonitorError
+from everywhen.capture.reading import Reader
 from everywhen.capture.reception import Reception
 from everywhen.capture.sink_process import SinkOrder
 from everywhen.capture.spool_reader import SpoolDamaged
@@ -188,6 +189,7 @@ class Capture:
         """Read what the taps cannot know, lay the journal over it, and make the first point."""
         stretch = self._stretch
         pace = Pace(self.order.rate, self.time.monotonic, self.time.sleep)
+        reader = Reader(stretch.monitor, self.order.sockets / "export.sock", pace)
         total = sum(node.size for node in stretch.nodes)
         done = 0
 
@@ -200,6 +202,7 @@ class Capture:
                 raise Paused(wish)
             if wish is not None:
                 refuse(wish, "what was not captured before is being read just now; there is no moment until that is done")
+            self.look()
             done += count
             self.told.copying(min(done, total), total)
 
@@ -208,29 +211,23 @@ class Capture:
             for number, (node, name) in enumerate(zip(stretch.nodes, stretch.names, strict=True)):
                 known = self.parent.disks.get(name) if self.parent else None
                 disks.append(disk := SealedDisk(name, node.size, known.tree if known else None))
-                with self._exported(stretch.monitor, node, name, pace) as (device, ranges):
+                with self._read(reader, number) as (device, ranges):
                     disk.take_in(writer, device, ranges, advance)
                 self._mark_complete(stretch.reception, number)
             replay = Replay([Patches() for _ in disks], 0, following=False)
             self._seal(writer, Sealer(self.repository, writer, disks, replay), None, quiet=True)
 
     @contextmanager
-    def _exported(
-        self, monitor: Monitor, node: DiskNode, name: str, pace: Pace
-    ) -> Iterator[tuple[ExportedDisk, Ranges | None]]:
-        """The disk to be read, and the blocks that are to be looked at: those a bitmap names, or None for all of them."""
-        path = str(self.order.sockets / "export.sock")
-        since = self._covering(monitor, node, name)
+    def _read(self, reader: Reader, number: int) -> Iterator[tuple[BlockDevice, Ranges | None]]:
+        """A disk to be read, and the blocks that are to be looked at: those a bitmap names, or None for all of them."""
+        node = self._stretch.nodes[number]
+        since = self._covering(reader.monitor, node, self._stretch.names[number])
         if since is None:
-            with exported(monitor, node, path, pace, None) as device:
+            with reader.all_of(node) as device:
                 yield device, None
-            return
-        bitmaps.freeze(monitor, node.node, since)
-        try:
-            with exported(monitor, node, path, pace, bitmaps.FROZEN) as device:
-                yield device, _blocks(device.dirty(bitmaps.FROZEN))
-        finally:
-            bitmaps.remove(monitor, node.node, bitmaps.FROZEN)
+        else:
+            with reader.changed(node, since) as (device, dirty):
+                yield device, _blocks(dirty)
 
     def _mark_complete(self, reception: Reception, number: int) -> None:
         with NbdConnection(str(reception.socket_path), f"mark-{number}", timeout=_DURABLE_S) as connection:

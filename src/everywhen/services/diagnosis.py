@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from everywhen.capture.answers import Drive
+from everywhen.capture.image_beside import BESIDE
 from everywhen.capture.survey import DiskSeen, Survey, name_of
 
 TRIED = (7, 2)
@@ -109,10 +110,10 @@ _SHARED = Reason(
     "If nobody else writes to it: attach it without share-rw (in libvirt without <shareable/>).",
 )
 _TRANSIENT = Reason(Verdict.NO, "it is transient: what is written to it is thrown away when the VM ends")
-_IOTHREAD = Reason(
+_PUSHED = Reason(
     Verdict.NO,
-    "an iothread serves it: it would be seeded by pushing over the tap; not built yet: refused today",
-    "Until then: run the VM without an iothread for this disk.",
+    "an iothread serves it, and it is no raw image or block device, so it would be pushed by its tap; that is not built yet",
+    "Until then: run the VM without an iothread for this disk, or with a raw image.",
 )
 _FLASH = Reason(
     Verdict.LEFT_OUT,
@@ -123,11 +124,6 @@ _OTHERS_SNAPSHOT = Reason(
     Verdict.CARE,
     "another tool reads a snapshot of it (a copy-before-write filter is on it)",
     "Let that tool end first.",
-)
-_DAEMONS_IOTHREAD = Reason(
-    Verdict.NO,
-    "its daemon has an iothread, and does not tell which disks that serves: such a disk is refused today",
-    "Until then: run the daemon without iothreads.",
 )
 
 
@@ -150,14 +146,15 @@ def judge_disk(seen: DiskSeen, survey: Survey) -> DiskJudged:
         reasons.append(_SHARED)
     if seen.transient:
         reasons.append(_TRANSIENT)
-    if disk.iothread:
-        reasons.append(_IOTHREAD if disk.path else _DAEMONS_IOTHREAD)
     servers = [export.name for export in survey.exports if export.kind == "nbd"] if disk.path else []
     if servers:
         words = f"its first copy is read through an NBD server that another tool has begun (export {', '.join(servers)}), and"
         reasons.append(Reason(Verdict.CARE, f"{words} fails if that tool stops it", "Begin when that export is gone."))
     if "copy-before-write" in seen.drivers:
         reasons.append(_OTHERS_SNAPSHOT)
+    beside = seen.drivers in BESIDE
+    if disk.iothread and not beside:
+        reasons.append(_PUSHED)
     bitmap = seen.compat is not None and seen.compat != "0.10"
     return DiskJudged(
         device=disk.device,
@@ -166,7 +163,7 @@ def judge_disk(seen: DiskSeen, survey: Survey) -> DiskJudged:
         format=_format(seen),
         node=disk.node,
         filename=seen.filename,
-        first_copy="pushed (not built yet)" if disk.iothread else "read-only export",
+        first_copy="read-only export" if not disk.iothread else "image read beside QEMU" if beside else "pushed by its tap",
         after_qemu="by hash; bitmap possible" if bitmap else "by hash",
         reasons=tuple(reasons),
     )

@@ -24,6 +24,11 @@ def test_a_plain_disk() -> None:
     assert [check.verdict for check in judge_hypervisor(VM)] == [Verdict.YES]
 
 
+def test_a_disk_with_an_iothread() -> None:
+    disk = judge_disk(replace(PLAIN, disk=replace(NODE, iothread=True)), VM)
+    assert (disk.verdict, disk.reasons, disk.first_copy) == (Verdict.YES, (), "image read beside QEMU")
+
+
 @pytest.mark.parametrize(
     ("seen", "verdict", "words"),
     [
@@ -32,8 +37,7 @@ def test_a_plain_disk() -> None:
         (replace(PLAIN, beside=("vd7",)), Verdict.NO, "attached twice, also as vd7"),
         (replace(PLAIN, shared=True), Verdict.NO, "written to by others"),
         (replace(PLAIN, transient=True), Verdict.NO, "it is transient"),
-        (replace(PLAIN, disk=replace(NODE, iothread=True)), Verdict.NO, "pushing over the tap; not built yet: refused today"),
-        (replace(PLAIN, disk=replace(NODE, iothread=True, path="")), Verdict.NO, "its daemon has an iothread"),
+        (replace(PLAIN, disk=replace(NODE, iothread=True), drivers=("qcow2", "file")), Verdict.NO, "pushed by its tap"),
         (replace(PLAIN, drivers=("copy-before-write", "raw", "file")), Verdict.CARE, "copy-before-write"),
     ],
 )
