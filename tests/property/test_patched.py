@@ -14,7 +14,7 @@ from tests.laboratory import SparseDisk, block
 
 SIZE = 3 * BLOCK_SIZE + 1000
 changes = st.lists(
-    st.tuples(st.booleans(), st.integers(0, SIZE - 1), st.sampled_from([1, 511, 512, 4096, BLOCK_SIZE, 2 * BLOCK_SIZE + 7])),
+    st.tuples(st.booleans(), st.integers(0, SIZE - 1), st.sampled_from([0, 1, 511, 512, 4096, BLOCK_SIZE, 2 * BLOCK_SIZE + 7])),
     max_size=25,
 )
 

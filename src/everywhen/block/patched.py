@@ -33,9 +33,13 @@ class Patches:
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Lay `data` over what is at `offset`."""
+        block, first = divmod(offset, BLOCK_SIZE)
+        # Copies: a view would keep alive all that came in with it.
+        if 0 < len(data) <= BLOCK_SIZE - first:  # nearly always; without a generator 3 us less for each record
+            self._lay(block, (first, first + len(data), bytes(data)))
+            return
         view = memoryview(data)
         for block, first, end, at in _parts(offset, len(view)):
-            # A copy: a view would keep alive all that came in with it.
             self._lay(block, (first, end, bytes(view[at : at + end - first])))
 
     def zero(self, offset: int, length: int) -> None:
