@@ -221,3 +221,26 @@ def test_a_part_of_the_time(program: Program, tmp_path: Path) -> None:
     for wrong in (["--from", "latest~1"], ["--from", ids[2], "--to", ids[0]], ["--from", "whenever 7"]):
         assert program.run("timeline", "web1", *wrong).code in (2, 6)
     assert program.run("timeline", "web2").code == 6
+
+
+def test_what_was_written_is_counted(program: Program, hypervisor: Hypervisor) -> None:
+    with captured(program, hypervisor) as capture:
+        writes(hypervisor)
+        program.ok("pause", "web1", "--for", "1h")
+        hypervisor.write(0, 0, 512, 4)
+        program.ok("resume", "web1")
+        capture.followed()
+        writes(hypervisor)
+        capture.kill()
+    with captured(program, hypervisor) as capture:  # takes in what the other one had in its spool
+        capture.stop()
+    (found,) = program.ok("stats", "web1")["vms"]
+    told = found["last_24_hours"]
+    assert 6 < told["writes"] <= 12, "what came in a pause was not seen"
+    assert told["written_bytes"] == 512 * told["writes"]
+    assert 2 <= told["blocks"] <= 12
+    gaps = program.ok("timeline", "web1")["gaps"]
+    assert told["gap_seconds"] == pytest.approx(sum(seconds(gap["to"]) - seconds(gap["from"]) for gap in gaps), abs=0.1)
+    assert program.run("verify", "--read-data").code == 0
+    assert program.run("gc").code == 0
+    assert program.ok("stats", "web1")["vms"][0]["last_24_hours"] == told

@@ -16,8 +16,11 @@ from everywhen.formats.point import Disk, Gap, JournalPosition, RecoveryPoint, T
 from everywhen.formats.segment import Group
 from everywhen.repository.disk import PointDisk
 from everywhen.repository.intake import Ranges
+from everywhen.repository.minutes import PER_DAY, DayOfMinutes, add_minutes
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import PointWriter, parent_link
+from everywhen.services.ages import MINUTE
+from everywhen.services.minutes import MinuteCounts
 from everywhen.services.quieting import CRASH, Consistency
 from everywhen.services.replay import Replay
 
@@ -72,6 +75,7 @@ class Sealer:
         self._writer = writer
         self._disks = disks
         self.replay = replay
+        self._minutes = MinuteCounts()
 
     @classmethod
     def after(cls, repository: Repository, writer: PointWriter, point: RecoveryPoint, position: JournalPosition) -> Sealer:
@@ -82,7 +86,9 @@ class Sealer:
 
     def feed(self, group: Group, until: int | None = None) -> None:
         """The next records, those before the number `until`. Raises Corrupt, StorageError, Damaged."""
+        since = self.replay.sequence
         self.replay.feed(group, until=until)
+        self._minutes.add(group, since, self.replay.sequence)
         if sum(patches.memory for patches in self.replay.patches) > _MEMORY:
             self._take_in()
 
@@ -119,8 +125,21 @@ class Sealer:
             program=__version__,
             journal=JournalPosition(origin.stream, self.replay.sequence, names, origin.began_ns or time_ns, origin.gap),
         )
+        add_minutes(self._repository.documents, origin.vm, origin.stream, self._days(point))
         self._writer.commit(point)
         return point
+
+    def _days(self, point: RecoveryPoint) -> dict[int, DayOfMinutes]:
+        """What is to be known of the point's minutes when it is long gone."""
+        days = self._minutes.days([disk.name for disk in self._disks])
+        minute = point.time_ns // MINUTE
+        of_point = days.setdefault(minute // PER_DAY, DayOfMinutes())
+        for disk in self._disks:
+            of_point.add(disk.name, minute % PER_DAY, (0, 0, 0, disk.stored))
+        position = point.journal
+        if position is not None and position.gap is not None and position.began_ns == point.time_ns:
+            of_point.gaps.append((position.gap.from_ns, position.began_ns))
+        return days
 
     def _take_in(self) -> None:
         for disk, patches in zip(self._disks, self.replay.patches, strict=True):

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 
+from everywhen.block.device import BLOCK_SIZE
 from everywhen.interfaces.cli.app import (
     LOOK,
     AsJson,
@@ -19,8 +21,10 @@ from everywhen.interfaces.cli.app import (
     context_of,
 )
 from everywhen.interfaces.cli.context import Context
+from everywhen.services.ages import DAY, SECOND, span
 from everywhen.services.catalog import read_catalog
 from everywhen.services.failures import Exit
+from everywhen.services.minutes import Activity, activity
 from everywhen.services.sizes import size
 from everywhen.services.statistics import Statistics, VmFigures, statistics
 
@@ -53,8 +57,13 @@ def stats(
         repository.refresh()
         with context.progress("stats") as job:
             found = statistics(repository, catalog, named, lambda done, total: job.step("looking at moments", done, total))
-    context.output.document(_document(found))
+        now = repository.surroundings.clock()
+        written = {vm.name: activity(repository, vm, now - DAY, now) for vm in named}
+    context.output.document(_document(found, written))
     _show(context, found, in_depth=bool(named))
+    for name, last_day in written.items():
+        if last_day.writes:
+            context.output.line(f"{name}, the last 24 hours: {_written(last_day)}")
     for text in catalog.unreadable:
         context.output.warn(text)
     if found.missing:
@@ -83,11 +92,18 @@ def _show(context: Context, found: Statistics, *, in_depth: bool) -> None:
     context.output.table(columns + deep, rows, right=(columns + deep)[1:])
 
 
+def _written(found: Activity) -> str:
+    words = (
+        f"{found.writes:,} writes, {size(found.size)}, to {size(found.blocks * BLOCK_SIZE)} of blocks each minute for itself"
+    )
+    return words + (f"; not captured for {span(found.gap_ns)}" if found.gap_ns else "")
+
+
 def _size(count: int | None) -> str:
     return "-" if count is None else size(count)
 
 
-def _document(found: Statistics) -> dict[str, object]:
+def _document(found: Statistics, written: Mapping[str, Activity]) -> dict[str, object]:
     return {
         "logical_bytes": found.logical_bytes,
         "unique_bytes": found.unique_bytes,
@@ -97,11 +113,11 @@ def _document(found: Statistics) -> dict[str, object]:
         "missing_chunks": found.missing,
         "stored_bytes_per_day": found.growth.stored,
         "changed_bytes_per_day": found.growth.changed,
-        "vms": [_vm_document(vm) for vm in found.vms],
+        "vms": [_vm_document(vm, written.get(vm.vm.name)) for vm in found.vms],
     }
 
 
-def _vm_document(vm: VmFigures) -> dict[str, object]:
+def _vm_document(vm: VmFigures, last_day: Activity | None) -> dict[str, object]:
     return {
         "vm": vm.vm.name,
         "points": vm.points,
@@ -111,4 +127,11 @@ def _vm_document(vm: VmFigures) -> dict[str, object]:
         "unique_bytes": vm.unique_bytes,
         "shared_bytes": vm.shared_bytes,
         "would_free_bytes": vm.would_free_bytes,
+        "last_24_hours": last_day
+        and {
+            "writes": last_day.writes,
+            "written_bytes": last_day.size,
+            "blocks": last_day.blocks,
+            "gap_seconds": round(last_day.gap_ns / SECOND, 3),
+        },
     }
