@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 
 from everywhen.capture.agent_session import AgentAnswer, AgentSession, command
 from everywhen.formats.errors import Corrupt
-from everywhen.formats.fields import Json
+from everywhen.formats.fields import Json, text
 
 _RECEIVE = 1 << 16
 _NUMBERS = 1 << 31
@@ -52,6 +52,11 @@ class AgentAddress:
     socket: str = ""
     uri: str = ""
     domain: str = ""
+
+    @classmethod
+    def from_json(cls, value: Json) -> AgentAddress:
+        """Its fields. Raises Corrupt."""
+        return cls(text(value, "socket"), text(value, "uri"), text(value, "domain"))
 
     def agent(self) -> Agent:
         """It is reached when something is asked of it."""

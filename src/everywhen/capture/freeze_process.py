@@ -52,9 +52,8 @@ class FreezeOrder:
     def decode(cls, data: bytes) -> FreezeOrder:
         """Raises Corrupt."""
         value = parse_json("the order of a freeze", data)
-        agent = mapping(value, "agent")
         return cls(
-            agent=AgentAddress(text(agent, "socket"), text(agent, "uri"), text(agent, "domain")),
+            agent=AgentAddress.from_json(mapping(value, "agent")),
             record=text(value, "record"),
             hooks=flag(value, "hooks"),
             host_hook=text(value, "host_hook"),

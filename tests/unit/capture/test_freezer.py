@@ -211,8 +211,8 @@ class Hooks:
         return answer({"exited": False} if self.ends is None and arguments["pid"] == 1 else ended)
 
 
-def hooked(order: FreezeOrder, **more: str) -> FreezeOrder:
-    return replace(order, hooks=True, **more)
+def hooked(order: FreezeOrder, host_hook: str = "") -> FreezeOrder:
+    return replace(order, hooks=True, host_hook=host_hook)
 
 
 def quiet(order: FreezeOrder) -> tuple[list[str], list[str], list[str]]:

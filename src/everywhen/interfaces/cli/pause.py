@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,14 +15,19 @@ from typing import Annotated
 
 import typer
 
+from everywhen.capture.agent import AgentAddress, AgentError
+from everywhen.capture.trimming import trim
 from everywhen.interfaces.cli.app import PROTECT, AsJson, Quiet, app, context_of
 from everywhen.interfaces.cli.asking import ask_capture
 from everywhen.interfaces.cli.context import Context
 from everywhen.services.ages import SECOND, parse_span, span
-from everywhen.services.failures import Failure, NotFound, WrongUsage
+from everywhen.services.failures import Failed, Failure, NotFound, WrongUsage
+from everywhen.services.sizes import size
 from everywhen.services.times import local_time
 from everywhen.services.wishes import LONGEST_PAUSE_S
 
+_TRIM_S = 900.0
+"""A round over all file systems of a guest with large disks takes minutes."""
 _BY_SIGNAL = 128
 """What a shell adds to the number of the signal that ended a command."""
 
@@ -34,6 +40,9 @@ def pause(
         typer.Argument(metavar="[-- COMMAND...]", help="Run this in the pause, and end the pause with it."),
     ] = None,
     length: Annotated[str, typer.Option("--for", metavar="SPAN", help="It ends by itself after so long (2h).")] = "1h",
+    trims: Annotated[
+        bool, typer.Option("--trim", help="Have the guest's agent give back unused space in it, and end it with that.")
+    ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> int | None:
@@ -47,6 +56,11 @@ def pause(
     if command and shutil.which(command[0]) is None:
         raise NotFound(f"{command[0]}: no such command.", on=command[0], safe=f"{vm} was not paused.")
     request = {"wish": "pause", "seconds": ns / SECOND}
+    if trims:
+        if command:
+            raise WrongUsage("--trim or a command: a pause is for one of them.", safe=f"{vm} was not paused.")
+        _trim(context, vm, request)
+        return None
     if command:
         return _around(context, vm, request, command)
     with _taken_back(context, vm):
@@ -93,6 +107,34 @@ def _around(context: Context, vm: str, request: dict[str, object], command: list
     code = _BY_SIGNAL - ended if ended < 0 else ended
     context.output.document({"vm": vm, "command": command, "exit": code})
     return code
+
+
+def _trim(context: Context, vm: str, request: dict[str, object]) -> None:
+    """Pause, have the guest trim, resume."""
+    where = ask_capture(context, vm, {"wish": "status"}).get("agent")
+    if where is None:
+        raise WrongUsage(
+            f"Nobody has said where the agent of {vm} is.",
+            on=vm,
+            safe=f"{vm} was not paused.",
+            do=[f"everywhen protect {vm} … --agent SOCKET", f"everywhen pause {vm} -- COMMAND   that has the guest trim"],
+        )
+    began = time.monotonic()
+    with _taken_back(context, vm):
+        ask_capture(context, vm, request)
+        try:
+            with AgentAddress.from_json(where).agent() as agent:
+                done = trim(agent, _TRIM_S)
+        except AgentError as error:
+            raise Failed(f"{vm} was not trimmed: {error}.", on=vm, safe="Capture begins again.") from error
+        finally:
+            _resume(context, vm)
+    seconds = time.monotonic() - began
+    context.output.document({"vm": vm, "trimmed": done.paths, "not_trimmed": done.errors, "paused_seconds": round(seconds, 3)})
+    for path, why in done.errors.items():
+        context.output.warn(f"{vm}: {path} was not trimmed: {why}")
+    trimmed = ", ".join(f"{path} {size(count)}" for path, count in done.paths.items())
+    context.output.line(f"{vm}: unused in the guest and given back: {trimmed or 'nothing'}; paused for {seconds:.1f} s.")
 
 
 @contextmanager

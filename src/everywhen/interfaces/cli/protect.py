@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from types import FrameType
 from typing import Annotated
 
@@ -27,7 +28,7 @@ from everywhen.interfaces.cli.app import (
 from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.cli.hypervisors import Domain, Libvirt, Qmp, hypervisor
 from everywhen.interfaces.cli.progress import Progress
-from everywhen.interfaces.cli.quieting import Agent, AskedFor, HostHook, quieting, thaw_again
+from everywhen.interfaces.cli.quieting import Agent, AskedFor, HostHook, agent_address, quieting, thaw_again
 from everywhen.interfaces.control_socket import Listener
 from everywhen.services.ages import SECOND, parse_span, span
 from everywhen.services.capture_order import CaptureOrder, Figures, Time
@@ -108,7 +109,8 @@ def protect_command(
 ) -> None:
     """Capture every write of a running VM, until Ctrl-C."""
     context = context_of(locals())
-    calm = quieting(context, vm, consistency, (agent, libvirt, domain), host_hook)
+    address = agent_address(vm, agent, libvirt, domain)
+    calm = quieting(context, vm, consistency, address, host_hook)
     order = CaptureOrder(
         hypervisor=hypervisor(vm, qmp, libvirt, domain),
         folder=context.state(vm),
@@ -120,7 +122,8 @@ def protect_command(
     )
     thaw_again(context, vm)
     with context.repository() as repository, context.progress(f"first copy of {vm}") as job, ExitStack() as stack:
-        identity = {"vm": vm, "repository": repository.id.hex()}
+        where = {"agent": asdict(address) if address else None}
+        identity = {"vm": vm, "repository": repository.id.hex(), **where}
         state = CaptureState(_Told(context, vm, job), repository.surroundings.clock, identity)
         wishes = stack.enter_context(Listener(order.folder, state.document))
 

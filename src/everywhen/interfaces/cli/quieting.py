@@ -29,10 +29,17 @@ HostHook = Annotated[
 ]
 
 
-def quieting(
-    context: Context, vm: str, asked: str, where: tuple[str | None, str | None, str | None], host_hook: str | None
-) -> Quieting | None:
-    """What was asked for; `where`: the agent's socket, libvirt's URI, its name of the VM. Raises WrongUsage, NotFound."""
+def agent_address(vm: str, socket: str | None, uri: str | None, domain: str | None) -> AgentAddress | None:
+    """Where the guest's agent is, if that was said. Raises WrongUsage."""
+    if socket is not None and uri is not None:
+        raise WrongUsage("libvirt knows the socket of the guest's agent: leave --agent away.", on=vm)
+    if socket is not None:
+        return AgentAddress(socket=os.path.abspath(socket))
+    return AgentAddress(uri=uri, domain=domain or vm) if uri is not None else None
+
+
+def quieting(context: Context, vm: str, asked: str, agent: AgentAddress | None, host_hook: str | None) -> Quieting | None:
+    """What was asked for. Raises WrongUsage, NotFound."""
     if asked not in CONSISTENCIES[1:]:
         raise WrongUsage(f"--consistency {asked}: there are {', '.join(CONSISTENCIES[1:])}.", safe="Nothing was done.")
     if host_hook is not None:
@@ -40,20 +47,16 @@ def quieting(
             raise WrongUsage("--host-hook makes applications quiet: it goes with --consistency application.", on=vm)
         if not os.access(host_hook, os.X_OK):
             raise NotFound(f"{host_hook}: no such program.", on=host_hook, safe="Nothing was done.")
-    agent, uri, domain = where
-    if agent is not None and uri is not None:
-        raise WrongUsage("libvirt knows the socket of the guest's agent: leave --agent away.", on=vm)
     if asked == "crash":
         return None
-    if agent is None and uri is None:
+    if agent is None:
         raise WrongUsage(
             f"--consistency {asked} needs the guest's agent: where is it?",
             on=vm,
             do=["--agent SOCKET: of the channel org.qemu.guest_agent.0, as QEMU's -chardev says"],
         )
-    address = AgentAddress(socket=os.path.abspath(agent)) if agent else AgentAddress(uri=uri or "", domain=domain or vm)
     hook = os.path.abspath(host_hook) if host_hook else ""
-    return Quieting(QuietOrder(asked, address, hook), _record(context, vm), lambda why: _warn(context, vm, why))
+    return Quieting(QuietOrder(asked, agent, hook), _record(context, vm), lambda why: _warn(context, vm, why))
 
 
 def thaw_again(context: Context, vm: str) -> None:
