@@ -72,6 +72,10 @@ class SparseDisk:
         content = b"".join(self.blocks.get(number, bytes(BLOCK_SIZE)).ljust(BLOCK_SIZE, b"\0") for number in range(first, end))
         return content[offset - first * BLOCK_SIZE :][:length]
 
+    def read_blocks(self, blocks: list[int]) -> list[bytes]:
+        """Some blocks, from anywhere."""
+        return [self.blocks.get(number, bytes(BLOCK_SIZE)) for number in blocks]
+
     def extents(self) -> Iterator[Extent]:
         at = 0
         for number in sorted(self.blocks):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from itertools import chain
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,3 +50,33 @@ def test_like_an_array(below: list[tuple[bool, int, int]], above: list[tuple[boo
     differing = {at for at in range(4) if content[at << 16 : at + 1 << 16] != before[at << 16 : at + 1 << 16]}
     assert differing <= touched
     assert len(under) == len(touched)
+
+
+class Counted(SparseDisk):
+    """Knows which blocks were asked for together."""
+
+    def read_blocks(self, blocks: list[int]) -> list[bytes]:
+        self.asked.append(blocks)
+        return super().read_blocks(blocks)
+
+    asked: list[list[int]]
+
+
+def test_what_lies_under_changed_blocks_is_read_together_and_once() -> None:
+    changed = random.Random(5).sample(range(400), 150)
+    base = Counted(300 * BLOCK_SIZE - 5000, {number: block(number % 251 + 1) for number in range(0, 300, 2)})
+    base.asked = []
+    patches = Patches()
+    for number in changed:
+        patches.write(number * BLOCK_SIZE + 512, b"new" * 100)
+    patches.write(changed[0] * BLOCK_SIZE, block(7))  # hides all of the base
+    device = PatchedDevice(base, patches, 400 * BLOCK_SIZE)
+    for number in sorted(changed):
+        expected = bytearray(base.read(number * BLOCK_SIZE, BLOCK_SIZE) if number < 300 else bytes(BLOCK_SIZE))
+        if number == 299:
+            expected[-5000:] = bytes(5000)
+        expected[512:812] = b"new" * 100
+        assert device.read(number * BLOCK_SIZE, BLOCK_SIZE) == (block(7) if number == changed[0] else expected)
+    assert list(chain(*base.asked)) == sorted(number for number in changed[1:] if number < 300)
+    assert max(map(len, base.asked)) == 64
+    assert len(base.asked) <= 3

@@ -7,10 +7,13 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from everywhen.block.device import BLOCK_SIZE, BlockDevice, Extent
+from everywhen.block.device import BLOCK_SIZE, Extent
 
 _MANY = 16
 """Pieces of one block from which on it is kept as one: a list that is searched stays short."""
+
+_TOGETHER = 64
+"""Blocks of the base that are read together: 4 MiB."""
 
 Piece = tuple[int, int, bytes | None]
 """First byte in the block, end, and content (None: zeroes)."""
@@ -148,13 +151,30 @@ def _one(group: list[Piece]) -> Piece:
     return group[0][0], group[-1][1], content
 
 
-class PatchedDevice:
-    """`base` with `patches` over it, `size` bytes long; beyond the base's end there are zeroes underneath."""
+class Scattered(Protocol):
+    """A device that reads blocks from anywhere together."""
 
-    def __init__(self, base: BlockDevice, patches: Patches, size: int) -> None:
+    @property
+    def size(self) -> int: ...
+
+    def read_blocks(self, blocks: list[int]) -> list[bytes]: ...
+
+
+class PatchedDevice:
+    """`base` with `patches` over it, `size` bytes long; beyond the base's end there are zeroes underneath.
+
+    Made for reading all that is changed, in order, while the patches stay as they are: what lies under the next changed
+    blocks is read together.
+    """
+
+    def __init__(self, base: Scattered, patches: Patches, size: int) -> None:
         self._base = base
         self._patches = patches
         self.size = size
+        end = min(size, base.size)
+        self._shining = [block for block in patches.blocks() if block * BLOCK_SIZE < end and not patches.hides(block)]
+        """Changed blocks in which something of the base shows, ascending."""
+        self._below: dict[int, bytes] = {}
 
     def read(self, offset: int, length: int) -> bytes:
         if offset < 0 or length < 0 or offset + length > self.size:
@@ -173,11 +193,16 @@ class PatchedDevice:
     def _block(self, block: int) -> bytes:
         start = block * BLOCK_SIZE
         length = min(BLOCK_SIZE, self.size - start)
-        if self._patches.hides(block):
+        if start >= self._base.size or self._patches.hides(block):
             return self._patches.over(block, bytes(length))
-        there = max(0, min(length, self._base.size - start))
-        below = self._base.read(start, there) if there else b""
-        return self._patches.over(block, below.ljust(length, b"\0"))
+        if block not in self._below:
+            at = bisect_left(self._shining, block)
+            wanted = self._shining[at : at + _TOGETHER]
+            if block not in wanted:
+                wanted = [block]
+            self._below = dict(zip(wanted, self._base.read_blocks(wanted), strict=True))
+        there = min(length, self._base.size - start)
+        return self._patches.over(block, self._below[block][:there].ljust(length, b"\0"))
 
 
 class Below(Protocol):

@@ -32,6 +32,22 @@ class PointDisk:
         start = offset - first * BLOCK_SIZE
         return b"".join(blocks)[start : start + length]
 
+    def read_blocks(self, blocks: list[int]) -> list[bytes]:
+        """Some blocks by their numbers, at most 64, the last of the disk with what its chunk has.
+
+        All together: a search in the index costs 100 µs, for one name or for 64. Raises Damaged.
+        """
+        self._map.read_ahead(sorted({block // FANOUT for block in blocks}))
+        contents, names = [bytes(BLOCK_SIZE)] * len(blocks), {}
+        for row, block in enumerate(blocks):
+            entries = self._map.leaf(block // FANOUT)
+            if entries is not None and entries[block % FANOUT].any():
+                names[row] = entries[block % FANOUT]
+        if names:
+            for row, content in zip(names, self._fetcher.read_many(np.stack(list(names.values()))), strict=True):
+                contents[row] = content
+        return contents
+
     def extents(self) -> Iterator[Extent]:
         """Blocks without a chunk are zero."""
         at = 0
