@@ -109,6 +109,7 @@ OURS = "everywhen-"
 _ASKING = {"qmp_capabilities", "qom-get", "qom-list", "x-debug-query-block-graph"}
 _ACTING = {
     *("blockdev-add", "blockdev-mirror", "blockdev-del", "block-job-cancel", "yank", "transaction"),
+    *("block-job-pause", "block-job-resume"),
     *("nbd-server-start", "nbd-server-stop", "block-export-add", "block-export-del"),
 }
 _ACTIONS = {"block-dirty-bitmap-add", "block-dirty-bitmap-merge", "block-dirty-bitmap-remove"}
@@ -171,6 +172,11 @@ class Rules:
         how = (data["copy-mode"], data["on-target-error"], data["job-id"] == data["target"])
         self._must(how == ("write-blocking", "report", True), "every write, and an end with the sink", message)
         self._must(data["job-id"].startswith(OURS) and data["filter-node-name"].startswith(OURS), "our names", message)
+
+    def _block_job_pause(self, message: Said, data: dict[str, Any]) -> None:
+        self._must(data["device"].startswith(OURS), "only our jobs", message)
+
+    _block_job_resume = _block_job_pause
 
     def _yank(self, message: Said, data: dict[str, Any]) -> None:
         names = {instance["node-name"] for instance in data["instances"]}

@@ -87,6 +87,32 @@ def test_a_disk_larger_than_the_spool_under_writes(program: Program, hypervisor:
     same(program, hypervisor)
 
 
+def test_what_cannot_be_read_is_pushed(program: Program, tmp_path: Path) -> None:
+    """Through a spool much smaller than the disk, and again after a loss; the guest writes meanwhile."""
+    with (
+        Hypervisor(tmp_path, SIZES, iothread=True, scsi=True, image_format="qcow2") as running,
+        MonitorProxy(tmp_path / "proxy", running.qmp) as proxy,
+    ):
+        fill(running, 20)
+        for number in range(2):
+            with Capture(program, "web1", proxy.path, "--pace", "0", "--spool-limit", "12M") as capture:
+                capture.says("capture attached")
+                for block in range(100):
+                    running.write(block % 2, block * 64 << 10, 4096, 1 + number + block)
+                capture.followed()
+                assert "lost" not in capture.said, capture.said
+                running.write(1, MIB, 4096, 8)
+                capture.stop()
+            same(program, running)
+        log = proxy.log
+        assert running.write_errors(0) == running.write_errors(1) == 0
+        stored = [point["disks"]["vd0"]["bytes_stored"] for point in program.ok("points", "web1")]
+        assert sum(sorted(stored)[:-1]) < 8 * MIB, f"what is sent again is not stored again: {stored}"
+    assert Rules(frozenset(["node0", "node1"])).broken(log) == []
+    pushes = [message for message in log if message.name == "blockdev-mirror" and message.data.get("sync") == "full"]
+    assert len(pushes) == 4
+
+
 def test_disks_with_and_without_an_iothread(program: Program, tmp_path: Path) -> None:
     more = ["-blockdev", "driver=null-co,node-name=n,size=1048576", "-device", "virtio-blk-pci,drive=n,id=plain"]
     with Hypervisor(tmp_path, SIZES, iothread=True, scsi=True, more=more) as running:
@@ -122,11 +148,11 @@ def test_ended_in_the_middle_of_a_copy(program: Program, hypervisor: Hypervisor)
     same(program, hypervisor)
 
 
-def fill(hypervisor: Hypervisor) -> None:
+def fill(hypervisor: Hypervisor, count: int = 32) -> None:
     """So that a copy takes its time."""
     noise = hypervisor.folder / "noise"
-    noise.write_bytes(random.Random(5).randbytes(32 * MIB))
-    hypervisor.io(0, f"write -s {noise} {4 * MIB} {32 * MIB}")
+    noise.write_bytes(random.Random(5).randbytes(count * MIB))
+    hypervisor.io(0, f"write -s {noise} {4 * MIB} {count * MIB}")
 
 
 def same(program: Program, hypervisor: Hypervisor) -> None:

@@ -50,11 +50,12 @@ class Drive:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A block job: its id, what it does, how far it is."""
+    """A block job: its id, what it does, its state, and how many bytes it has dealt with."""
 
     name: str
     kind: str
     status: str
+    done: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,10 @@ def jobs(monitor: Monitor) -> list[Job]:
     """All block jobs. Raises MonitorError, CommandFailed."""
     with _reading("query-block-jobs"):
         entries = _list(monitor.execute("query-block-jobs"))
-        return [Job(text(entry, "device"), text(entry, "type", ""), text(entry, "status", "")) for entry in entries]
+        return [
+            Job(text(entry, "device"), text(entry, "type", ""), text(entry, "status", ""), whole(entry, "offset", 0))
+            for entry in entries
+        ]
 
 
 def block_exports(monitor: Monitor) -> list[BlockExport]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from everywhen.capture import answers
 from everywhen.capture.nodes import OURS, DiskNode
 from everywhen.capture.qmp import CommandFailed, Event, Monitor
+from everywhen.formats.fields import Json
 from everywhen.nbd.connection import NbdConnection
 
 _GRANULARITY = 4096
@@ -17,6 +18,8 @@ _HANDSHAKE_S = 2.0
 _OPEN_TIMEOUT_S = 2
 """Seconds that the whole guest stands still at most when the sink hangs between our handshake and QEMU's."""
 _READY_S = 10.0
+_PUSHED_AT_ONCE = 4 << 20
+"""Bytes of a push that are under way. QEMU's default is 16 MiB, and a guest's write waits for those before it."""
 ENDED = ("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
 
 
@@ -35,6 +38,41 @@ class Tap:
 
     def attach(self, socket_path: str) -> None:
         """Let QEMU send every write of the disk to the sink at `socket_path`. Raises TapFailed, NbdError, MonitorError."""
+        self._begin(socket_path, {"sync": "none"})
+        if not self.is_ready(_READY_S):
+            raise TapFailed(f"{self.disk.device}: the job does not become ready")
+
+    def push(self, socket_path: str, rate: int) -> None:
+        """As `attach`, and let QEMU send what the disk holds, too, `rate` bytes a second: all was sent when `is_ready`."""
+        self._begin(socket_path, {"sync": "full", "speed": rate, "buf-size": _PUSHED_AT_ONCE})
+
+    def is_ready(self, timeout: float) -> bool:
+        """Wait so long until all that it has to send is sent; whether it is. Raises TapFailed, MonitorError."""
+        event = self._monitor.next_event(timeout, lambda event: self._is_mine(event, "BLOCK_JOB_READY", *ENDED))
+        if event is not None and event.name != "BLOCK_JOB_READY":
+            raise TapFailed(f"{self.disk.device}: {event.data.get('error', 'the job ended')}")
+        return event is not None
+
+    def sent(self) -> int:
+        """Bytes of the disk that a push has dealt with. Raises MonitorError, CommandFailed."""
+        return next((job.done for job in answers.jobs(self._monitor) if job.name == self.name), 0)
+
+    def rest(self) -> None:
+        """Push no more for now; what the guest writes is sent all the same. Raises TapFailed, MonitorError."""
+        self._tell("block-job-pause")
+
+    def go_on(self) -> None:
+        """Push again. Raises TapFailed, MonitorError."""
+        self._tell("block-job-resume")
+
+    def _tell(self, command: str) -> None:
+        try:
+            self._monitor.execute(command, {"device": self.name})
+        except CommandFailed as error:
+            raise TapFailed(f"{self.disk.device}: {error}") from error
+
+    def _begin(self, socket_path: str, how: Json) -> None:
+        """That the commands succeed means nothing: the job may have failed by then."""
         NbdConnection(socket_path, "probe", timeout=_HANDSHAKE_S).close()
         target = {
             "driver": "nbd",
@@ -50,7 +88,6 @@ class Tap:
             "job-id": self.name,
             "device": self.disk.node,
             "target": self.name,
-            "sync": "none",
             "copy-mode": "write-blocking",
             "granularity": _GRANULARITY,
             "on-target-error": "report",
@@ -58,14 +95,9 @@ class Tap:
         }
         try:
             self._monitor.execute("blockdev-add", target)
-            self._monitor.execute("blockdev-mirror", job)
+            self._monitor.execute("blockdev-mirror", job | how)
         except CommandFailed as error:
             raise TapFailed(f"{self.disk.device}: {error}") from error
-        # That the command succeeded means nothing: the job may have failed by now.
-        event = self._monitor.next_event(_READY_S, lambda event: self._is_mine(event, "BLOCK_JOB_READY", *ENDED))
-        if event is None or event.name != "BLOCK_JOB_READY":
-            why = "the job does not become ready" if event is None else str(event.data.get("error", "the job ended"))
-            raise TapFailed(f"{self.disk.device}: {why}")
 
     def ended(self, timeout: float) -> str | None:
         """Why the tap has ended, waiting so long for its end; None while it goes on."""

@@ -35,6 +35,7 @@ from everywhen.repository.writer import PointWriter, write_point
 from everywhen.services.capture_order import ENDS, CaptureLost, CaptureOrder, DisksChanged, Figures, Paused, Stopped, Time, Told
 from everywhen.services.choosing import Choice, choose
 from everywhen.services.following import follow
+from everywhen.services.pushing import Push
 from everywhen.services.quieting import CRASH, Consistency
 from everywhen.services.replay import Replay
 from everywhen.services.sealing import Origin, SealedDisk, Sealer
@@ -136,11 +137,15 @@ class Capture:
         with Reception(self.order.sockets / "sink.sock", self._sink_order(nodes)) as reception:
             self.order.hypervisor.admit(reception.socket_path)
             taps = [Tap(monitor, node, number) for number, node in enumerate(nodes)]
+            pace = Pace(self.order.rate, self.time.monotonic, self.time.sleep)
+            reader = Reader(monitor, self.order.sockets / "export.sock", pace)
+            pushed = [tap for tap in taps if not reader.can_read(tap.disk)]
             for tap in taps:
-                tap.attach(str(reception.socket_path))
+                if tap not in pushed:
+                    tap.attach(str(reception.socket_path))
             self.told.attached(names, choice.left_out)
             self._stretch = _Stretch(monitor, choice, nodes, names, reception, taps)
-            self._close_gap()
+            self._close_gap(reader, pushed)
             follow(self, self.order, self.told, self.time, self.wishes)
 
     @property
@@ -185,11 +190,9 @@ class Capture:
         usable = [one for one in found if one.disk == name and one.point in self.known]
         return max(usable, key=lambda one: self.known[one.point], default=None)
 
-    def _close_gap(self) -> None:
-        """Read what the taps cannot know, lay the journal over it, and make the first point."""
+    def _close_gap(self, reader: Reader, pushed: list[Tap]) -> None:
+        """Read what the taps cannot know, or let them push it, lay the journal over it, and make the first point."""
         stretch = self._stretch
-        pace = Pace(self.order.rate, self.time.monotonic, self.time.sleep)
-        reader = Reader(stretch.monitor, self.order.sockets / "export.sock", pace)
         total = sum(node.size for node in stretch.nodes)
         done = 0
 
@@ -208,14 +211,19 @@ class Capture:
 
         with write_point(self.repository, f"protect {self.vm.name}", first_copy=self.parent is None) as writer:
             disks = []
-            for number, (node, name) in enumerate(zip(stretch.nodes, stretch.names, strict=True)):
+            for tap, name in zip(stretch.taps, stretch.names, strict=True):
                 known = self.parent.disks.get(name) if self.parent else None
-                disks.append(disk := SealedDisk(name, node.size, known.tree if known else None))
-                with self._read(reader, number) as (device, ranges):
-                    disk.take_in(writer, device, ranges, advance)
-                self._mark_complete(stretch.reception, number)
-            replay = Replay([Patches() for _ in disks], 0, following=False)
-            self._seal(writer, Sealer(self.repository, writer, disks, replay), None, quiet=True)
+                disks.append(disk := SealedDisk(name, tap.disk.size, known.tree if known else None))
+                if tap not in pushed:
+                    with self._read(reader, tap.number) as (device, ranges):
+                        disk.take_in(writer, device, ranges, advance)
+                    self._mark_complete(stretch.reception, tap.number)
+            sealer = Sealer(self.repository, writer, disks, Replay([Patches() for _ in disks], 0, following=False))
+            push = Push(stretch.reception, self._spool, self.order, self._until)
+            for tap in pushed:
+                push.run(tap, sealer, advance)
+                self._mark_complete(stretch.reception, tap.number)
+            self._seal(writer, sealer, None, quiet=True)
 
     @contextmanager
     def _read(self, reader: Reader, number: int) -> Iterator[tuple[BlockDevice, Ranges | None]]:

@@ -111,9 +111,9 @@ _SHARED = Reason(
 )
 _TRANSIENT = Reason(Verdict.NO, "it is transient: what is written to it is thrown away when the VM ends")
 _PUSHED = Reason(
-    Verdict.NO,
-    "an iothread serves it, and it is no raw image or block device, so it would be pushed by its tap; that is not built yet",
-    "Until then: run the VM without an iothread for this disk, or with a raw image.",
+    Verdict.CARE,
+    "an iothread serves it, and it is no raw image or device of this host: after every loss of capture all of it is sent again",
+    "To have only its changes read: run it without an iothread, or from a raw image.",
 )
 _FLASH = Reason(
     Verdict.LEFT_OUT,

@@ -27,6 +27,9 @@ from everywhen.services.replay import Replay
 _MEMORY = 64 << 20
 """Bytes of changes that are held before they are taken in. Only what is changed again after that is stored twice."""
 
+_BLOCKS = 1 << 18
+"""Changed blocks that are held, at about 300 bytes each: zeroes have no content, and a record of them may name many."""
+
 
 @dataclass(slots=True)
 class SealedDisk:
@@ -89,7 +92,8 @@ class Sealer:
         since = self.replay.sequence
         self.replay.feed(group, until=until)
         self._minutes.add(group, since, self.replay.sequence)
-        if sum(patches.memory for patches in self.replay.patches) > _MEMORY:
+        patches = self.replay.patches
+        if sum(one.memory for one in patches) > _MEMORY or sum(map(len, patches)) > _BLOCKS:
             self._take_in()
 
     def commit(
