@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from everywhen.block.device import BLOCK_SIZE
 from everywhen.interfaces.cli.app import (
     LOOK,
     AsJson,
@@ -93,9 +92,7 @@ def _show(context: Context, found: Statistics, *, in_depth: bool) -> None:
 
 
 def _written(found: Activity) -> str:
-    words = (
-        f"{found.writes:,} writes, {size(found.size)}, to {size(found.blocks * BLOCK_SIZE)} of blocks each minute for itself"
-    )
+    words = f"{found.writes:,} writes, {size(found.size)}, in {found.blocks:,} blocks (each counted once a minute)"
     return words + (f"; not captured for {span(found.gap_ns)}" if found.gap_ns else "")
 
 
