@@ -39,10 +39,14 @@ class LibvirtCapture:
 
     def start(self, *more: str) -> Self:
         """Capture, until it follows every write."""
-        uri, domain = self.guest.libvirtd.uri, self.guest.name
-        self.process = self.program.start("protect", VM, "--libvirt", uri, "--domain", domain, "--pace", "0", *more)
+        self.begin(*more)
         self.follows()
         return self
+
+    def begin(self, *more: str) -> None:
+        """Capture; nothing is waited for."""
+        uri, domain = self.guest.libvirtd.uri, self.guest.name
+        self.process = self.program.start("protect", VM, "--libvirt", uri, "--domain", domain, "--pace", "0", *more)
 
     def refused(self, *arguments: str) -> Done:
         """What a capture says that does not begin; one that does begin ends with the test."""

@@ -117,13 +117,6 @@ def test_what_is_refused(capture: LibvirtCapture, guest: Guest, more: list[str],
     assert guest.ours() == set()
 
 
-def test_a_domain_that_does_not_run_is_refused(capture: LibvirtCapture, guest: Guest) -> None:
-    guest.raw.destroy()
-    done = capture.refused("web1", "--libvirt", guest.libvirtd.uri, "--domain", NAME)
-    assert done.code == 1, done
-    assert f'the domain "{NAME}" is not running' in done.err
-
-
 def test_a_folder_where_qemu_may_not_come(capture: LibvirtCapture, guest: Guest, tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)

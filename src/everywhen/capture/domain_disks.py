@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from everywhen.capture.answers import Drive
 from everywhen.capture.domain_xml import DomainDisk, DomainXml
+from everywhen.capture.hypervisor import StoredDisk
 from everywhen.capture.nodes import DiskNode, NoDisks, find_disks
 from everywhen.capture.qmp import Monitor
 from everywhen.capture.survey import DiskSeen, Survey
@@ -47,6 +48,19 @@ def survey_by_target(told: Survey, domain: DomainXml) -> Survey:
     devices = {names.get(name, name): kind for name, kind in told.devices.items()}
     _check(domain, {one.disk.device for one in seen} | devices.keys())
     return replace(told, disks=tuple(seen), left_out=tuple(left_out), devices=devices, flash=())
+
+
+def stored_disks(domain: DomainXml) -> dict[str, StoredDisk]:
+    """The images of a domain that is off; `domain`: as it will be started next."""
+    return {disk.target: StoredDisk(disk.source, disk.format, _why_not(disk)) for disk in domain.disks if disk.is_written}
+
+
+def _why_not(disk: DomainDisk) -> str:
+    if disk.shareable:
+        return "it may be written to by other VMs"
+    if disk.kind not in ("file", "block") or not disk.source:
+        return f"it is no file or device of this host (type {disk.kind})"
+    return ""
 
 
 def _by_alias(domain: DomainXml) -> dict[str, DomainDisk]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from everywhen.capture.nodes import DiskNode, find_disks
-from everywhen.capture.qmp import Monitor, QmpMonitor
+from everywhen.capture.qmp import Monitor, QmpMonitor, VmOff
 from everywhen.capture.survey import Survey, survey
 
 
@@ -17,6 +17,15 @@ class Identity(NamedTuple):
 
     name: str
     uuid: str
+
+
+class StoredDisk(NamedTuple):
+    """A disk's image: a file or block device, and its format (`raw`, `qcow2`, …; '' where nobody says); or why this host
+    cannot read it."""
+
+    path: str
+    image_format: str
+    why_not: str = ""
 
 
 class Hypervisor(Protocol):
@@ -28,6 +37,13 @@ class Hypervisor(Protocol):
 
     def identity(self) -> Identity:
         """Which VM it is."""
+
+    def is_off(self) -> bool:
+        """Whether it is off; then the others raise VmOff where they need it on."""
+
+    def images(self) -> dict[str, StoredDisk]:
+        """The images of its disks while it is off, by the names that `disks` gives when it is on; what is not in them
+        nobody can read. Empty where nobody knows."""
 
     def monitor(self) -> Monitor:
         """Its monitor, connected; close it."""
@@ -56,6 +72,16 @@ class QmpSocket:
 
     def identity(self) -> Identity:
         return Identity("", "")
+
+    def is_off(self) -> bool:
+        try:
+            QmpMonitor.connect(self.place).close()
+        except VmOff:
+            return True
+        return False
+
+    def images(self) -> dict[str, StoredDisk]:
+        return {}
 
     def monitor(self) -> Monitor:
         return QmpMonitor.connect(self.place)

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import libvirt
 
 from everywhen.capture.domain_xml import DomainXml, parse_domain
-from everywhen.capture.qmp import MonitorError
+from everywhen.capture.qmp import MonitorError, VmOff
 from everywhen.formats.errors import Corrupt
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class NoDomain(MonitorError):
         self.near = near
 
 
-class NotRunning(MonitorError):
+class NotRunning(VmOff):
     """The domain is known, and shut off."""
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from everywhen.capture import answers
-from everywhen.capture.domain_disks import find_domain_disks, survey_by_target
+from everywhen.capture.domain_disks import find_domain_disks, stored_disks, survey_by_target
 from everywhen.capture.domain_files import definition_files
-from everywhen.capture.hypervisor import Identity
+from everywhen.capture.hypervisor import Identity, StoredDisk
 from everywhen.capture.libvirt_host import LibvirtHost
 from everywhen.capture.libvirt_monitor import LibvirtMonitor
 from everywhen.capture.nodes import DiskNode, device_path
@@ -34,6 +34,14 @@ class LibvirtVm:
         with LibvirtHost(self.uri) as host:
             domain = host.domain(self.domain)
             return Identity(domain.name, domain.uuid)
+
+    def is_off(self) -> bool:
+        with LibvirtHost(self.uri) as host:
+            return not host.domain(self.domain).runs
+
+    def images(self) -> dict[str, StoredDisk]:
+        with LibvirtHost(self.uri) as host:
+            return stored_disks(host.domain(self.domain).parsed(running=False))
 
     def monitor(self) -> Monitor:
         return LibvirtMonitor.connect(self.uri, self.domain)

@@ -28,6 +28,10 @@ class MonitorError(Exception):
     """The monitor cannot be used: nobody is there, it does not answer, or it answers something that is no QMP."""
 
 
+class VmOff(MonitorError):
+    """Nobody is at the monitor: its VM is off, as far as can be seen from here."""
+
+
 class CommandFailed(Exception):
     """QEMU refused a command. `kind` is its error class, the message its description."""
 
@@ -127,12 +131,15 @@ class QmpMonitor:
 
     @classmethod
     def connect(cls, path: str, timeout: float = 10.0) -> QmpMonitor:
-        """The monitor at a unix socket. QEMU serves one client at a time. Raises MonitorError."""
+        """The monitor at a unix socket. QEMU serves one client at a time. Raises VmOff, MonitorError."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(timeout)
         try:
             connection.connect(path)
             return cls(connection, timeout)
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            connection.close()
+            raise VmOff(f"{path}: {error.strerror}") from error
         except OSError as error:
             connection.close()
             raise MonitorError(f"{path}: {error.strerror or error}") from error

@@ -50,6 +50,8 @@ class BackupOrder:
     changed_blocks: dict[str, str] = field(default_factory=dict)
     since: str | None = None
     formats: dict[str, str] = field(default_factory=dict)
+    contents: dict[str, bytes] = field(default_factory=dict)
+    """Configuration files that are at hand already, by name."""
     live: bool = False
     allow_outside: bool = False
 
@@ -73,7 +75,7 @@ def back_up(repository: Repository, catalog: Catalog, order: BackupOrder, report
     began = repository.surroundings.clock()
     vm, known = vm_by_name(repository, catalog, order.vm)
     parent = catalog.newest(vm)
-    contents = _read_files(order.files)
+    contents = {**order.contents, **_read_files(order.files)}
     with ExitStack() as opened:
         whys: set[str] = set()
         images = {name: _opened(order, name, path, opened, whys) for name, path in order.images.items()}
@@ -100,7 +102,7 @@ def back_up(repository: Repository, catalog: Catalog, order: BackupOrder, report
                 # Recorded time never runs backwards along a chain, whatever the clock does.
                 time_ns=max(began, parent.time_ns + 1) if parent else began,
                 number=parent.number + 1 if parent else 1,
-                epoch=1,
+                epoch=parent.epoch if parent else 1,
                 parent=parent_link(repository, parent),
                 asked="crash",
                 reached="none" if whys else "crash",

@@ -27,7 +27,8 @@ from everywhen.storage.base import StorageError
 @dataclass(frozen=True, slots=True)
 class CaptureOrder:
     """What to capture: the hypervisor; the folder of sockets and spool; the spool's limit in bytes; bytes a second to copy
-    (0: no limit); seconds between two points; the disks that were named (`choosing.choose`), none: all; how
+    (0: no limit); seconds between two points; the disks that were named (`choosing.choose`), none: all;
+    whether a VM that is off is waited for although it was never captured; how
     its guest is made quiet for points by time, None: it is not."""
 
     hypervisor: Hypervisor
@@ -36,6 +37,7 @@ class CaptureOrder:
     rate: int
     seal_s: float
     disks: Mapping[str, str] = field(default_factory=dict)
+    waits: bool = False
     quieting: Quieting | None = None
 
     @property
@@ -95,6 +97,12 @@ class Told(Protocol):
     def waiting(self, why: str) -> None: ...
 
     def paused(self, seconds: float) -> None: ...
+
+    def off(self, why: str, complete: RecoveryPoint | None) -> None:
+        """The VM is off, and waited for; `complete`: the point that shows all that was ever written, where one does."""
+
+    def alive(self) -> None:
+        """There is nothing to tell, and that goes well."""
 
 
 class CaptureLost(Exception):

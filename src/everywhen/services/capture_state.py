@@ -10,10 +10,10 @@ from dataclasses import asdict
 from everywhen.formats.fields import Json
 from everywhen.formats.point import RecoveryPoint
 from everywhen.services.capture_order import Figures, Told
+from everywhen.services.capture_states import COPYING, DETACHED, FOLLOWING, OFF, PAUSED, STARTING
 
 _RATE_OVER = 30
 """Rates are of so many measurements, which are a second apart."""
-STARTING, COPYING, FOLLOWING, DETACHED, PAUSED = "starting", "copying", "following", "detached", "paused"
 
 
 class CaptureState:
@@ -76,6 +76,14 @@ class CaptureState:
         self._become(PAUSED, None)
         self._value["until_ns"] = self._value["since_ns"] + int(seconds * 1e9)
         self._told.paused(seconds)
+
+    def off(self, why: str, complete: RecoveryPoint | None) -> None:
+        self._become(OFF, why)
+        self._value["in_sync"] = complete is not None
+        self._told.off(why, complete)
+
+    def alive(self) -> None:
+        self._told.alive()
 
     def _become(self, state: str, why: str | None) -> None:
         self._value |= {"state": state, "why": why, "since_ns": self._clock(), "until_ns": None}

@@ -50,7 +50,8 @@ _WHY = {
     SPOOL_SLOW: "this host's disk is too slow for the spool",
     SPOOL_FAILED: "the spool cannot be written",
 }
-_DURABLE_S = 10.0
+_DURABLE_S, _FAREWELL_S = 10.0, 1.0
+_OF_AN_END = ("SHUTDOWN", "RESET", "RESUME", "BLOCK_JOB_ERROR")
 _FRESH_S = 1.0
 """So soon the sink must answer before the guest is frozen, and while it is."""
 
@@ -82,6 +83,9 @@ class Capture:
         """Numbers of the VM's points."""
         self.stood = False
         """Whether all taps were attached, and a point was made."""
+        self._in_order = False
+        self.complete = False
+        """Whether the VM ended in order while every write was captured, and the newest point has the last one."""
         self._stream = repository.surroundings.randomness(16).hex()
         self._epoch = 1
         self._begin = 0
@@ -111,6 +115,7 @@ class Capture:
                 end.wish.reply({"paused": end.wish.seconds})
             with suppress(StorageError, SpoolDamaged):  # what is in the spool the next stretch begins with
                 self._last_words()
+                self.complete = self._in_order
             raise
         finally:
             if not self.stood:
@@ -146,7 +151,11 @@ class Capture:
             self.told.attached(names, choice.left_out)
             self._stretch = _Stretch(monitor, choice, nodes, names, reception, taps)
             self._close_gap(reader, pushed)
-            follow(self, self.order, self.told, self.time, self.wishes)
+            try:
+                follow(self, self.order, self.told, self.time, self.wishes)
+            except ENDS:
+                self._in_order = reception.alive and reception.state == FINE and _shut_down(monitor)
+                raise
 
     @property
     def figures(self) -> Figures:
@@ -364,6 +373,15 @@ class Capture:
     def _keep(self, point: RecoveryPoint | None) -> None:
         if point is not None:
             self.parent, self.known[point.point] = point, point.number
+
+
+def _shut_down(monitor: Monitor) -> bool:
+    """Whether the last that QEMU tells is that it ends, and no tap refused a write."""
+    told = []
+    with suppress(MonitorError):
+        while (event := monitor.next_event(_FAREWELL_S, lambda event: event.name in _OF_AN_END)) is not None:
+            told.append(event.name)
+    return told[-1:] == ["SHUTDOWN"] and "BLOCK_JOB_ERROR" not in told
 
 
 def _blocks(dirty: list[tuple[int, int]]) -> Ranges:

@@ -3,23 +3,26 @@
 
 from __future__ import annotations
 
+from everywhen.capture.qmp import VmOff
 from everywhen.formats.fields import Json
 from everywhen.formats.ids import PointId
 from everywhen.formats.point import Gap, RecoveryPoint
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
+from everywhen.services.absence import Absence, rest
 from everywhen.services.capture_order import ENDS, CaptureOrder, DisksChanged, Paused, Stopped, Time, Told
+from everywhen.services.capture_states import NOT_RUNNING
 from everywhen.services.capturing import Capture
 from everywhen.services.catalog import read_catalog
 from everywhen.services.failures import Failed, Failure, WrongUsage
 from everywhen.services.identities import record, vm_of
 from everywhen.services.naming import is_name
 from everywhen.services.spool_import import import_left
-from everywhen.services.wishes import Pause, Resume, Wishes, refuse
+from everywhen.services.wishes import Wishes
 from everywhen.services.withdrawal import withdraw
 from everywhen.storage.base import StorageError
 
-NOT_RUNNING = "capture was not running"
+STARTED = "the VM was started, and its disks were being compared"
 _BACK_OFF_S, _LONGEST_BACK_OFF_S, _LASTED_S = 1.0, 300.0, 600.0
 
 
@@ -44,18 +47,31 @@ def _captured(
     back_off, stood = _BACK_OFF_S, False
     newest: RecoveryPoint | None = None
     gap: Gap | None = None
+    complete: RecoveryPoint | None = None
     while True:
         capture = Capture(repository, order, told, time, wishes)
         began = time.monotonic()
         try:
             vm, parent, known = _beginning(repository, name, order, told)
-            if parent is not None and parent.journal is not None:
+            if parent is not None and (gap is not None or parent.journal is not None):
                 gap = Gap(max(gap.from_ns, parent.time_ns), gap.why) if gap else Gap(parent.time_ns, NOT_RUNNING)
             capture.run(vm, parent, known, gap)
         except Stopped:
             return capture.parent
         except Paused as pause:
             why, rest_s, stood = "paused", pause.wish.seconds, True
+        except VmOff as off:
+            if not (stood or order.waits or _was_captured(capture.parent)):
+                raise _not_begun(name, order, off) from off
+            absence = Absence(repository, name, order, told, time, wishes, complete)
+            absence.sit_out(str(off))
+            newest = absence.complete or capture.parent or newest
+            if wishes.ending:
+                return newest
+            if absence.complete is not None:
+                gap = Gap(absence.until_ns, STARTED)
+            complete, back_off = None, _BACK_OFF_S
+            continue
         except ENDS as error:
             why, stood = str(error), stood or capture.stood
             if not stood:
@@ -71,8 +87,9 @@ def _captured(
             return capture.parent
         if capture.stood:
             gap = Gap(capture.covered_ns, why)
+            complete = capture.parent if capture.complete else None
         newest = capture.parent or newest
-        _rest(rest_s, time, wishes, told)
+        rest(rest_s, time, wishes, told)
         if wishes.ending:
             return newest
 
@@ -92,29 +109,17 @@ def _beginning(
     return vm, points[-1] if points else None, {point.point: point.number for point in points}
 
 
-def _rest(seconds: float, time: Time, wishes: Wishes, told: Told) -> None:
-    """Do not capture for so long; the end, and a wish to go on, end it early."""
-    until = time.monotonic() + seconds
-    while not wishes.ending and (left := until - time.monotonic()) > 0:
-        wish = wishes.wait(left)
-        match wish:
-            case Resume():
-                wish.reply({"resumed": True})
-                return
-            case Pause():
-                until = time.monotonic() + wish.seconds
-                told.paused(wish.seconds)
-                wish.reply({"paused": wish.seconds})
-            case None:
-                pass
-            case _:
-                refuse(wish, "capture does not stand just now")
+def _was_captured(point: RecoveryPoint | None) -> bool:
+    """Whether the VM was ever found where it is said to be."""
+    return point is not None and point.journal is not None
 
 
 def _withdrawn(order: CaptureOrder) -> Json:
     """Take away what a capture that has ended leaves with its VM, and say what became of that."""
     try:
         return {"taken_off": withdraw(order.hypervisor)}
+    except VmOff:
+        return {"taken_off": 0}
     except ENDS as error:
         return {"error": f"the VM cannot be reached, and may still have bitmaps of ours ({error})"}
 

@@ -30,6 +30,8 @@ from everywhen.interfaces.cli.hypervisors import Domain, Libvirt, Qmp, hyperviso
 from everywhen.interfaces.cli.progress import Progress
 from everywhen.interfaces.cli.quieting import Agent, AskedFor, HostHook, agent_address, quieting, thaw_again
 from everywhen.interfaces.control_socket import Listener
+from everywhen.interfaces.service_manager import ServiceManager
+from everywhen.interfaces.service_words import ServiceWords
 from everywhen.services.ages import SECOND, parse_span, span
 from everywhen.services.capture_order import CaptureOrder, Figures, Time
 from everywhen.services.capture_state import CaptureState
@@ -71,6 +73,13 @@ class _Told:
     def waiting(self, why: str) -> None:
         self._context.output.warn(f"{self._vm}: no recovery point could be made ({why}). Capture goes on")
 
+    def off(self, why: str, complete: RecoveryPoint | None) -> None:
+        sync = f" In sync since recovery point {complete.point}." if complete else ""
+        self._context.output.note(f"{self._vm}: waiting for the VM ({why}).{sync}")
+
+    def alive(self) -> None:
+        """Nothing to say."""
+
     def lost(self, why: str) -> None:
         self._context.output.warn(
             f"{self._vm}: capture was lost ({why}). What changes is remembered; it begins again by itself"
@@ -109,6 +118,7 @@ def protect_command(
 ) -> None:
     """Capture every write of a running VM, until Ctrl-C."""
     context = context_of(locals())
+    manager = ServiceManager.of(context.env)
     address = agent_address(vm, agent, libvirt, domain)
     calm = quieting(context, vm, consistency, address, host_hook)
     order = CaptureOrder(
@@ -119,17 +129,20 @@ def protect_command(
         seal_s=parse_span(seal_every) / SECOND,
         quieting=calm,
         disks=_disks(disk or []),
+        waits=libvirt is not None or manager.there,
     )
     thaw_again(context, vm)
     with context.repository() as repository, context.progress(f"first copy of {vm}") as job, ExitStack() as stack:
         where = {"agent": asdict(address) if address else None}
         identity = {"vm": vm, "repository": repository.id.hex(), **where}
-        state = CaptureState(_Told(context, vm, job), repository.surroundings.clock, identity)
+        told = ServiceWords(_Told(context, vm, job), manager, time.monotonic)
+        state = CaptureState(told, repository.surroundings.clock, identity)
         wishes = stack.enter_context(Listener(order.folder, state.document))
 
         def stop(_number: int, _frame: FrameType | None) -> None:
             if wishes.ending:
                 raise KeyboardInterrupt  # twice: end at once
+            manager.tell(STOPPING="1", STATUS="Making the last recovery point")
             wishes.end()
 
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A VM that is off: a recovery point has its disks, captured or read from its images, and its start is waited for.
+
+Nobody writes to the images meanwhile, or it shows in their times and sizes: then they are read again, by the code of `backup`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from everywhen.block.device import DeviceError
+from everywhen.block.image_errors import ImageError
+from everywhen.capture.qmp import MonitorError
+from everywhen.formats.point import RecoveryPoint
+from everywhen.repository.repository import Repository
+from everywhen.services.backup import BackupOrder, back_up
+from everywhen.services.capture_order import CaptureOrder, Stopped, Time, Told
+from everywhen.services.catalog import read_catalog
+from everywhen.services.failures import Failure
+from everywhen.services.wishes import Pause, Resume, Wishes, refuse
+from everywhen.storage.base import StorageError
+
+_LOOK_S = 2.0
+_AGAIN_S = 60.0
+"""So long after a try to read images that did not succeed."""
+
+
+@dataclass(slots=True)
+class Absence:
+    """One time that a VM is off. `complete`: the newest point, when it shows all that was ever written; `until_ns`: the last
+    instant at which the VM was seen off."""
+
+    repository: Repository
+    name: str
+    order: CaptureOrder
+    told: Told
+    time: Time
+    wishes: Wishes
+    complete: RecoveryPoint | None
+    until_ns: int = 0
+    _obstacle: str = ""
+    """Why its images were not read."""
+
+    def sit_out(self, why: str) -> None:
+        """Until the VM is on, or the end is wanted."""
+        seen = self._seen() if self.complete else None
+        next_try = self.time.monotonic()
+        self._tell(why)
+        while not self.wishes.ending:
+            now = self._seen()
+            if now and now != seen and self.time.monotonic() >= next_try:
+                next_try = self.time.monotonic() + _AGAIN_S
+                self.complete = None
+                if self._read():
+                    seen = now
+                if self.wishes.ending:
+                    return
+                self._tell(why)
+            if not self._is_off():
+                return
+            self.until_ns = self.repository.surroundings.clock()
+            if rest(_LOOK_S, self.time, self.wishes, self.told):
+                self._tell(why)
+
+    def _tell(self, why: str) -> None:
+        self.told.off(f"{why}; its images were not read: {self._obstacle}" if self._obstacle else why, self.complete)
+
+    def _is_off(self) -> bool:
+        try:
+            return self.order.hypervisor.is_off()
+        except MonitorError:
+            return True  # libvirt itself may be away: that does not start a VM
+
+    def _seen(self) -> tuple[object, ...]:
+        """What shows whether an image was written to; nothing where images cannot be read."""
+        found = []
+        try:
+            for name, disk in sorted(self.order.hypervisor.images().items()):
+                if not disk.why_not and (not self.order.disks or name in self.order.disks):
+                    status = os.stat(disk.path)
+                    found.append((name, *disk, status.st_ino, status.st_size, status.st_mtime_ns))
+        except (MonitorError, OSError):
+            return ()
+        return tuple(found)
+
+    def _read(self) -> bool:
+        """A point of the images; whether it was made. It is not while somebody has them open."""
+        wanted = self.order.disks
+
+        def report(done: int, total: int | None) -> None:
+            if (wish := self.wishes.wait(0)) is not None:
+                refuse(wish, "the VM is off, and its images are being read just now")
+            if self.wishes.ending:
+                raise Stopped
+            self.told.copying(done, total or 0)
+
+        try:
+            disks = {name: disk for name, disk in self.order.hypervisor.images().items() if not wanted or name in wanted}
+            unread = next((f"{name}: {disk.why_not}" for name, disk in disks.items() if disk.why_not), None)
+            if unread is not None or not disks or (wanted and disks.keys() != wanted.keys()):
+                self._obstacle = unread or "which disks are meant is seen only while it runs"
+                return True  # nor can they be later
+            order = BackupOrder(
+                vm=self.name,
+                images={name: disk.path for name, disk in disks.items()},
+                # libvirt takes an image for raw where nothing is said, and so must we: what is in it is the guest's.
+                formats={name: disk.image_format or "raw" for name, disk in disks.items()},
+                contents=self.order.hypervisor.definition(),
+                allow_outside=True,
+            )
+            result = back_up(self.repository, read_catalog(self.repository), order, report)
+        except Stopped:
+            return False
+        except Failure as failure:
+            self._obstacle = failure.what.rstrip(".")
+            return False
+        except (MonitorError, ImageError, DeviceError, StorageError, OSError) as error:
+            self._obstacle = str(error)
+            return False
+        self._obstacle = ""
+        self.told.sealed(result.point, 0)
+        if result.point.reached != "none":
+            self.complete = result.point
+        return True
+
+
+def rest(seconds: float, time: Time, wishes: Wishes, told: Told) -> bool:
+    """Do not capture for so long; the end, and a wish to go on, end it early. Whether there was a pause."""
+    until, paused = time.monotonic() + seconds, False
+    while not wishes.ending and (left := until - time.monotonic()) > 0:
+        told.alive()
+        wish = wishes.wait(min(left, 1.0))
+        match wish:
+            case Resume():
+                wish.reply({"resumed": True})
+                return paused
+            case Pause():
+                until, paused = time.monotonic() + wish.seconds, True
+                told.paused(wish.seconds)
+                wish.reply({"paused": wish.seconds})
+            case None:
+                pass
+            case _:
+                refuse(wish, "capture does not stand just now")
+    return paused
