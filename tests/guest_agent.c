@@ -7,6 +7,7 @@
  *   hook freeze | thaw                   says on the console that it was called; ends with the digit in the file /hook-ends, or 0
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -16,7 +17,20 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static const char channel[] = "/dev/vport2p1"; /* the third virtio device, after two disks */
+/* The agent's channel: the only port, on a bus whose number is how many virtio devices came before. Empty before it is there. */
+static char channel[40];
+
+static int found(void)
+{
+    DIR *devices = opendir("/dev");
+    struct dirent *device;
+    while (devices && (device = readdir(devices)))
+        if (strncmp(device->d_name, "vport", 5) == 0)
+            snprintf(channel, sizeof channel, "/dev/%.30s", device->d_name);
+    if (devices)
+        closedir(devices);
+    return *channel != 0;
+}
 
 static int failed(const char *what)
 {
@@ -83,7 +97,7 @@ int main(int count, char **words)
     mkdir("/sys", 0755);
     mount("sys", "/sys", "sysfs", 0, "");
     if (fork() == 0) {
-        while (access(channel, R_OK | W_OK) < 0)
+        while (!found())
             usleep(10000);
         int log = open("/dev/console", O_WRONLY);
         dup2(log, 1);

@@ -26,7 +26,7 @@ needs_agent = pytest.mark.skipif(
 )
 
 
-def _with_agent(hook: bool) -> Callable[[Path], Path]:
+def with_agent(*, hook: bool) -> Callable[[Path], Path]:
     """What the guest boots from: archives of the kernel may follow each other, and what comes later counts."""
 
     def made(folder: Path) -> Path:
@@ -65,7 +65,7 @@ class AgentGuest(Guest):
         self.agent = folder / "agent.sock"
         more = ["-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,path={self.agent},server=on,wait=off"]
         more += ["-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"]
-        super().__init__(folder, ramdisk=_with_agent(hook), image_format=image_format, more=more)
+        super().__init__(folder, ramdisk=with_agent(hook=hook), image_format=image_format, more=more)
         try:
             eventually(lambda: self.state() == "thawed", "the agent answers", 30)
         except BaseException:
