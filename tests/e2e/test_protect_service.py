@@ -99,6 +99,19 @@ def test_a_vm_that_is_off_on_and_off_again(program: Program, systemd: Systemd, t
     assert len(gaps) == 2
 
 
+def test_a_vm_that_went_elsewhere_is_not_in_sync(program: Program, tmp_path: Path) -> None:
+    with Hypervisor(tmp_path, [MIB]) as running:
+        with Capture(program, "web1", running.qmp, "--pace", "0") as capture:
+            capture.followed()
+            running.monitor.execute("cont")
+            running.monitor.execute("migrate", {"uri": "exec:cat > /dev/null"})
+            eventually(lambda: running.monitor.execute("query-migrate").get("status") == "completed", "it is elsewhere")
+            running.quit()
+            capture.reaches("off")
+            assert capture.ask({"wish": "status"})["in_sync"] is False
+        running.start()
+
+
 def test_on_a_terminal_only_what_was_captured_before_is_waited_for(tmp_path: Path) -> None:
     program = Program(tmp_path).init()
     done = program.run("protect", "web1", "--qmp", tmp_path / "qmp.sock")

@@ -147,6 +147,12 @@ class Domain:
         """Whether there is a QEMU; it may be paused. Raises MonitorError."""
         return bool(within(ANSWER_S, self.domain.isActive))
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it is off here because it was migrated to another host. Raises MonitorError."""
+        state, reason = within(ANSWER_S, self.domain.state)
+        return bool(state == libvirt.VIR_DOMAIN_SHUTOFF and reason == libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED)
+
     def xml(self, *, running: bool) -> str:
         """Its definition, with all secrets: as it runs now, or as it will be started next. Raises NotRunning, MonitorError."""
         if running and not self.runs:

@@ -41,7 +41,11 @@ class LibvirtVm:
 
     def images(self) -> dict[str, StoredDisk]:
         with LibvirtHost(self.uri) as host:
-            return stored_disks(host.domain(self.domain).parsed(running=False))
+            domain = host.domain(self.domain)
+            disks = stored_disks(domain.parsed(running=False))
+            if domain.is_elsewhere:
+                return {name: disk._replace(why_not="the VM runs on another host") for name, disk in disks.items()}
+            return disks
 
     def monitor(self) -> Monitor:
         return LibvirtMonitor.connect(self.uri, self.domain)

@@ -51,7 +51,7 @@ _WHY = {
     SPOOL_FAILED: "the spool cannot be written",
 }
 _DURABLE_S, _FAREWELL_S = 10.0, 1.0
-_OF_AN_END = ("SHUTDOWN", "RESET", "RESUME", "BLOCK_JOB_ERROR")
+_OF_AN_END = ("SHUTDOWN", "STOP", "RESET", "RESUME", "BLOCK_JOB_ERROR")
 _FRESH_S = 1.0
 """So soon the sink must answer before the guest is frozen, and while it is."""
 
@@ -153,6 +153,8 @@ class Capture:
             self._close_gap(reader, pushed)
             try:
                 follow(self, self.order, self.told, self.time, self.wishes)
+            except DisksChanged:
+                raise
             except ENDS:
                 self._in_order = reception.alive and reception.state == FINE and _shut_down(monitor)
                 raise
@@ -376,12 +378,16 @@ class Capture:
 
 
 def _shut_down(monitor: Monitor) -> bool:
-    """Whether the last that QEMU tells is that it ends, and no tap refused a write."""
-    told = []
+    """Whether the last that QEMU tells is that it ends, and no tap refused a write.
+
+    Where the guest stood still before that, it may have been migrated, and run on another host.
+    """
+    told = [""]
     with suppress(MonitorError):
-        while (event := monitor.next_event(_FAREWELL_S, lambda event: event.name in _OF_AN_END)) is not None:
+        while (event := monitor.next_event(_FAREWELL_S, lambda one: one.name in _OF_AN_END)) is not None:
             told.append(event.name)
-    return told[-1:] == ["SHUTDOWN"] and "BLOCK_JOB_ERROR" not in told
+    last = told[-2:] if told[-1] != "STOP" else told[-3:-1]
+    return last[-1] == "SHUTDOWN" and last[0] != "STOP" and "BLOCK_JOB_ERROR" not in told
 
 
 def _blocks(dirty: list[tuple[int, int]]) -> Ranges:
