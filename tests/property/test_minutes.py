@@ -23,8 +23,8 @@ RECORDS = st.lists(
     st.tuples(
         st.sampled_from([WRITE, ZERO, MARK]),
         st.integers(0, 2),
-        st.integers(0, 5 * BLOCK),
-        st.integers(1, 2 * BLOCK),
+        st.integers(0, 5 * BLOCK) | st.sampled_from([0, BLOCK, 2 * BLOCK]),
+        st.integers(1, 2 * BLOCK) | st.sampled_from([BLOCK, 2 * BLOCK]),
         st.integers(0, 4 * SECOND),
     ),
     min_size=1,
@@ -59,6 +59,13 @@ def test_counts(parts: list[tuple[int, list[tuple[int, int, int, int, int]]]], s
         for minute, row in rows.items()
     }
     assert found == {place: (writes, size, len(blocks), 0) for place, (writes, size, blocks) in expected.items()}
+
+
+def test_a_block_is_not_counted_for_its_neighbours() -> None:
+    counts = MinuteCounts()
+    counts.add(made(0, START, [(WRITE, 0, BLOCK, BLOCK, 0), (WRITE, 1, BLOCK - 1, 2, 0), (ZERO, 2, 0, 3 * BLOCK, 0)]), 0, 9)
+    (day,) = counts.days(["vda", "vdb", "vdc"]).values()
+    assert [row[2] for rows in day.disks.values() for row in rows.values()] == [1, 2, 3]
 
 
 def test_many_blocks_are_counted_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ than ANSWER_S, and a wish that nobody waits for any more is not granted: a pause
 from __future__ import annotations
 
 import json
+import os
 import queue
 import socket
 import threading
@@ -26,6 +27,8 @@ from everywhen.services.wishes import LONGEST_PAUSE_S, End, Mark, Pause, Reply, 
 
 NAME = "control.sock"
 _LONGEST = 1 << 16
+_LONGEST_PATH = 107
+"""Bytes: the kernel's limit."""
 ANSWER_S = 120.0
 """A point that is being made comes first, and may take a while."""
 _GRANTED_S = 60.0
@@ -44,16 +47,19 @@ class NoAnswer(NobodyThere):
 
 def ask(folder: Path, request: Json, *, patience_s: float = ANSWER_S) -> Json:
     """The answer of the capture in a VM's folder, within so many seconds. Raises NobodyThere."""
+    path = str(folder / NAME)
+    if len(os.fsencode(path)) > _LONGEST_PATH:
+        raise NobodyThere(f"no capture can be at {path}: the name is too long for a socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(patience_s)
         try:
-            connection.connect(str(folder / NAME))
+            connection.connect(path)
             connection.sendall(json.dumps(request).encode() + b"\n")
             return parse_json("the capture's answer", _line(connection))
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise NobodyThere(f"no capture answers at {folder / NAME}: {error}") from error
+            raise NobodyThere(f"no capture answers at {path}: {error}") from error
         except (OSError, Corrupt) as error:
-            raise NoAnswer(f"no answer at {folder / NAME}: {error}") from error
+            raise NoAnswer(f"no answer at {path}: {error}") from error
 
 
 class Listener:

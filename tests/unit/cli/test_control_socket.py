@@ -100,6 +100,9 @@ def test_who_waits_when_it_ends_is_told(folder: Path, pool: ThreadPoolExecutor) 
 
 
 def test_one_that_is_silent_is_told_from_none(folder: Path) -> None:
+    with pytest.raises(NobodyThere) as nowhere:
+        ask(folder / ("x" * 100), {"wish": "status"})
+    assert not isinstance(nowhere.value, NoAnswer)
     folder.mkdir()
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(folder / NAME))
