@@ -36,6 +36,9 @@ from everywhen.formats.segment import HEADER_SIZE, SegmentHeader, encode_frame, 
 
 _GROUP_BYTES = 1 << 20
 """With 4 MiB a write of 16 KiB cost twice as much (50 µs, not 26): each group's memory came from the kernel anew."""
+_LEVEL = -1
+"""zstd's. Real files: 35 µs of the processor for 16 KiB, with level 1 42 µs and 6 % less bytes; half zeroes: 7 µs instead of 16
+for as many bytes. A journal is kept for hours or days, and its records are packed anew when they are sealed."""
 _GROUP_SECONDS = 0.25
 _SYNC_SECONDS = 0.5
 """Age of the oldest record that is not durable at which it is time. It is looked at once in 250 ms, and syncing takes a while:
@@ -166,7 +169,7 @@ class SpoolWriter:
                 self._write_group(group)
 
     def _write_group(self, group: _Group) -> None:
-        plain = encode_group(group.first, group.time_ns, group.records, group.parts, 1)
+        plain = encode_group(group.first, group.time_ns, group.records, group.parts, _LEVEL)
         file = self._file
         if file is None or file.size + len(plain) > _FILE_BYTES:
             file = self._begin_file(group.first, group.time_ns)
