@@ -153,6 +153,30 @@ def test_a_hung_sink_stalls_a_write_for_the_watchdogs_limit_at_most(program: Pro
     same(program, hypervisor)
 
 
+def test_when_the_watchdog_hangs_too_nothing_is_asked_of_qemu_that_waits_for_them(
+    program: Program, hypervisor: Hypervisor
+) -> None:
+    process = started(program, hypervisor, "--seal-every", "1s")
+    for module in ("watchdog", "sink_process"):
+        os.kill(child(process.pid, module), signal.SIGSTOP)
+    before, slowest = hypervisor.writes_answered(0), 0.0
+    hypervisor.io(0, f"aio_write -P 7 {12 * MIB} 65536")
+    began = time.monotonic()
+    while time.monotonic() - began < 20:
+        asked = time.monotonic()
+        answered = hypervisor.writes_answered(0) > before
+        slowest = max(slowest, time.monotonic() - asked)
+        if answered:
+            break
+    assert answered, "the guest's write"
+    assert slowest < 1, "its monitor was blocked, so all of it was"
+    eventually(lambda: state(program) == "detached", "the loss is noticed", 60)
+    eventually(lambda: state(program) == "following", "capture begins again by itself", 60)
+    stopped(process)
+    assert hypervisor.write_errors(0) == 0
+    same(program, hypervisor)
+
+
 def test_a_full_spool_costs_the_guest_nothing(program: Program, hypervisor: Hypervisor) -> None:
     process = started(program, hypervisor, "--spool-limit", "1M")
     points = len(program.ok("points"))

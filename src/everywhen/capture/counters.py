@@ -16,9 +16,10 @@ _PER_CONNECTION = 128
 _SIZE = 65536
 
 # Words of the sink as a whole
-TAKEN, DURABLE, WRITTEN_BYTES, STATE, TAKEN_BYTES, CLOSED, ROLL, ROLLED = range(8)
+TAKEN, DURABLE, WRITTEN_BYTES, STATE, TAKEN_BYTES, CLOSED, ROLL, ROLLED, BEAT_NS = range(9)
 """Sequence numbers after the newest record that was taken, and that is durable; bytes of spool written; see below; bytes of
-data taken; segments that are closed; how often `protect` asked for the open one to be closed, and how often it was."""
+data taken; segments that are closed; how often `protect` asked for the open one to be closed, and how often it was; when
+the sink looked at its sockets last."""
 # Words of a connection
 RECEIVED, REQUESTS, ANSWERED, OLDEST_NS, WORST_NS = range(5)
 

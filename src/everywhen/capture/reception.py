@@ -9,13 +9,26 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from time import monotonic_ns
 from types import TracebackType
 from typing import Self
 
-from everywhen.capture.counters import CLOSED, DURABLE, ROLL, ROLLED, STATE, TAKEN, TAKEN_BYTES, WRITTEN_BYTES, Counters
+from everywhen.capture.counters import (
+    BEAT_NS,
+    CLOSED,
+    DURABLE,
+    ROLL,
+    ROLLED,
+    STATE,
+    TAKEN,
+    TAKEN_BYTES,
+    WRITTEN_BYTES,
+    Counters,
+)
 from everywhen.capture.sink_process import SinkOrder
 
 _END_S = 30.0
+_SILENT_S = 1.0
 
 
 class Reception:
@@ -95,6 +108,12 @@ class Reception:
         return self.counters.get(ROLL) == self.counters.get(ROLLED)
 
     @property
+    def silent_s(self) -> float:
+        """For how long the sink has not looked at its sockets; it does ten times a second when it is well."""
+        beat = self.counters.get(BEAT_NS)
+        return (monotonic_ns() - beat) / 1e9 if beat else 0.0
+
+    @property
     def state(self) -> int:
         """Why the sink lets go of its taps (`counters.FINE`: it does not)."""
         return self.counters.get(STATE)
@@ -102,6 +121,10 @@ class Reception:
     def close(self) -> None:
         """End both; what was received is durable then. Whoever is still connected is hung up on."""
         self._parent.close()
+        if self.silent_s > _SILENT_S:
+            # Guests' writes wait for it, and the watchdog, which holds a duplicate of each connection, did not take it away.
+            _kill(self.sink)
+            _kill(self.watchdog)
         for process in (self.watchdog, self.sink):
             try:
                 process.wait(_END_S)

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic_ns
 
-from everywhen.capture.counters import FINE, STATE, Counters
+from everywhen.capture.counters import BEAT_NS, FINE, STATE, Counters
 from everywhen.formats.fields import canonical_json
 from everywhen.formats.segment import MARK, WRITE, ZERO
 from everywhen.nbd import protocol as p
@@ -61,6 +61,7 @@ class Sink:
         """Serve. On return all connections are shut down."""
         try:
             while self._counters.get(STATE) == FINE:
+                self._counters.put(BEAT_NS, monotonic_ns())
                 for descriptor, _ in self._poll.poll(0.1):
                     connection = self._connections.get(descriptor)
                     if connection is None:

@@ -52,6 +52,8 @@ _WHY = {
 }
 _DURABLE_S, _FAREWELL_S = 10.0, 1.0
 _OF_AN_END = ("SHUTDOWN", "STOP", "RESET", "RESUME", "BLOCK_JOB_ERROR")
+_WELL_S, _HUNG_S = 0.2, 2.0
+"""The sink looks at its sockets every 0.1 s. A machine may be busy; but the watchdog trips after 0.2 s."""
 _FRESH_S = 1.0
 """So soon the sink must answer before the guest is frozen, and while it is."""
 
@@ -258,6 +260,8 @@ class Capture:
         now, taken = self.repository.surroundings.clock(), reception.taken
         if not reception.alive or reception.state != FINE:
             raise CaptureLost(_WHY[reception.state])
+        if reception.silent_s > _HUNG_S:
+            raise CaptureLost("the sink hangs, and the watchdog did not take it away")
         for tap in self._stretch.taps:
             if (why := tap.ended(0)) is not None:
                 raise CaptureLost(f"{tap.disk.device}: {why}")
@@ -312,6 +316,7 @@ class Capture:
         began, stretch, monitor = self.time.monotonic(), self._stretch, self._stretch.monitor
         names = {node.node: name for node, name in zip(stretch.nodes, stretch.names, strict=True)}
         old = {node: bitmaps.recordings(monitor, node) for node in names}
+        self._wait_for_sink()
         bitmaps.begin(monitor, names, writer.point)
         try:
             there = attached(monitor)
@@ -358,6 +363,14 @@ class Capture:
                 return reception.taken
 
             yield mark
+
+    def _wait_for_sink(self) -> None:
+        """Until the sink is well: what follows drains, and would freeze the guest behind a sink that hangs (F2)."""
+        end = self.time.monotonic() + _HUNG_S
+        while self._stretch.reception.silent_s > _WELL_S:
+            if self.time.monotonic() > end:
+                raise CaptureLost("the sink hangs, and the watchdog did not take it away")
+            self.time.sleep(0.01)
 
     def _feed(self, sealer: Sealer, until: int) -> None:
         """All records that were received before the number `until`, as soon as they are durable. Raises CaptureLost."""
