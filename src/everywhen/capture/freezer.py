@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import monotonic
 
@@ -75,9 +76,10 @@ class Freezer:
     def thaw(self) -> Thawed:
         """Let the guest go on."""
         try:
-            self._wish(THAW)
+            with suppress(NotFrozen):  # it has ended: what it said last is still there
+                self._wish(THAW)
             return self._thawed(self._next(_THAW_S))
-        except (_Lost, NotFrozen) as lost:
+        except _Lost as lost:
             return self._thawed_by_another(str(lost))
 
     def wait_thawed(self) -> Thawed:
