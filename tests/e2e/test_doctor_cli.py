@@ -100,7 +100,7 @@ def test_one_of_each(program: Program, zoo: Hypervisor) -> None:
         "vd1": "no",
         "vd2": "no",
         "old": "yes",
-        "new": "no",
+        "new": "with care",
         "net": "yes",
         "shared": "no",
         "again": "no",
@@ -112,7 +112,7 @@ def test_one_of_each(program: Program, zoo: Hypervisor) -> None:
     assert '"mirror0" (mirror)' in why["vd1"]
     assert '"drive-virtio2" (backup)' in why["vd2"]
     assert "iothread" in why["new"]
-    assert "not built yet" in why["new"]
+    assert found["new"]["first_copy"] == "pushed by its tap"
     assert "also as again" in why["shared"]
     assert "share-rw" in why["again"]
     assert "vhost-user" in why["user"]
@@ -135,7 +135,7 @@ def test_as_a_table(program: Program, zoo: Hypervisor) -> None:
     before = everything(zoo)
     done = program.run("doctor", "web1", "--qmp", zoo.qmp)
     assert done.code == 5
-    assert "web1: 3 of 9 disks can be protected. Disks that the guest itself reaches" in done.out
+    assert "web1: 4 of 9 disks can be protected. Disks that the guest itself reaches" in done.out
     assert done.out.endswith("Nothing was changed.\n")
     assert "spool: with care: " in done.out, "the spool would lie beside the images"
     assert everything(zoo) == before

@@ -28,8 +28,8 @@ class Push:
         self._reception = reception
         self._spool = spool
         self._limit = order.spool_limit
-        # A look sees less than an eighth of the spool come in, also where no pace is set.
-        self._rate = min(order.rate or self._limit, max(1, self._limit // 2))
+        # However slowly it is looked at: also where no pace is set, it takes 4 s to fill the spool.
+        self._rate = min(order.rate or self._limit, max(1, self._limit // 4))
         self._until = until
 
     def run(self, tap: Tap, sealer: Sealer, advance: Callable[[int], None]) -> None:
@@ -44,7 +44,7 @@ class Push:
             now = tap.sent()
             advance(max(0, now - done))
             done = max(done, now)
-            if self._spool.size() > self._limit // 4:
+            if self._spool.size() > self._limit // 8:
                 tap.rest()
                 self._consume(sealer)
                 tap.go_on()
