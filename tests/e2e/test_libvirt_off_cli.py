@@ -31,7 +31,7 @@ def guest(libvirtd: Libvirtd) -> Iterator[Guest]:
     base = libvirtd.folder / "base.raw"
     base.write_bytes(bytes([9]) * MIB + bytes(MIB))
     with Guest(libvirtd, "office", [(2 * MIB, "raw"), (2 * MIB, "qcow2")]) as made:
-        backing = ["-b", base, "-F", "raw"]
+        backing = ["-b", str(base), "-F", "raw"]
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *backing, made.images[1]], check=True)
         made.images[0].write_bytes(bytes([5]) * MIB + bytes(MIB))
         yield made

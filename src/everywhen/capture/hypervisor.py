@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 from everywhen.capture.nodes import DiskNode, find_disks
 from everywhen.capture.qmp import Monitor, QmpMonitor, VmOff
+from everywhen.capture.socket_access import let_in
 from everywhen.capture.survey import Survey, survey
 
 
@@ -57,7 +58,7 @@ class Hypervisor(Protocol):
     def definition(self) -> dict[str, bytes]:
         """Files that say what the VM is, by name, as they are now."""
 
-    def admit(self, path: Path) -> None:
+    def admit(self, path: Path, monitor: Monitor) -> None:
         """Let its process use this socket of ours, or make sockets in this folder of ours. Raises NoAccess."""
 
     def forget(self, monitor: Monitor, disks: list[DiskNode]) -> None:
@@ -95,8 +96,9 @@ class QmpSocket:
     def definition(self) -> dict[str, bytes]:
         return {}
 
-    def admit(self, path: Path) -> None:
-        """Whoever gave the monitor to this user runs QEMU as the same, or sees to it."""
+    def admit(self, path: Path, monitor: Monitor) -> None:
+        if isinstance(monitor, QmpMonitor):
+            let_in(path, monitor.peer)
 
     def forget(self, monitor: Monitor, disks: list[DiskNode]) -> None:
         """Whoever detaches a disk by a monitor closes its files, and hears that they are in use."""

@@ -15,7 +15,7 @@ from everywhen.capture.libvirt_host import LibvirtHost
 from everywhen.capture.libvirt_monitor import LibvirtMonitor
 from everywhen.capture.nodes import DiskNode, device_path
 from everywhen.capture.qmp import CommandFailed, Monitor
-from everywhen.capture.socket_access import ProcessUser, let_connect, let_into
+from everywhen.capture.socket_access import ProcessUser, let_in
 from everywhen.capture.survey import Survey, survey
 
 
@@ -62,13 +62,10 @@ class LibvirtVm:
         with LibvirtHost(self.uri) as host:
             return definition_files(host.domain(self.domain))
 
-    def admit(self, path: Path) -> None:
+    def admit(self, path: Path, monitor: Monitor) -> None:  # noqa: ARG002 - libvirt says whose process it is
         with LibvirtHost(self.uri) as host:
             user = ProcessUser.of_label(host.domain(self.domain).parsed(running=True).owner)
-        if path.is_dir():
-            let_into(path, user)
-        else:
-            let_connect(path, user)
+        let_in(path, user)
 
     def forget(self, monitor: Monitor, disks: list[DiskNode]) -> None:
         """libvirt tries once to close them, and takes no notice when it cannot: they would stay open, and locked."""

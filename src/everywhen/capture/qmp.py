@@ -17,6 +17,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
+from everywhen.capture.socket_access import ProcessUser
 from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json, mapping, parse_json, text, whole
 
@@ -156,6 +157,11 @@ class QmpMonitor:
     def close(self) -> None:
         """Hang up."""
         self._socket.close()
+
+    @property
+    def peer(self) -> ProcessUser:
+        """As whom QEMU runs."""
+        return ProcessUser.of_peer(self._socket)
 
     def fileno(self) -> int:
         """For `select`: readable when events may have come."""

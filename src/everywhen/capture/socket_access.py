@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""QEMU under libvirt is a process of another user, without rights beyond that: it must be let to our sockets, and to no more.
+"""QEMU may be a process of another user, as it is under libvirt: it must be let to our sockets, and to no more.
 
 It needs x on every folder above (libvirt-qemu is refused below a folder of mode 0700), w on the sink's socket, and w on the
 folder in which it makes the socket of an export. Whether a security module (AppArmor, SELinux) lets it, QEMU alone can say.
@@ -10,11 +10,14 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import socket
 import stat
+import struct
 from pathlib import Path
 from typing import NamedTuple
 
 _ACL = "system.posix_acl_access"
+_OWN = ("Uid", "Gid", "Groups")
 
 
 class NoAccess(Exception):
@@ -45,6 +48,23 @@ class ProcessUser(NamedTuple):
             groups = [gid]  # a number without a name is in no other group
         return cls(uid, gid, frozenset(groups))
 
+    @classmethod
+    def of_peer(cls, connection: socket.socket) -> ProcessUser:
+        """Who is at the other end of a unix socket: the user it runs as now; what it listened as, where it is not seen."""
+        pid, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+        try:
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        except OSError:
+            return cls(uid, gid, frozenset({gid}))
+        found = {
+            name: [int(word) for word in rest.split()]
+            for name, _, rest in (one.partition(":") for one in lines)
+            if name in _OWN
+        }
+        effective = 1
+        uid, gid = found["Uid"][effective], found["Gid"][effective]
+        return cls(uid, gid, frozenset({gid, *found["Groups"]}))
+
     def may(self, path: Path, right: int) -> bool:
         """Whether it has these rights (bits of one rwx triple) on a file; where there is an ACL it is believed to grant them.
 
@@ -55,6 +75,14 @@ class ProcessUser(NamedTuple):
             return True
         shift = 6 if status.st_uid == self.uid else 3 if status.st_gid in self.groups else 0
         return (stat.S_IMODE(status.st_mode) >> shift) & right == right or _ACL in os.listxattr(path)
+
+
+def let_in(path: Path, user: ProcessUser) -> None:
+    """Let QEMU use a socket of ours, or make and find sockets in a folder. Raises NoAccess."""
+    if path.is_dir():
+        let_into(path, user)
+    else:
+        let_connect(path, user)
 
 
 def let_into(folder: Path, user: ProcessUser) -> None:

@@ -140,9 +140,9 @@ class Capture:
     def _capture(self, monitor: Monitor, choice: Choice) -> None:
         nodes, names = list(choice.disks.values()), list(choice.disks)
         self.order.sockets.mkdir(mode=0o700, exist_ok=True)
-        self.order.hypervisor.admit(self.order.sockets)
+        self.order.hypervisor.admit(self.order.sockets, monitor)
         with Reception(self.order.sockets / "sink.sock", self._sink_order(nodes)) as reception:
-            self.order.hypervisor.admit(reception.socket_path)
+            self.order.hypervisor.admit(reception.socket_path, monitor)
             taps = [Tap(monitor, node, number) for number, node in enumerate(nodes)]
             pace = Pace(self.order.rate, self.time.monotonic, self.time.sleep)
             reader = Reader(monitor, self.order.sockets / "export.sock", pace)

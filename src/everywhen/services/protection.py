@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
-from everywhen.capture.qmp import VmOff
+import re
+
+from everywhen.capture.qmp import CommandFailed, MonitorError, VmOff
+from everywhen.capture.tap import TapFailed
 from everywhen.formats.fields import Json
 from everywhen.formats.ids import PointId
 from everywhen.formats.point import Gap, RecoveryPoint
@@ -124,10 +127,26 @@ def _withdrawn(order: CaptureOrder) -> Json:
         return {"error": f"the VM cannot be reached, and may still have bitmaps of ours ({error})"}
 
 
+def _ways(order: CaptureOrder, error: Exception) -> list[str]:
+    """What to do where QEMU says that it does not come to our sockets, or we not to its monitor."""
+    if isinstance(error, VmOff):
+        return ["Is the VM on, and is this its monitor? Once it was captured, its start is waited for."]
+    if isinstance(error, MonitorError) and "Permission denied" in str(error):
+        return ["Its monitor belongs to another user: try with sudo."]
+    if isinstance(error, TapFailed | CommandFailed) and re.search("Permission denied|No such file", str(error)):
+        sockets = order.sockets
+        return [
+            f"QEMU must be able to use the sockets in {sockets}.",
+            "Does a security module confine it (AppArmor, SELinux)? dmesg says so; let its profile read and write there.",
+            "Does it run in a container, or see another file system? Then set EVERYWHEN_STATE to a folder that both see.",
+        ]
+    return []
+
+
 def _not_begun(name: str, order: CaptureOrder, error: Exception) -> Failure:
     return Failed(
         f"{name} cannot be captured: {error}.",
         on=order.hypervisor.place,
         safe="Nothing of it is left in the VM, which runs on as before.",
-        do=getattr(error, "do", ()),
+        do=getattr(error, "do", ()) or _ways(order, error),
     )
