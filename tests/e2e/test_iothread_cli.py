@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -112,6 +113,22 @@ def test_what_cannot_be_read_is_pushed(program: Program, tmp_path: Path) -> None
     assert Rules(frozenset(["node0", "node1"])).broken(log) == []
     pushes = [message for message in log if message.name == "blockdev-mirror" and message.data.get("sync") == "full"]
     assert len(pushes) == 4
+
+
+def test_another_file_in_the_image_s_place_is_not_read(program: Program, tmp_path: Path) -> None:
+    """QEMU has the old one open, and writes there."""
+    with Hypervisor(tmp_path, [MIB], iothread=True, scsi=True) as running:
+        running.write(0, 0, 65536, 1)
+        image = running.images[0]
+        shutil.copy(image, tmp_path / "copy")
+        image.rename(tmp_path / "old")
+        (tmp_path / "copy").rename(image)
+        running.write(0, 65536, 65536, 2)
+        with Capture(program, "web1", running.qmp, "--pace", "0") as capture:
+            capture.followed()
+            capture.stop()
+        program.restore("web1/vd0", tmp_path / "back.raw")
+        assert (tmp_path / "back.raw").read_bytes() == (tmp_path / "old").read_bytes()
 
 
 def test_disks_with_and_without_an_iothread(program: Program, tmp_path: Path) -> None:
