@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,9 +17,10 @@ import pytest
 
 from everywhen.capture.qmp import QmpMonitor
 from everywhen.capture.socket_access import ProcessUser
+from everywhen.interfaces.control_socket import NobodyThere, ask
 from tests.captures import Capture
 from tests.hypervisor import QEMU, eventually
-from tests.program import Program
+from tests.program import Program, ended
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a program as another user")
 MIB = 1 << 20
@@ -77,6 +80,29 @@ def test_it_is_let_in(program: Program, folder: Path, start: Start, by_itself: b
         capture.stop()
     program.restore("web1/vd0", program.folder / "back.raw")
     assert (program.folder / "back.raw").read_bytes() == bytes([3]) * MIB
+
+
+def test_with_no_more_rights_than_the_unit_leaves_it(program: Program, folder: Path, start: Start) -> None:
+    unit = (Path(__file__).parents[2] / "packaging" / "everywhen-protect@.service").read_text()
+    rights = re.findall(r"CAP_(\w+)", next(line for line in unit.splitlines() if line.startswith("CapabilityBoundingSet=")))
+    bounds = ",".join(["-all", *(f"+{right.lower()}" for right in rights)])
+    prefix = ("setpriv", "--no-new-privs", f"--bounding-set={bounds}", f"--inh-caps={bounds}")
+    process = program.start("protect", "web1", "--qmp", start(*AS_NOBODY), "--pace", "0", prefix=prefix)
+    try:
+        eventually(lambda: process.poll() is not None or follows(folder / "state" / "web1"), "it follows")
+        assert process.poll() is None
+    finally:
+        process.send_signal(signal.SIGINT)
+        done = ended(process)
+    assert done.code == 0, done
+
+
+def follows(folder: Path) -> bool:
+    """Whether every write is captured."""
+    try:
+        return bool(ask(folder, {"wish": "status"})["state"] == "following")
+    except NobodyThere:
+        return False
 
 
 def test_a_folder_that_is_in_the_way_is_named(program: Program, folder: Path, start: Start) -> None:
