@@ -3,7 +3,7 @@
 
 It is exported over NBD. Where an iothread serves it that must never be (K1): its image is read beside QEMU, and its bitmap is
 merged to a stand-in, an empty node of the same size that no iothread has to do with, which is exported in the disk's place.
-A disk that can be read neither way is pushed by its tap. Why so: docs/decisions/0003-disks-with-an-iothread.md.
+A disk that can be read neither way is pushed by its tap. Why so: docs/decisions/0004-disks-with-an-iothread.md.
 """
 
 from __future__ import annotations
