@@ -50,6 +50,7 @@ def test_those_that_are_named(program: Program, odd: Hypervisor) -> None:
         status = capture.followed().ask({"wish": "status"})
         assert status["disks"] == ["vd1", "data"]
         assert set(status["left_out"]) == {"vd0", "shared", "system.flash1"}
+        assert "not captured: " in program.run("status", "web1").out
         odd.write(1, 0, 4096, 7)
         odd.monitor.execute("device_del", {"id": "shared"})
         assert capture.ask({"wish": "mark", "text": "a disk is gone"}).get("point")

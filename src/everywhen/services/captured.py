@@ -52,6 +52,12 @@ class Captured:
         """Whether the VM is off, and its newest point shows all that was written before."""
         return self.state == OFF and bool((self.raw or {}).get("in_sync"))
 
+    @property
+    def left_out(self) -> dict[str, str]:
+        """What the guest writes to and no point has: why."""
+        found = (self.raw or {}).get("left_out")
+        return {str(name): str(why) for name, why in found.items()} if isinstance(found, dict) else {}
+
     def number(self, name: str) -> int:
         """A figure of its answer; 0 where there is none."""
         found = (self.raw or {}).get(name)

@@ -18,6 +18,8 @@ def capture_words(found: Captured) -> str:
     adds = "a write waits for us {} (median), {} (99 of 100), {} (longest)".format(*figures)
     parts = [rate, adds] if number("worst_ns") else [rate]
     parts.append(f"{found.unshipped:,} writes are only on this host" if found.unshipped else "all are in the repository")
+    if found.left_out:
+        parts.append(f"not captured: {', '.join(found.left_out)}")
     if number("waiting_bytes"):
         parts.append(f"{size(number('waiting_bytes'))} wait on this host")
     return "; ".join(parts)
@@ -33,6 +35,7 @@ def capture_document(found: Captured, now_ns: int) -> dict[str, object]:
         "why": found.why,
         "until": rfc3339(found.until_ns) if found.until_ns else None,
         "waiting": found.waiting,
+        "left_out": found.left_out,
         "copied_bytes": number("copied"),
         "to_copy_bytes": number("to_copy"),
         "lag": {
