@@ -206,7 +206,7 @@ class Capture:
     def _close_gap(self, reader: Reader, pushed: list[Tap]) -> None:
         """Read what the taps cannot know, or let them push it, lay the journal over it, and make the first point."""
         stretch = self._stretch
-        total = sum(node.size for node in stretch.nodes)
+        totals = [node.size for node in stretch.nodes]  # until it is known how much of each is to be looked at
         done = 0
 
         def advance(count: int) -> None:
@@ -220,7 +220,7 @@ class Capture:
                 refuse(wish, "what was not captured before is being read just now; there is no moment until that is done")
             self.look()
             done += count
-            self.told.copying(min(done, total), total)
+            self.told.copying(min(done, sum(totals)), sum(totals))
 
         with write_point(self.repository, f"protect {self.vm.name}", first_copy=self.parent is None) as writer:
             disks = []
@@ -229,6 +229,7 @@ class Capture:
                 disks.append(disk := SealedDisk(name, tap.disk.size, known.tree if known else None))
                 if tap not in pushed:
                     with self._read(reader, tap.number) as (device, ranges):
+                        totals[tap.number] = _to_look_at(device, ranges)
                         disk.take_in(writer, device, ranges, advance)
                     self._mark_complete(stretch.reception, tap.number)
             sealer = Sealer(self.repository, writer, disks, Replay([Patches() for _ in disks], 0, following=False))
@@ -236,6 +237,7 @@ class Capture:
             for tap in pushed:
                 push.run(tap, sealer, advance)
                 self._mark_complete(stretch.reception, tap.number)
+            self.told.copying(sum(totals), sum(totals))
             self._seal(writer, sealer, None, quiet=True)
 
     @contextmanager
@@ -401,6 +403,13 @@ def _shut_down(monitor: Monitor) -> bool:
             told.append(event.name)
     last = told[-2:] if told[-1] != "STOP" else told[-3:-1]
     return last[-1] == "SHUTDOWN" and last[0] != "STOP" and "BLOCK_JOB_ERROR" not in told
+
+
+def _to_look_at(device: BlockDevice, ranges: Ranges | None) -> int:
+    """Bytes that will be read of a disk."""
+    if ranges is not None:
+        return sum(end - first for first, end in ranges) * BLOCK_SIZE
+    return sum(extent.length for extent in device.extents() if not extent.zero)
 
 
 def _blocks(dirty: list[tuple[int, int]]) -> Ranges:
