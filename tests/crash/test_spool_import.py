@@ -5,6 +5,7 @@ was durable on the host is lost or wrong (I-1, I-9)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from everywhen.formats.fields import canonical_json
 from everywhen.formats.point import RecoveryPoint
 from everywhen.formats.segment import MARK, WRITE, ZERO
 from everywhen.repository.disk import PointDisk
+from everywhen.repository.journal import Journal
 from everywhen.repository.keys.segment_keys import JournalRecipient
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
@@ -30,7 +32,7 @@ from everywhen.services.identities import record
 from everywhen.services.opening import open_moment
 from everywhen.services.replay import Replay
 from everywhen.services.sealing import Origin, SealedDisk, Sealer
-from everywhen.services.spool_import import import_left
+from everywhen.services.spool_import import ForeignSpool, import_left
 from everywhen.services.spooling import Spool
 from everywhen.storage.base import Buffer, ObjectStore
 from everywhen.storage.forwarding import ForwardingStore
@@ -176,3 +178,30 @@ def test_cut_after_every_change(tmp_path: Path, *, encrypted: bool, after: bool)
                 assert all(finding.spare and not finding.losses for finding in judgement.verdict.findings)
         changes += 1
     assert changes > 8, "there was something to cut"
+
+
+def test_what_is_for_another_repository_is_not_touched(tmp_path: Path) -> None:
+    world, store, folder = World(tmp_path), MemoryStore(), tmp_path / "left"
+    folder.mkdir()
+    with world.open(store, world.create(store, encrypted=True)) as repository:
+        point = spooled(repository, folder)
+    there = [file.path.read_bytes() for file in spool_files(folder)]
+    other = MemoryStore()
+    with (
+        world.open(other, world.create(other, encrypted=True)) as repository,
+        pytest.raises(ForeignSpool, match="another repository"),
+    ):
+        import_left(repository, folder, [point])
+    assert [file.path.read_bytes() for file in spool_files(folder)] == there
+
+
+def test_another_line_of_history_makes_no_point(tmp_path: Path) -> None:
+    """The VM has newer points, made elsewhere: what was left here is shipped, and lies beside them."""
+    world, store, folder = World(tmp_path), MemoryStore(), tmp_path / "left"
+    folder.mkdir()
+    with world.open(store, world.create(store, encrypted=False)) as repository:
+        point = spooled(repository, folder)
+        assert import_left(repository, folder, [point, replace(point, number=5, journal=None)]) is None
+        assert spool_files(folder) == []
+        assert len(Journal(repository, STREAM).numbers()) == 3
+        assert len(repository.points.list()[0]) == 1

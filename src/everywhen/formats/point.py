@@ -12,7 +12,7 @@ Recovery point:
 | number | whole | 1 for a VM's first point, then the parent's + 1 |
 | epoch | whole | capture epoch (design 4.10.5); 1 for images given to `backup` |
 | parent | object or null | `point` and `digest` (keyed BLAKE3 of the parent's JSON): the authenticated chain |
-| asked, reached, why | text | consistency asked for and reached, and why not more ('' if it was); for `application` who said so |
+| asked, reached, why | text | consistency asked for and reached, and why not more; for `application` who said so |
 | disks | object | by disk name: see `Disk` |
 | journal | object or null | where in a journal it was made: see `JournalPosition`; null for what was read from images |
 | files | object | configuration files by name: `size` and `root` of a block map like a disk's |

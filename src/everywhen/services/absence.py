@@ -15,11 +15,10 @@ from everywhen.capture.qmp import MonitorError
 from everywhen.formats.point import RecoveryPoint
 from everywhen.repository.repository import Repository
 from everywhen.services.backup import BackupOrder, back_up
-from everywhen.services.capture_order import CaptureOrder, Stopped, Time, Told
+from everywhen.services.capture_order import REPOSITORY_FAILS, CaptureOrder, Stopped, Time, Told
 from everywhen.services.catalog import read_catalog
 from everywhen.services.failures import Failure
 from everywhen.services.wishes import Pause, Resume, Wishes, refuse
-from everywhen.storage.base import StorageError
 
 _LOOK_S = 2.0
 _AGAIN_S = 60.0
@@ -115,7 +114,7 @@ class Absence:
         except Failure as failure:
             self._obstacle = failure.what.rstrip(".")
             return False
-        except (MonitorError, ImageError, DeviceError, StorageError, OSError) as error:
+        except (MonitorError, ImageError, DeviceError, OSError, *REPOSITORY_FAILS) as error:
             self._obstacle = str(error)
             return False
         self._obstacle = ""

@@ -16,10 +16,13 @@ from everywhen.capture.qmp import CommandFailed, MonitorError
 from everywhen.capture.socket_access import NoAccess
 from everywhen.capture.spool_reader import SpoolDamaged
 from everywhen.capture.tap import TapFailed
+from everywhen.formats.errors import FormatError
 from everywhen.formats.point import RecoveryPoint
 from everywhen.nbd.connection import NbdError
+from everywhen.repository.errors import RepositoryError
 from everywhen.services.choosing import CannotCapture
 from everywhen.services.quieting import Quieting
+from everywhen.services.spool_import import ForeignSpool
 from everywhen.services.wishes import Pause
 from everywhen.storage.base import StorageError
 
@@ -125,6 +128,9 @@ class Stopped(Exception):
     """The end was wished for before the first point was made."""
 
 
+REPOSITORY_FAILS = (StorageError, RepositoryError, FormatError)
+"""The repository cannot be reached, is full, fences us, or is damaged where it is read: no reason to let go of a VM."""
+
 ENDS = (
     CaptureLost,
     MonitorError,
@@ -138,7 +144,8 @@ ENDS = (
     CannotExport,
     DangerousExport,
     SpoolDamaged,
-    StorageError,
+    ForeignSpool,
     OSError,
+    *REPOSITORY_FAILS,
 )
 """What ends a stretch of capture, and once it has stood is no reason not to try again."""

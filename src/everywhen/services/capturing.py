@@ -32,7 +32,18 @@ from everywhen.repository.keys.segment_keys import JournalRecipient
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import PointWriter, write_point
-from everywhen.services.capture_order import ENDS, CaptureLost, CaptureOrder, DisksChanged, Figures, Paused, Stopped, Time, Told
+from everywhen.services.capture_order import (
+    ENDS,
+    REPOSITORY_FAILS,
+    CaptureLost,
+    CaptureOrder,
+    DisksChanged,
+    Figures,
+    Paused,
+    Stopped,
+    Time,
+    Told,
+)
 from everywhen.services.choosing import Choice, choose
 from everywhen.services.following import follow
 from everywhen.services.pushing import Push
@@ -42,7 +53,6 @@ from everywhen.services.sealing import Origin, SealedDisk, Sealer
 from everywhen.services.spool_import import import_spool
 from everywhen.services.spooling import Spool
 from everywhen.services.wishes import Pause, Wishes, refuse
-from everywhen.storage.base import StorageError
 
 _WHY = {
     FINE: "the sink ended, or was taken away because it hung",
@@ -115,7 +125,7 @@ class Capture:
             if isinstance(end, Paused):  # the taps are off
                 self.told.paused(end.wish.seconds)
                 end.wish.reply({"paused": end.wish.seconds})
-            with suppress(StorageError, SpoolDamaged):  # what is in the spool the next stretch begins with
+            with suppress(SpoolDamaged, *REPOSITORY_FAILS):  # what is in the spool the next stretch begins with
                 self._last_words()
                 self.complete = self._in_order
             raise
@@ -152,7 +162,13 @@ class Capture:
                     tap.attach(str(reception.socket_path))
             self.told.attached(names, choice.left_out)
             self._stretch = _Stretch(monitor, choice, nodes, names, reception, taps)
-            self._close_gap(reader, pushed)
+            try:
+                self._close_gap(reader, pushed)
+            except REPOSITORY_FAILS as error:
+                if not self.stood:
+                    raise
+                # The first point is there; what could not be done is to end its session, which gc sees to.
+                self.told.waiting(str(error))
             try:
                 follow(self, self.order, self.told, self.time, self.wishes)
             except DisksChanged:
@@ -195,7 +211,9 @@ class Capture:
     def _last_words(self) -> None:
         """A point of the last moment that the spool has: what was written while the taps went, or before QEMU ended."""
         if self.stood and self.parent is not None:
-            self._keep(import_spool(self.repository, self.parent, self._spool, self._begin))
+            made = import_spool(self.repository, self.parent, self._spool, self._begin)
+            if made is not None:
+                self._keep(made.point)
 
     def _covering(self, monitor: Monitor, node: DiskNode, name: str) -> bitmaps.Recording | None:
         """The bitmap that has recorded every change of the disk since the newest possible one of the VM's points."""

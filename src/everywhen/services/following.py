@@ -7,11 +7,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from everywhen.formats.point import RecoveryPoint
-from everywhen.services.capture_order import ENDS, CaptureOrder, Figures, Paused, Time, Told
+from everywhen.services.capture_order import ENDS, REPOSITORY_FAILS, CaptureOrder, Figures, Paused, Time, Told
 from everywhen.services.wishes import Mark, Pause, Resume, Ship, Wish, Wishes, refuse
-from everywhen.storage.base import StorageError
 
-_LOOK_S, _MEASURE_S = 0.25, 1.0
+_LOOK_S, _MEASURE_S, _AGAIN_S = 0.25, 1.0, 10.0
 _SHIP_S, _SHIP_BYTES = 60.0, 16 << 20
 _MOST_RECORDS, _MOST_BYTES = 100_000, 256 << 20
 """At most about so much lies between two points: opening a moment reads it (indexing 0.1 M records took 11 ms, design 4.4)."""
@@ -35,7 +34,7 @@ class Standing(Protocol):
 
 def follow(standing: Standing, order: CaptureOrder, told: Told, time: Time, wishes: Wishes) -> None:
     """Until the end is wanted. Raises CaptureLost, Paused; StorageError when the last point cannot be made."""
-    shipped = sealed = measured = time.monotonic()
+    shipped = sealed = measured = again = time.monotonic()
     at_ship = at_seal = standing.figures
     told.measured(at_ship)
     while True:
@@ -57,10 +56,13 @@ def follow(standing: Standing, order: CaptureOrder, told: Told, time: Time, wish
             quiet = isinstance(wish, Mark) or now - sealed > order.seal_s
             if quiet:
                 sealed = now
-            if quiet or much or isinstance(wish, Pause):
+            if quiet or (much and now >= again) or isinstance(wish, Pause):
                 at_seal = figures
                 mark = wish.text if isinstance(wish, Mark) else None
-                why = _tried(lambda mark=mark, quiet=quiet: standing.make_point(mark, quiet=quiet), told) or why  # type: ignore[misc]
+                failed = _tried(lambda mark=mark, quiet=quiet: standing.make_point(mark, quiet=quiet), told)  # type: ignore[misc]
+                # What could not be sealed by its amount is not tried anew at each look: it is read from the spool each time.
+                again = now + _AGAIN_S if failed else now
+                why = failed or why
             if ending:
                 standing.make_point(None, quiet=False)
                 return
@@ -76,7 +78,7 @@ def _tried(work: Callable[[], None], told: Told) -> str | None:
     """Do what needs the repository; why it failed. Capture goes on: the spool holds what the repository does not take."""
     try:
         work()
-    except StorageError as error:
+    except REPOSITORY_FAILS as error:
         told.waiting(str(error))
         return str(error)
     return None

@@ -13,7 +13,7 @@ from everywhen.formats.point import Gap, RecoveryPoint
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.services.absence import Absence, rest
-from everywhen.services.capture_order import ENDS, CaptureOrder, DisksChanged, Paused, Stopped, Time, Told
+from everywhen.services.capture_order import ENDS, REPOSITORY_FAILS, CaptureOrder, DisksChanged, Paused, Stopped, Time, Told
 from everywhen.services.capture_states import NOT_RUNNING
 from everywhen.services.capturing import Capture
 from everywhen.services.catalog import read_catalog
@@ -23,7 +23,6 @@ from everywhen.services.naming import is_name
 from everywhen.services.spool_import import import_left
 from everywhen.services.wishes import Wishes
 from everywhen.services.withdrawal import withdraw
-from everywhen.storage.base import StorageError
 
 STARTED = "the VM was started, and its disks were being compared"
 _BACK_OFF_S, _LONGEST_BACK_OFF_S, _LASTED_S = 1.0, 300.0, 600.0
@@ -78,7 +77,7 @@ def _captured(
         except ENDS as error:
             why, stood = str(error), stood or capture.stood
             if not stood:
-                if isinstance(error, StorageError):
+                if isinstance(error, REPOSITORY_FAILS):
                     raise  # it says for itself what is wrong with the repository
                 raise _not_begun(name, order, error) from error
             told.lost(why)
@@ -107,8 +106,8 @@ def _beginning(
         record(repository, vm)
     points = catalog.points_of(vm)
     if order.spool.is_dir() and (left := import_left(repository, order.spool, points)) is not None:
-        points.append(left)
-        told.sealed(left, 0)
+        points.append(left.point)
+        told.sealed(left.point, left.writes)
     return vm, points[-1] if points else None, {point.point: point.number for point in points}
 
 

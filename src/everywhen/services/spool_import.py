@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from everywhen.capture.spool_reader import read_file_header, spool_files
@@ -14,7 +15,19 @@ from everywhen.services.sealing import Origin, Sealer
 from everywhen.services.spooling import Spool
 
 
-def import_spool(repository: Repository, newest: RecoveryPoint, spool: Spool, begin: int) -> RecoveryPoint | None:
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A point that was made of what a spool held, and how many writes it brought in."""
+
+    point: RecoveryPoint
+    writes: int
+
+
+class ForeignSpool(Exception):
+    """A spool holds what was captured for another repository. Nothing of it was touched."""
+
+
+def import_spool(repository: Repository, newest: RecoveryPoint, spool: Spool, begin: int) -> Imported | None:
     """Bring in what follows `newest`, the newest point of the spool's stream; the point that was made, if there was need.
 
     `begin`: sequence number of the stream's first moment. The spool is empty afterwards.
@@ -24,7 +37,7 @@ def import_spool(repository: Repository, newest: RecoveryPoint, spool: Spool, be
     if position is None:
         return None
     spool.ship(begin, None)
-    point = None
+    made = None
     if any(True for _ in spool.groups(position.sequence)):
         with write_point(repository, "what a spool still held", first_copy=False) as writer:
             sealer = Sealer.after(repository, writer, newest, position)
@@ -33,25 +46,36 @@ def import_spool(repository: Repository, newest: RecoveryPoint, spool: Spool, be
             if sealer.replay.writes:
                 stream = (position.stream, newest.files, position.began_ns, position.gap)
                 origin = Origin(newest.vm, newest.epoch, *stream)
-                point = sealer.commit(newest, origin, 0)
+                made = Imported(sealer.commit(newest, origin, 0), sealer.replay.writes)
     spool.remove()
-    return point
+    return made
 
 
-def import_left(repository: Repository, folder: Path, points: Sequence[RecoveryPoint]) -> RecoveryPoint | None:
-    """Bring in what other runs left in a spool's folder, by all `points` of the VM; the newest point that was made.
+def import_left(repository: Repository, folder: Path, points: Sequence[RecoveryPoint]) -> Imported | None:
+    """Bring in what other runs left in a spool's folder, by all `points` of the VM, dropped ones too; the newest that was made.
 
-    What belongs to none of them has no moments, and is removed. Raises SpoolDamaged, StorageError, Damaged.
+    What follows a point that is not the VM's newest any more is shipped, and makes no point: it is another line of history
+    (design 4.10.5). What follows none has no moments, and is removed.
+    Raises ForeignSpool, SpoolDamaged, StorageError, Damaged.
     """
     made = None
     files = spool_files(folder)
+    newest = max((point.number for point in points), default=0)
     for epoch in sorted({file.epoch for file in files}):
-        headers = (read_file_header(file) for file in files if file.epoch == epoch)
-        stream = next((header.stream.hex() for header in headers if header), "")
-        spool = Spool(repository, folder, epoch, stream)
-        mine = [point for point in points if point.journal and point.journal.stream == stream]
+        header = next((found for file in files if file.epoch == epoch and (found := read_file_header(file))), None)
+        if header is not None and header.repository != repository.id:
+            raise ForeignSpool(
+                f"{folder} holds what was captured for another repository ({header.repository.hex()[:8]}). Run this with that "
+                "one, so that it gets there; or remove the folder, and what only it holds is lost"
+            )
+        spool = Spool(repository, folder, epoch, header.stream.hex() if header else "")
+        mine = [point for point in points if header and point.journal and point.journal.stream == header.stream.hex()]
         if mine:
             begin = min(point.journal.sequence for point in mine if point.journal)
-            made = import_spool(repository, max(mine, key=lambda point: point.number), spool, begin) or made
+            last = max(mine, key=lambda point: point.number)
+            if last.number == newest:
+                made = import_spool(repository, last, spool, begin) or made
+            else:
+                spool.ship(begin, None)
         spool.remove()
     return made

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""When a capture ships and seals, and that a repository that takes nothing does not end it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+import pytest
+
+from everywhen.formats.errors import Corrupt
+from everywhen.formats.point import RecoveryPoint
+from everywhen.repository.errors import Damaged, Fenced, LowOnSpace
+from everywhen.services.capture_order import CaptureOrder, Figures, Paused, Time, Told
+from everywhen.services.following import follow
+from everywhen.services.wishes import Mark, Pause, Ship, Wish
+from everywhen.storage.base import Unavailable
+
+NOTHING = Figures(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+@dataclass
+class World:
+    """A capture whose time passes by looking, and whoever is told of it."""
+
+    steps: list[Callable[[World], None]]
+    now: float = 0.0
+    ending: bool = False
+    figures: Figures = NOTHING
+    parent: RecoveryPoint | None = None
+    fails: Exception | None = None
+    done: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    wish: Wish | None = None
+    end_wish: None = None
+
+    def wait(self, seconds: float) -> Wish | None:
+        self.now += seconds
+        self.wish = None
+        if self.steps:
+            self.steps.pop(0)(self)
+        else:
+            self.ending = True
+        return self.wish
+
+    def look(self) -> None:
+        """Nothing is lost."""
+
+    def ship(self) -> None:
+        self._do("ship")
+
+    def make_point(self, mark: str | None, *, quiet: bool) -> None:
+        self._do(f"point{' quiet' if quiet else ''}{' ' + mark if mark else ''}")
+
+    def _do(self, what: str) -> None:
+        self.done.append(what)
+        if self.fails is not None and not self.ending:
+            raise self.fails
+        if what.startswith("point"):
+            self.figures = replace(self.figures, sealed=self.figures.taken)
+
+    def measured(self, _: Figures) -> None:
+        """Not of interest here."""
+
+    def waiting(self, why: str) -> None:
+        self.said.append(why)
+
+
+def run(world: World, seal_s: float = 1e6) -> list[str]:
+    order = cast("CaptureOrder", type("Order", (), {"seal_s": seal_s})())
+    follow(world, order, cast("Told", world), Time(lambda: world.now, lambda _: None), world)
+    return world.done
+
+
+def later(seconds: float, **figures: int) -> Callable[[World], None]:
+    """Time passes, and figures change."""
+
+    def step(world: World) -> None:
+        world.now += seconds
+        world.figures = replace(world.figures, **figures)
+
+    return step
+
+
+def wishing(wish: Wish) -> Callable[[World], None]:
+    def step(world: World) -> None:
+        world.wish = wish
+
+    return step
+
+
+def test_a_quiet_vm_ships_and_seals_by_time() -> None:
+    assert run(World([later(61), later(61)])) == ["ship", "point"], "nothing new: only the end"
+    assert run(World([later(61, spool_bytes=9), later(61)])) == ["ship", "ship", "point"]
+    assert run(World([later(11), later(9), later(3)]), seal_s=10) == ["point quiet", "point quiet", "ship", "point"]
+
+
+def test_a_busy_vm_ships_and_seals_by_amount() -> None:
+    assert run(World([later(1, spool_bytes=17 << 20)])) == ["ship", "ship", "point"]
+    assert run(World([later(1, data_bytes=300 << 20), later(1, data_bytes=310 << 20)])) == ["point", "ship", "point"]
+    assert run(World([later(1, taken=100_001)])) == ["point", "ship", "point"]
+
+
+@pytest.mark.parametrize(
+    "fails", [Unavailable("x", "away"), LowOnSpace("full"), Damaged("a chunk"), Fenced("dead"), Corrupt("bytes")]
+)
+def test_a_repository_that_takes_nothing_ends_no_capture(fails: Exception) -> None:
+    world = World([later(1, taken=100_001), *[later(1)] * 30], fails=fails)
+    run(world)
+    assert 2 <= world.done.count("point") <= 5, "tried again, but not at each look"
+    assert str(fails) in world.said
+
+
+def test_wishes_are_granted_and_answered() -> None:
+    answers: list[object] = []
+    world = World([wishing(Ship(answers.append)), wishing(Mark("now", answers.append))])
+    assert run(world) == ["ship", "point quiet now", "ship", "point"]
+    assert answers[0] == {}
+    with pytest.raises(Paused):
+        run(world := World([wishing(Pause(5, answers.append))]))
+    assert world.done == ["ship", "point"]
+
+
+def test_what_cannot_be_granted_is_said() -> None:
+    answers: list[dict[str, object]] = []
+    run(World([wishing(Ship(answers.append))], fails=LowOnSpace("full")))
+    assert answers == [{"error": "full"}]
