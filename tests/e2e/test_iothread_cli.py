@@ -110,6 +110,8 @@ def test_what_cannot_be_read_is_pushed(program: Program, tmp_path: Path) -> None
         assert running.write_errors(0) == running.write_errors(1) == 0
         stored = [point["disks"]["vd0"]["bytes_stored"] for point in program.ok("points", "web1")]
         assert sum(sorted(stored)[:-1]) < 8 * MIB, f"what is sent again is not stored again: {stored}"
+    in_all = sum(path.stat().st_size for path in program.repo.rglob("*") if path.is_file()) / MIB
+    assert in_all < 32, f"what was pushed is no journal: {in_all:.0f} MiB"
     assert Rules(frozenset(["node0", "node1"])).broken(log) == []
     pushes = [message for message in log if message.name == "blockdev-mirror" and message.data.get("sync") == "full"]
     assert len(pushes) == 4

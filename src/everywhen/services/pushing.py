@@ -55,5 +55,6 @@ class Push:
         self._until(lambda: self._reception.rolled)
         for group in self._spool.groups(sealer.replay.sequence):
             sealer.feed(group)
-        self._spool.ship(sealer.replay.sequence, self._reception.closed)
+        # Not the newest: only by the one after it is it seen that nothing in it is of use to a moment.
+        self._spool.ship(sealer.replay.sequence, self._reception.closed - 1)
         self._spool.drop(sealer.replay.sequence)
