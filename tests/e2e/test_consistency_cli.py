@@ -192,3 +192,12 @@ def test_what_cannot_be_meant(program: Program, words: list[str], said: str) -> 
     done = program.run("protect", "web1", "--qmp", "q", *words, "--json")
     assert done.code in (2, 6)
     assert said in done.error["what"]
+
+
+def test_nobody_has_said_where_the_agent_is(program: Program, guest: AgentGuest) -> None:
+    with Capture(program, "web1", guest.qmp, "--pace", "0") as running:
+        running.followed()
+        done = program.run("pause", "web1", "--trim", "--json")
+        assert done.code == 2
+        assert "Nobody has said where the agent" in done.error["what"]
+        assert running.state() == "following"

@@ -59,8 +59,8 @@ def test_a_thaw_is_no_reason_for_another_point(tmp_path: Path, hypervisor: Hyper
         end = capture.said.count(" writes")
         capture.stop()
         assert capture.said.count(" writes") == end + 1, "at the end everything is in a point"
-    program.restore("web1@latest", tmp_path / "back")
-    assert next((tmp_path / "back").glob("*.raw")).read_bytes() == hypervisor.content(0)
+    program.restore("web1/vd0", tmp_path / "back.raw")
+    assert (tmp_path / "back.raw").read_bytes() == hypervisor.content(0)
 
 
 def test_a_freeze_that_did_not_last_is_not_claimed(tmp_path: Path, hypervisor: Hypervisor, guest: Idle) -> None:

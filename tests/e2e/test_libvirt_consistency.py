@@ -7,7 +7,6 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import pytest
 
@@ -55,7 +54,7 @@ def guest(libvirtd: Libvirtd) -> Iterator[Guest]:
             yield made
 
 
-def heard(lines: IO[bytes], wanted: bytes) -> None:
+def heard(lines: socket.SocketIO, wanted: bytes) -> None:
     """Wait until the guest's program says so; its socket has a limit."""
     while (line := lines.readline()) != wanted:
         assert line, "it has ended"
@@ -85,7 +84,7 @@ def test_a_point_of_a_frozen_guest(guest: Guest, address: AgentAddress, tmp_path
 
 def answers(address: AgentAddress) -> bool:
     try:
-        return address.agent().execute("guest-fsfreeze-status", timeout=5) == "thawed"
+        return bool(address.agent().execute("guest-fsfreeze-status", timeout=5) == "thawed")
     except AgentError:
         return False
 

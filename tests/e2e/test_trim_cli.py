@@ -74,12 +74,3 @@ def test_a_pause_gives_back_what_capture_kept(program: Program, guest: AgentGues
     assert time_ns >= end
     assert images[1].stat().st_blocks * 512 < empty + _SLACK
     check(images, time_ns, guest)
-
-
-def test_where_nobody_has_said_where_the_agent_is(program: Program, guest: AgentGuest) -> None:
-    with Capture(program, "web1", guest.qmp, "--pace", "0") as running:
-        running.followed()
-        done = program.run("pause", "web1", "--trim", "--json")
-        assert done.code == 2
-        assert "Nobody has said where the agent" in done.error["what"]
-        assert running.state() == "following"

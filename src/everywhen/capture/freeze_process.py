@@ -122,7 +122,7 @@ class FreezeProcess:
 def main(arguments: list[str]) -> int:
     """Descriptor: the channel."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda *_: None)  # not ignored: hooks would inherit that
     order = FreezeOrder.decode(sys.stdin.buffer.read(_LONGEST_ORDER))
     FreezeProcess(order, socket.socket(fileno=int(arguments[0]))).run()
     return 0

@@ -121,6 +121,7 @@ class Freezing:
                 stderr=subprocess.STDOUT,
                 timeout=HOOK_S,
                 check=False,
+                start_new_session=True,  # Ctrl-C is for `protect`: a hook that ends in the middle leaves applications quiet
             )
         except subprocess.TimeoutExpired:
             raise _HookFailed(f"it did not end within {HOOK_S:g} s") from None
