@@ -71,6 +71,16 @@ def test_a_running_reader_is_no_writer(image: Path) -> None:
             pass
 
 
+def test_a_look_sees_a_writer_and_keeps_nobody_out(image: Path) -> None:
+    with opened_by_qemu(image), pytest.raises(ImageInUse, match="running virtual machine"):
+        qemu_locks.look([str(image)])
+    with opened_by_qemu(image, "-r"):
+        qemu_locks.look([str(image)])
+    with qemu_locks.writing(str(image)), pytest.raises(ImageInUse):
+        qemu_locks.look([str(image)])
+    qemu_locks.look([str(image)])
+
+
 def test_qemu_refuses_what_is_being_written(image: Path) -> None:
     with qemu_locks.writing(str(image)):
         assert not qemu_may(image)

@@ -49,6 +49,14 @@ def reading(paths: Sequence[str]) -> Iterator[None]:
         yield
 
 
+def look(paths: Sequence[str]) -> None:
+    """Keep nobody from anything. Raises ImageInUse when QEMU may write to one of these files now, or forbids reading it."""
+    for path in paths:
+        with _open(path) as fd:
+            if any(_locked_by_others(fd, byte) for byte in (_USES + _WRITE, _USES + _RESIZE, _FORBIDS + _READ)):
+                raise _in_use(path)
+
+
 @contextmanager
 def writing(path: str) -> Iterator[None]:
     """While this is held, QEMU opens `path` not at all. Raises ImageInUse when somebody has it open, even for reading."""
@@ -64,8 +72,12 @@ def _held(path: str, *, uses: Sequence[int], forbids: Sequence[int]) -> Iterator
             _lock(fd, byte)
         forbidden = any(_locked_by_others(fd, _FORBIDS + n) for n in uses)
         if forbidden or any(_locked_by_others(fd, _USES + n) for n in forbids):
-            raise ImageInUse(f"{path} is in use by a running virtual machine or another tool of QEMU; shut that down first")
+            raise _in_use(path)
         yield
+
+
+def _in_use(path: str) -> ImageInUse:
+    return ImageInUse(f"{path} is in use by a running virtual machine or another tool of QEMU; shut that down first")
 
 
 @contextmanager

@@ -84,14 +84,20 @@ class Absence:
         return tuple(found)
 
     def _read(self) -> bool:
-        """A point of the images; whether it was made. It is not while somebody has them open."""
-        wanted = self.order.disks
+        """A point of the images; whether it was made: not while somebody has them open, nor when the VM starts meanwhile."""
+        wanted, next_look = self.order.disks, self.time.monotonic() + _LOOK_S
 
         def report(done: int, total: int | None) -> None:
+            nonlocal next_look
             if (wish := self.wishes.wait(0)) is not None:
                 refuse(wish, "the VM is off, and its images are being read just now")
             if self.wishes.ending:
                 raise Stopped
+            if self.time.monotonic() >= next_look:
+                self.told.alive()
+                if not self._is_off():
+                    raise Stopped
+                next_look = self.time.monotonic() + _LOOK_S
             self.told.copying(done, total or 0)
 
         try:
@@ -107,6 +113,7 @@ class Absence:
                 formats={name: disk.image_format or "raw" for name, disk in disks.items()},
                 contents=self.order.hypervisor.definition(),
                 allow_outside=True,
+                yields=True,
             )
             result = back_up(self.repository, read_catalog(self.repository), order, report)
         except Stopped:
@@ -119,8 +126,7 @@ class Absence:
             return False
         self._obstacle = ""
         self.told.sealed(result.point, 0)
-        if result.point.reached != "none":
-            self.complete = result.point
+        self.complete = result.point
         return True
 
 

@@ -54,6 +54,8 @@ class BackupOrder:
     """Configuration files that are at hand already, by name."""
     live: bool = False
     allow_outside: bool = False
+    yields: bool = False
+    """Whether a VM may start meanwhile: then there is no point, but it is not kept from its images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,8 @@ def back_up(repository: Repository, catalog: Catalog, order: BackupOrder, report
             files = {name: writer.take_file(content) for name, content in contents.items()}
             if any(image.fingerprint() != before[name] for name, image in images.items()):
                 whys.add(_MOVED)
+            if order.yields:
+                _require_still(images, whys)
             if not known:
                 record(repository, vm)
             point = RecoveryPoint(
@@ -161,7 +165,10 @@ def _hold_still(order: BackupOrder, files: tuple[str, ...], opened: ExitStack) -
     if used:
         return _LIVE
     try:
-        opened.enter_context(qemu_locks.reading(files))
+        if order.yields:
+            qemu_locks.look(files)
+        else:
+            opened.enter_context(qemu_locks.reading(files))
     except ImageInUse as error:
         if not order.live:
             raise Busy(
@@ -172,6 +179,16 @@ def _hold_still(order: BackupOrder, files: tuple[str, ...], opened: ExitStack) -
             ) from error
         return _LIVE
     return ""
+
+
+def _require_still(images: dict[str, Image], whys: set[str]) -> None:
+    """Raises Busy where somebody has written to an image, or may have, since it was opened."""
+    try:
+        qemu_locks.look([path for image in images.values() for path in image.files])
+    except ImageInUse as error:
+        raise Busy(str(error), safe="No point was made.") from error
+    if whys:
+        raise Busy(f"An image was {'; '.join(sorted(whys))}.", safe="No point was made.")
 
 
 def _uses(path: str) -> list[str]:
