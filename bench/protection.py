@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +19,7 @@ from bench.measured import ToolFailed
 from bench.proof import content_of, prove
 from bench.tools import Everywhen
 from everywhen.capture import leftovers
-from everywhen.capture.counters import Counters
+from everywhen.capture.counters import FINE, STATE, Counters
 from everywhen.capture.nodes import find_disks
 from everywhen.capture.tap import Tap
 from everywhen.interfaces.control_socket import NobodyThere, ask
@@ -75,6 +77,7 @@ class Protection:
     def followed(self) -> None:
         """Wait until it follows every write. Raises ToolFailed."""
         await_(lambda: self.state() == "following", f"{self.vm} is followed; it said: {self.said}", _LATE_S)
+        self._sink = self.processes()["sink"]
 
     def state(self) -> str | None:
         """What it says of itself; None while nobody answers. Raises ToolFailed when it has ended."""
@@ -101,6 +104,25 @@ class Protection:
     def lost(self) -> int:
         """How often capture was lost."""
         return self.said.count("capture was lost")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While the body runs only the sink and its watchdog do."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+    def receives(self) -> bool:
+        """Whether the sink has not let go of the guest since the capture began."""
+        counters = self.counters()
+        try:
+            return self._sink == self.processes()["sink"] and counters.get(STATE) == FINE
+        except ToolFailed:
+            return False
+        finally:
+            counters.close()
 
     def processes(self) -> dict[str, int]:
         """The processes on this host, by what they are."""
