@@ -56,7 +56,8 @@ class _Told:
         )
 
     def copying(self, done: int, total: int) -> None:
-        self._job.report(done, total)
+        if total:  # else there is nothing to look at
+            self._job.report(done, total)
 
     def sealed(self, point: RecoveryPoint, writes: int) -> None:
         self._context.output.note(f"{self._vm}: recovery point {point.point}, {writes:,} writes{_beside_crash(point)}")
@@ -132,7 +133,7 @@ def protect_command(
         waits=libvirt is not None or manager.there,
     )
     thaw_again(context, vm)
-    with context.repository() as repository, context.progress(f"first copy of {vm}") as job, ExitStack() as stack:
+    with context.repository() as repository, context.progress(f"copy of {vm}") as job, ExitStack() as stack:
         where = {"agent": asdict(address) if address else None}
         identity = {"vm": vm, "repository": repository.id.hex(), **where}
         told = ServiceWords(_Told(context, vm, job), manager, time.monotonic)
