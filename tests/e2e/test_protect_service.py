@@ -99,6 +99,20 @@ def test_a_vm_that_is_off_on_and_off_again(program: Program, systemd: Systemd, t
     assert len(gaps) == 2
 
 
+def test_one_that_was_waited_for_is_tried_again(program: Program, systemd: Systemd, tmp_path: Path) -> None:
+    (tmp_path / "shared.raw").write_bytes(bytes(MIB))
+    more = ["-blockdev", f"driver=file,node-name=shared,filename={tmp_path}/shared.raw"]
+    more += ["-device", "virtio-scsi-pci,id=scsi", "-device", "scsi-hd,drive=shared,id=shared,share-rw=on"]
+    with Capture(program, "web1", tmp_path / "qmp.sock", "--pace", "0") as capture:
+        capture.reaches("off")
+        with Hypervisor(tmp_path, [MIB], more=more) as running:
+            capture.reaches("detached")
+            assert systemd.status.startswith("Capture was lost (shared: it may be written to by others")
+            assert not systemd.was_told("READY")
+            running.monitor.execute("device_del", {"id": "shared"})
+            capture.followed().stop()
+
+
 def test_a_vm_that_went_elsewhere_is_not_in_sync(program: Program, tmp_path: Path) -> None:
     with Hypervisor(tmp_path, [MIB]) as running:
         with Capture(program, "web1", running.qmp, "--pace", "0") as capture:

@@ -72,7 +72,8 @@ def _captured(
                 return newest
             if absence.complete is not None:
                 gap = Gap(absence.until_ns, STARTED)
-            complete, back_off = None, _BACK_OFF_S
+            # Nobody may be there any more to hear that it cannot begin: from now on it is tried again.
+            complete, back_off, stood = None, _BACK_OFF_S, True
             continue
         except ENDS as error:
             why, stood = str(error), stood or capture.stood
