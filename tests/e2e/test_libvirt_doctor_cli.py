@@ -70,14 +70,14 @@ def test_domains(program: Program, libvirtd: Libvirtd) -> None:
     assert done.code == table.code == 5, (done, table)
     odd, web1 = done.document["vms"]
     assert (odd["vm"], web1["vm"]) == ("odd", "web1")
-    assert verdicts(web1) == {"vda": "yes", "vdb": "no", "sda": "left out"}
+    assert verdicts(web1) == {"vda": "yes", "vdb": "with care", "sda": "left out"}
     assert [(disk["size"], disk["format"]) for disk in web1["disks"]][:2] == [
         (2 * MIB, "raw on file"),
         (MIB, "qcow2 v3 on file"),
     ]
     assert "iothread" in reasons(web1, "vdb")
     assert "bitmap possible" in web1["disks"][1]["after_qemu"]
-    assert "web1: 1 of 2 disks can be protected" in table.out
+    assert "web1: 2 of 2 disks can be protected" in table.out
     assert "odd" not in table.out
     assert verdicts(odd) == {
         "vda": "yes",
