@@ -142,3 +142,10 @@ def test_on_a_terminal_only_what_was_captured_before_is_waited_for(tmp_path: Pat
             capture.followed().stop()
         program.restore("web1/vd0", tmp_path / "back.raw")
         assert (tmp_path / "back.raw").read_bytes() == running.content(0)
+        running.quit()
+        with Capture(program, "web1", running.qmp, "--pace", "0") as capture:
+            capture.reaches("off")
+            assert program.run("mark", "web1", "now").code == 1
+            program.ok("unprotect", "web1")
+            assert capture.process.wait(20) == 0
+        running.start()
