@@ -254,6 +254,17 @@ def test_another_repository_does_not_believe_our_bitmap(program: Program, hyperv
     same(program, hypervisor)
 
 
+def test_a_bitmap_is_not_believed_over_a_point_of_something_else(program: Program, hypervisor: Hypervisor) -> None:
+    """The newest point may show another disk by the same name: what changed here since an older one says nothing of it."""
+    stopped(started(program, hypervisor))
+    other = program.folder / "other.raw"
+    other.write_bytes(random.Random(3).randbytes(SIZES[0]))
+    program.backup("web1", f"vd0={other}")
+    hypervisor.write(0, 15 * MIB, 4096, 4)
+    stopped(started(program, hypervisor))
+    same(program, hypervisor)
+
+
 def test_another_tools_job_on_a_disk(program: Program, hypervisor: Hypervisor) -> None:
     """The first disk can be tapped, the second cannot: then neither is."""
     hypervisor.monitor.execute("blockdev-add", {"driver": "null-co", "node-name": "theirs", "size": SIZES[1]})

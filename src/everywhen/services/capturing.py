@@ -92,7 +92,7 @@ class Capture:
         self.parent: RecoveryPoint | None = None
         """The VM's newest point."""
         self.known: dict[PointId, int] = {}
-        """Numbers of the VM's points."""
+        """Numbers of the points since each of which the changes up to the newest one are those of the disks here."""
         self.stood = False
         """Whether all taps were attached, and a point was made."""
         self._in_order = False
@@ -110,8 +110,8 @@ class Capture:
         """The number after the newest thaw: the guest's file systems write something then, if nobody else does."""
 
     def run(self, vm: Vm, parent: RecoveryPoint | None, known: dict[PointId, int], gap: Gap | None) -> None:
-        """Capture until the end is wanted. `parent` is the VM's newest point, `known` has the numbers of all; `gap` is
-        what was not captured since.
+        """Capture until the end is wanted. `parent` is the VM's newest point, `known` has the numbers of its
+        stream's; `gap` is what was not captured since.
 
         Raises CaptureLost, Paused, Stopped, and the errors of the layers below.
         """

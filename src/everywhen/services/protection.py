@@ -100,7 +100,8 @@ def _captured(
 def _beginning(
     repository: Repository, name: str, order: CaptureOrder, told: Told
 ) -> tuple[Vm, RecoveryPoint | None, dict[PointId, int]]:
-    """The VM, made known if it is new, its newest point and the numbers of all, when what other runs left is brought in."""
+    """The VM, made known if it is new, its newest point, and the numbers of those whose bitmaps have all that changed since
+    that one, when what other runs left is brought in."""
     catalog = read_catalog(repository)
     vm, known = vm_of(repository, catalog, name, order.hypervisor.identity())
     if not known:
@@ -109,7 +110,11 @@ def _beginning(
     if order.spool.is_dir() and (left := import_left(repository, order.spool, points)) is not None:
         points.append(left.point)
         told.sealed(left.point, left.writes)
-    return vm, points[-1] if points else None, {point.point: point.number for point in points}
+    newest = points[-1] if points else None
+    # The newest point may be of a backup, of another host or of another disk by that name: no bitmap here knows of that.
+    stream = newest.journal.stream if newest and newest.journal else None
+    line = [point for point in points if stream and point.journal and point.journal.stream == stream]
+    return vm, newest, {point.point: point.number for point in line}
 
 
 def _was_captured(point: RecoveryPoint | None) -> bool:
