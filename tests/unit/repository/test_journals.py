@@ -183,3 +183,10 @@ def test_another_segment_in_its_place(repository: Repository, line: list[Recover
 def test_numbers_may_repeat_on_branches_of_other_vms(line: list[RecoveryPoint]) -> None:
     other = [replace(point, vm="e" * 32) for point in line[:2]]
     assert len(kept_spans([*line, *other])) == 6
+
+
+def test_a_backup_of_a_vm_under_capture_takes_no_number_away(line: list[RecoveryPoint]) -> None:
+    """It has the same parent as the capture's next point, and so the same number."""
+    beside = replace(line[2], point="p-00000000000b", journal=None)
+    for points in ([*line, beside], [beside, *line]):
+        assert sorted(kept_spans(points), key=lambda span: span.begin) == kept_spans(line)
