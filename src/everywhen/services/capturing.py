@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from everywhen.block.device import BLOCK_SIZE, BlockDevice
 from everywhen.block.patched import Patches
 from everywhen.capture import bitmaps, leftovers
 from everywhen.capture.counters import FINE, SPOOL_FAILED, SPOOL_FULL, SPOOL_SLOW
@@ -27,11 +26,11 @@ from everywhen.formats.fields import canonical_json
 from everywhen.formats.ids import PointId
 from everywhen.formats.point import Gap, RecoveryPoint, Tree
 from everywhen.nbd.connection import NbdConnection
-from everywhen.repository.intake import Ranges
 from everywhen.repository.keys.segment_keys import JournalRecipient
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import PointWriter, write_point
+from everywhen.services.bridging import to_look_at, unknown_of
 from everywhen.services.capture_order import (
     ENDS,
     REPOSITORY_FAILS,
@@ -45,6 +44,7 @@ from everywhen.services.capture_order import (
     Told,
 )
 from everywhen.services.choosing import Choice, choose
+from everywhen.services.farewell import shut_down
 from everywhen.services.following import follow
 from everywhen.services.pushing import Push
 from everywhen.services.quieting import CRASH, Consistency
@@ -60,8 +60,7 @@ _WHY = {
     SPOOL_SLOW: "this host's disk is too slow for the spool",
     SPOOL_FAILED: "the spool cannot be written",
 }
-_DURABLE_S, _FAREWELL_S = 10.0, 1.0
-_OF_AN_END = ("SHUTDOWN", "STOP", "RESET", "RESUME", "BLOCK_JOB_ERROR")
+_DURABLE_S = 10.0
 _WELL_S, _HUNG_S = 0.2, 2.0
 """The sink looks at its sockets every 0.1 s. A machine may be busy; but the watchdog trips after 0.2 s."""
 _FRESH_S = 1.0
@@ -174,7 +173,7 @@ class Capture:
             except DisksChanged:
                 raise
             except ENDS:
-                self._in_order = reception.alive and reception.state == FINE and _shut_down(monitor)
+                self._in_order = reception.alive and reception.state == FINE and shut_down(monitor)
                 raise
 
     @property
@@ -215,12 +214,6 @@ class Capture:
             if made is not None:
                 self._keep(made.point)
 
-    def _covering(self, monitor: Monitor, node: DiskNode, name: str) -> bitmaps.Recording | None:
-        """The bitmap that has recorded every change of the disk since the newest possible one of the VM's points."""
-        found = bitmaps.recordings(monitor, node.node)
-        usable = [one for one in found if one.disk == name and one.point in self.known]
-        return max(usable, key=lambda one: self.known[one.point], default=None)
-
     def _close_gap(self, reader: Reader, pushed: list[Tap]) -> None:
         """Read what the taps cannot know, or let them push it, lay the journal over it, and make the first point."""
         stretch = self._stretch
@@ -246,8 +239,8 @@ class Capture:
                 known = self.parent.disks.get(name) if self.parent else None
                 disks.append(disk := SealedDisk(name, tap.disk.size, known.tree if known else None))
                 if tap not in pushed:
-                    with self._read(reader, tap.number) as (device, ranges):
-                        totals[tap.number] = _to_look_at(device, ranges)
+                    with unknown_of(reader, tap.disk, name, self.known) as (device, ranges):
+                        totals[tap.number] = to_look_at(device, ranges)
                         disk.take_in(writer, device, ranges, advance)
                     self._mark_complete(stretch.reception, tap.number)
             sealer = Sealer(self.repository, writer, disks, Replay([Patches() for _ in disks], 0, following=False))
@@ -257,18 +250,6 @@ class Capture:
                 self._mark_complete(stretch.reception, tap.number)
             self.told.copying(sum(totals), sum(totals))
             self._seal(writer, sealer, None, quiet=True)
-
-    @contextmanager
-    def _read(self, reader: Reader, number: int) -> Iterator[tuple[BlockDevice, Ranges | None]]:
-        """A disk to be read, and the blocks that are to be looked at: those a bitmap names, or None for all of them."""
-        node = self._stretch.nodes[number]
-        since = self._covering(reader.monitor, node, self._stretch.names[number])
-        if since is None:
-            with reader.all_of(node) as device:
-                yield device, None
-        else:
-            with reader.changed(node, since) as (device, dirty):
-                yield device, _blocks(dirty)
 
     def _mark_complete(self, reception: Reception, number: int) -> None:
         with NbdConnection(str(reception.socket_path), f"mark-{number}", timeout=_DURABLE_S) as connection:
@@ -398,6 +379,8 @@ class Capture:
         self._until(lambda: reception.durable >= until)
         for group in self._spool.groups(sealer.replay.sequence):
             sealer.feed(group, until)
+            if sealer.replay.sequence >= until:
+                break
         if sealer.replay.sequence < until and not sealer.replay.ended:
             raise CaptureLost(f"the spool ends at record {sealer.replay.sequence}, and {until} were durable")
 
@@ -408,35 +391,3 @@ class Capture:
     def _keep(self, point: RecoveryPoint | None) -> None:
         if point is not None:
             self.parent, self.known[point.point] = point, point.number
-
-
-def _shut_down(monitor: Monitor) -> bool:
-    """Whether the last that QEMU tells is that it ends, and no tap refused a write.
-
-    Where the guest stood still before that, it may have been migrated, and run on another host.
-    """
-    told = [""]
-    with suppress(MonitorError):
-        while (event := monitor.next_event(_FAREWELL_S, lambda one: one.name in _OF_AN_END)) is not None:
-            told.append(event.name)
-    last = told[-2:] if told[-1] != "STOP" else told[-3:-1]
-    return last[-1] == "SHUTDOWN" and last[0] != "STOP" and "BLOCK_JOB_ERROR" not in told
-
-
-def _to_look_at(device: BlockDevice, ranges: Ranges | None) -> int:
-    """Bytes that will be read of a disk."""
-    if ranges is not None:
-        return sum(end - first for first, end in ranges) * BLOCK_SIZE
-    return sum(extent.length for extent in device.extents() if not extent.zero)
-
-
-def _blocks(dirty: list[tuple[int, int]]) -> Ranges:
-    """Byte ranges as ranges of blocks, sorted and disjoint."""
-    ranges: Ranges = []
-    for start, end in dirty:
-        first, last = start // BLOCK_SIZE, -(-end // BLOCK_SIZE)
-        if ranges and first <= ranges[-1][1]:
-            ranges[-1] = (ranges[-1][0], max(last, ranges[-1][1]))
-        else:
-            ranges.append((first, last))
-    return ranges
