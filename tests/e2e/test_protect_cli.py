@@ -265,6 +265,19 @@ def test_a_bitmap_is_not_believed_over_a_point_of_something_else(program: Progra
     same(program, hypervisor)
 
 
+def test_a_second_capture_of_the_same_vm_changes_nothing(program: Program, hypervisor: Hypervisor) -> None:
+    process = started(program, hypervisor)
+    sink = child(process.pid, "sink_process")
+    hypervisor.write(0, 15 * MIB, 4096, 4)
+    eventually(lambda: spooled(program.folder) > 0, "there is a spool that could be taken for a killed run's")
+    done = program.run("protect", "web1", "--qmp", hypervisor.qmp, "--json")
+    assert done.error["code"] == "busy"
+    assert child(process.pid, "sink_process") == sink
+    done = stopped(process)
+    assert "capture was lost" not in done.err
+    same(program, hypervisor)
+
+
 def test_another_tools_job_on_a_disk(program: Program, hypervisor: Hypervisor) -> None:
     """The first disk can be tapped, the second cannot: then neither is."""
     hypervisor.monitor.execute("blockdev-add", {"driver": "null-co", "node-name": "theirs", "size": SIZES[1]})

@@ -6,6 +6,9 @@
 
 An answer with `error` says why nothing was done. The socket lies in the VM's folder, for its owner only. Nobody waits longer
 than ANSWER_S, and a wish that nobody waits for any more is not granted: a pause that comes an hour late does harm.
+
+Who listens has the folder locked: the spool, the taps and the socket are of one capture, and a second one would take the spool
+of the first for what a killed run left.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from typing import Self
 
 from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json, parse_json, text
+from everywhen.repository.index.process_lock import try_lock
+from everywhen.services.failures import Busy
 from everywhen.services.wishes import LONGEST_PAUSE_S, End, Mark, Pause, Reply, Resume, Ship, Wish
 
 NAME = "control.sock"
@@ -66,13 +71,14 @@ class Listener:
     """Takes wishes at a socket, and the wish to end from its own process; is `services.wishes.Wishes`."""
 
     def __init__(self, folder: Path, status: Callable[[], Json]) -> None:
-        """`status`: what a capture says of itself at any time. Raises OSError."""
+        """`status`: what a capture says of itself at any time. Raises Busy where one is in this folder already; OSError."""
         self._status = status
         self._wishes: queue.Queue[tuple[Wish, float] | None] = queue.Queue()
         self._ending = threading.Event()
         self._end_wish: End | None = None
         self._serving: dict[threading.Thread, queue.Queue[Json]] = {}
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = _locked(folder)
         self._path = folder / NAME
         self._path.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -92,6 +98,7 @@ class Listener:
         for thread, answered in list(self._serving.items()):
             answered.put({"error": _ENDED})  # whoever was answered already hears of the first answer only
             thread.join(max(0.0, until - time.monotonic()))
+        os.close(self._lock)
 
     @property
     def ending(self) -> bool:
@@ -177,6 +184,20 @@ class Listener:
                 return None
             case other:
                 raise Corrupt(f"{other!r} is no wish")
+
+
+def _locked(folder: Path) -> int:
+    """The folder, for nobody else until it is closed or this process ends. Raises Busy."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    if not try_lock(descriptor):
+        os.close(descriptor)
+        raise Busy(
+            f"{folder.name} is being captured by another run on this host.",
+            on=str(folder),
+            safe="Nothing was changed; that one goes on.",
+            do=["Is it a service? Then that is what protects the VM: everywhen status"],
+        )
+    return descriptor
 
 
 def _line(connection: socket.socket) -> bytes:

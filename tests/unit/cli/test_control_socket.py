@@ -14,6 +14,7 @@ import pytest
 from everywhen.formats.fields import Json
 from everywhen.interfaces import control_socket
 from everywhen.interfaces.control_socket import NAME, Listener, NoAnswer, NobodyThere, ask
+from everywhen.services.failures import Busy
 from everywhen.services.wishes import End, Mark, Pause, Resume, Ship
 
 
@@ -112,3 +113,15 @@ def test_one_that_is_silent_is_told_from_none(folder: Path) -> None:
         listening.listen()
         with pytest.raises(NoAnswer):
             ask(folder, {"wish": "status"}, patience_s=0.1)
+
+
+def test_a_second_capture_in_the_same_folder_takes_nothing_from_the_first(folder: Path, listener: Listener) -> None:
+    with pytest.raises(Busy, match="another run"), Listener(folder, lambda: {"state": "second"}):
+        pass
+    assert ask(folder, {"wish": "status"}) == {"state": "following"}
+
+
+def test_a_folder_is_free_when_its_capture_has_ended(folder: Path) -> None:
+    for _ in range(2):
+        with Listener(folder, dict):
+            pass
