@@ -27,6 +27,10 @@ class TapFailed(Exception):
     """QEMU did not attach the tap. The message says why; `leftovers.clear` removes what there is of it."""
 
 
+class TapEnded(TapFailed):
+    """QEMU attached the tap, and it was lost before it stood: on a busy machine the watchdog may have taken the sink away."""
+
+
 class Tap:
     """The tap of disk `number`; its node and job have names of ours."""
 
@@ -50,7 +54,7 @@ class Tap:
         """Wait so long until all that it has to send is sent; whether it is. Raises TapFailed, MonitorError."""
         event = self._monitor.next_event(timeout, lambda event: self._is_mine(event, "BLOCK_JOB_READY", *ENDED))
         if event is not None and event.name != "BLOCK_JOB_READY":
-            raise TapFailed(f"{self.disk.device}: {event.data.get('error', 'the job ended')}")
+            raise TapEnded(f"{self.disk.device}: {event.data.get('error', 'the job ended')}")
         return event is not None
 
     def sent(self) -> int:

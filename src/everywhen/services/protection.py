@@ -6,14 +6,24 @@ from __future__ import annotations
 import re
 
 from everywhen.capture.qmp import CommandFailed, MonitorError, VmOff
-from everywhen.capture.tap import TapFailed
+from everywhen.capture.tap import TapEnded, TapFailed
 from everywhen.formats.fields import Json
 from everywhen.formats.ids import PointId
 from everywhen.formats.point import Gap, RecoveryPoint
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.services.absence import Absence, rest
-from everywhen.services.capture_order import ENDS, REPOSITORY_FAILS, CaptureOrder, DisksChanged, Paused, Stopped, Time, Told
+from everywhen.services.capture_order import (
+    ENDS,
+    REPOSITORY_FAILS,
+    CaptureLost,
+    CaptureOrder,
+    DisksChanged,
+    Paused,
+    Stopped,
+    Time,
+    Told,
+)
 from everywhen.services.capture_states import NOT_RUNNING
 from everywhen.services.capturing import Capture
 from everywhen.services.catalog import read_catalog
@@ -25,6 +35,8 @@ from everywhen.services.wishes import Wishes
 from everywhen.services.withdrawal import withdraw
 
 STARTED = "the VM was started, and its disks were being compared"
+_TRIES = 3
+"""To begin, where taps were attached and lost: a busy machine may need more than one."""
 _BACK_OFF_S, _LONGEST_BACK_OFF_S, _LASTED_S = 1.0, 300.0, 600.0
 
 
@@ -46,7 +58,7 @@ def protect(
 def _captured(
     repository: Repository, name: str, order: CaptureOrder, told: Told, time: Time, wishes: Wishes
 ) -> RecoveryPoint | None:
-    back_off, stood = _BACK_OFF_S, False
+    back_off, stood, tries = _BACK_OFF_S, False, 0
     newest: RecoveryPoint | None = None
     gap: Gap | None = None
     complete: RecoveryPoint | None = None
@@ -76,8 +88,8 @@ def _captured(
             complete, back_off, stood = None, _BACK_OFF_S, True
             continue
         except ENDS as error:
-            why, stood = str(error), stood or capture.stood
-            if not stood:
+            why, stood, tries = str(error), stood or capture.stood, tries + 1
+            if not stood and not (isinstance(error, CaptureLost | TapEnded) and tries < _TRIES):
                 if isinstance(error, REPOSITORY_FAILS):
                     raise  # it says for itself what is wrong with the repository
                 raise _not_begun(name, order, error) from error

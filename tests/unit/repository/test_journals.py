@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from everywhen.block.patched import Patches
+from everywhen.formats.ids import PointId
 from everywhen.formats.point import RecoveryPoint
 from everywhen.formats.segment import Group
 from everywhen.repository.errors import Damaged
@@ -187,6 +188,6 @@ def test_numbers_may_repeat_on_branches_of_other_vms(line: list[RecoveryPoint]) 
 
 def test_a_backup_of_a_vm_under_capture_takes_no_number_away(line: list[RecoveryPoint]) -> None:
     """It has the same parent as the capture's next point, and so the same number."""
-    beside = replace(line[2], point="p-00000000000b", journal=None)
+    beside = replace(line[2], point=PointId("p-00000000000b"), journal=None)
     for points in ([*line, beside], [beside, *line]):
         assert sorted(kept_spans(points), key=lambda span: span.begin) == kept_spans(line)
