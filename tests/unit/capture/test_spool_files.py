@@ -177,11 +177,32 @@ def test_a_spool_that_cannot_be_written_says_so(tmp_path: Path, counters: Counte
 
 
 def test_a_spool_that_is_too_slow_is_let_go(tmp_path: Path, counters: Counters, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool_writer, "_WAITING_BYTES", 1000)
+    monkeypatch.setattr(spool_writer, "_WAITING_BYTES", 1500)
     monkeypatch.setattr(SpoolWriter, "_write_groups", lambda self: None)
     writer = Spool(tmp_path, KEYSET).writer(counters)
     assert [writer.take(WRITE, 0, 0, 600, bytes(600)) for _ in range(3)] == [0, 1, None]
     assert counters.get(STATE) == SPOOL_SLOW
+    writer.close()
+
+
+def test_zeroes_that_wait_take_memory_too(tmp_path: Path, counters: Counters, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool_writer, "_WAITING_BYTES", 10_000)
+    slow, write = threading.Event(), SpoolWriter._write_groups
+    monkeypatch.setattr(SpoolWriter, "_write_groups", lambda self: slow.wait() and write(self))
+    writer = Spool(tmp_path, KEYSET).writer(counters)
+    taken = [writer.take(ZERO, 0, 0, 4096, b"") for _ in range(100)]
+    slow.set()
+    writer.close()
+    assert taken[-1] is None
+    assert counters.get(STATE) == SPOOL_SLOW
+
+
+def test_what_was_written_does_not_wait_any_more(tmp_path: Path, counters: Counters, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool_writer, "_WAITING_BYTES", 10_000)
+    writer = Spool(tmp_path, KEYSET).writer(counters)
+    for number in range(0, 90, 30):
+        assert [writer.take(ZERO, 0, 0, 4096, b"") for _ in range(30)] == list(range(number, number + 30))
+        eventually(lambda upto=number + 30: counters.get(DURABLE) >= upto, "durable")  # type: ignore[misc]
     writer.close()
 
 

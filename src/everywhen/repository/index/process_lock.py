@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """A lock between processes that the operating system releases when its holder dies.
 
-Used for the files of a cache, and for a capture's folder on its host; nothing in a repository depends on it (docs/locking.md). `fcntl.flock` on POSIX
-(it belongs to the open file, so two objects in one process exclude each other too), `msvcrt.locking` on Windows, on a
-byte far behind the content, because Windows' locks forbid reading and writing what they cover.
+Used for the files of a cache, and for a capture's folder on its host; nothing in a repository depends on it
+(docs/locking.md). `fcntl.flock` on POSIX (it belongs to the open file, so two objects in one process exclude each other
+too), `msvcrt.locking` on Windows, on a byte far behind the content, because Windows' locks forbid reading and writing what
+they cover.
 """
 
 from __future__ import annotations
