@@ -97,7 +97,8 @@ def _captured(
             # A capture that lasted, or only has to have other disks, has earned a quick try.
             quick = time.monotonic() - began > _LASTED_S or isinstance(error, DisksChanged)
             back_off = _BACK_OFF_S if quick else min(2 * back_off, _LONGEST_BACK_OFF_S)
-            rest_s = back_off
+            # A VM that ended in order is looked after at once: what happens to its images meanwhile nobody would see.
+            rest_s = 0.0 if capture.complete else back_off
         else:
             return capture.parent
         if capture.stood:

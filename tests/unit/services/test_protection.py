@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What follows when a stretch of capture ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from everywhen.capture.qmp import VmOff
+from everywhen.services import protection
+from everywhen.services.capture_order import CaptureLost, CaptureOrder, Time
+from everywhen.services.wishes import Wish
+
+POINT = "a point"
+
+
+@dataclass
+class World:
+    """A VM that ends once and is off then, and whoever waits for it. Time passes by waiting."""
+
+    in_order: bool
+    now: float = 0.0
+    ending: bool = False
+    end_wish: None = None
+    ended: bool = False
+    absent_at: list[tuple[float, object]] = field(default_factory=list)
+
+    def wait(self, seconds: float) -> Wish | None:
+        self.now += seconds
+        return None
+
+    def __getattr__(self, _: str) -> Any:
+        return lambda *_arguments: None
+
+
+@pytest.mark.parametrize(("in_order", "after"), [(True, 0.0), (False, 2.0)])
+def test_a_vm_that_ended_in_order_is_looked_after_at_once(
+    monkeypatch: pytest.MonkeyPatch, *, in_order: bool, after: float
+) -> None:
+    """What its images are like is seen when its absence begins: who writes to them before that is never noticed."""
+    world = World(in_order)
+
+    class Stretch:
+        parent, stood, covered_ns = POINT, True, 1
+
+        def __init__(self, *_: object) -> None:
+            self.complete = in_order and not world.ended
+
+        def run(self, *_: object) -> None:
+            if world.ended:
+                raise VmOff("it is off")
+            world.ended = True
+            raise CaptureLost("its QEMU ended")
+
+    class Absence:
+        complete, until_ns = POINT, 1
+
+        def __init__(self, *arguments: object) -> None:
+            world.absent_at.append((world.now, arguments[-1]))
+
+        def sit_out(self, _: str) -> None:
+            world.ending = True
+
+    monkeypatch.setattr(protection, "Capture", Stretch)
+    monkeypatch.setattr(protection, "Absence", Absence)
+    monkeypatch.setattr(protection, "_beginning", lambda *_: (None, None, {}))
+    time = Time(lambda: world.now, lambda _: None)
+    anything = cast("Any", world)
+    protection.protect(anything, "web1", cast("CaptureOrder", world), anything, time, anything)
+    assert world.absent_at == [(after, POINT if in_order else None)]
