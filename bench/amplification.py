@@ -19,10 +19,8 @@ from bench.tools import Everywhen
 from everywhen.nbd.connection import NbdConnection
 
 _DEPTH = 16
-_HOT_BYTES = 16 << 20
-_LOG_BYTES = 32 << 20
-_HOT_TIMES = 3
-"""How often a page of the hot set is written between two points, on the average."""
+_HOT_SHARE, _LOG_SHARE = 32, 64
+"""Parts of the disk of which one is hot, and of which one is the log."""
 _HEADER = (
     "writes",
     "a point: written MB",
@@ -58,8 +56,8 @@ def measure(lab: Lab) -> None:
     plan = lab.plan
     kinds: list[tuple[str, Callable[[random.Random, int], Writes]]] = [
         ("random 4 KiB, cold", lambda chance, _: _cold(chance, plan.stored_disk, plan.stored_writes)),
-        ("a database's: hot pages and a log", lambda chance, number: _database(chance, number, plan.stored_writes)),
-        ("sequential 256 KiB", lambda _, number: _sequential(number, plan.stored_disk, plan.stored_writes * PAGE)),
+        ("random 4 KiB, hot, and a log", lambda chance, number: _hot(chance, number, plan.stored_disk, plan.stored_hot)),
+        ("sequential 256 KiB", lambda _, number: _sequential(number, plan.stored_disk, plan.stored_hot * PAGE)),
     ]
     rows = []
     for name, writes in kinds:
@@ -74,9 +72,11 @@ def measure(lab: Lab) -> None:
                 lab.results.values[key] = worst[0]
         rows.append(_row(name, points))
     text = (
-        f"A disk of {plan.stored_disk >> 20} MiB, all written before; {plan.stored_points} points. *Different* counts a page "
-        "of 4 KiB once however often it was written between two points. Journal and sealed are the growth of those files of "
-        "the repository (the first copy left out; what lies twice is counted twice). Targets are judged by the worst point."
+        f"A disk of {plan.stored_disk >> 20} MiB, all written before; {plan.stored_points} points; hot are "
+        f"{plan.stored_disk // _HOT_SHARE >> 20} MiB of it. A block that is changed again is stored with what was changed "
+        "in it before, while that is less than all of it: so hot blocks cost more. *Different* counts a page of 4 KiB once, "
+        "however often it was written between two points. Journal and sealed are the growth of those files of the repository "
+        "(the first copy left out; what lies twice is counted twice). Targets are judged by the worst point."
     )
     lab.results.sections.append(Section("P5c: bytes stored for bytes changed", text, _HEADER, rows))
 
@@ -126,14 +126,14 @@ def _cold(chance: random.Random, disk: int, writes: int) -> Writes:
         yield page * PAGE, PAGE
 
 
-def _database(chance: random.Random, number: int, writes: int) -> Writes:
-    """Pages of a hot set, and after each few of them a piece of a log that begins again at its end."""
-    hot = min(_HOT_BYTES // PAGE, writes)
-    at = count(number * writes)
-    for done in range(hot * _HOT_TIMES):
-        yield _LOG_BYTES + chance.randrange(hot) * PAGE, PAGE
+def _hot(chance: random.Random, number: int, disk: int, writes: int) -> Writes:
+    """Pages of a small part of the disk, and after each few of them a piece of a log that begins again at its end."""
+    log = disk // _LOG_SHARE
+    at = count(number * writes // 4)
+    for done in range(writes):
+        yield log + chance.randrange(disk // _HOT_SHARE // PAGE) * PAGE, PAGE
         if done % 4 == 3:
-            yield next(at) * PAGE % _LOG_BYTES, PAGE
+            yield next(at) * PAGE % log, PAGE
 
 
 def _sequential(number: int, disk: int, size: int) -> Writes:

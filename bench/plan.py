@@ -47,7 +47,8 @@ class Plan:
     stored_disk: int
     stored_points: int
     stored_writes: int
-    """P5c."""
+    stored_hot: int
+    """P5c: writes for each point, cold and hot."""
     domain_disk: int
     domain_points: int
     domain_writes: int
@@ -89,7 +90,8 @@ FULL = Plan(
     load_window_s=12,
     stored_disk=2 << 30,
     stored_points=8,
-    stored_writes=4000,
+    stored_writes=500,
+    stored_hot=2000,
     domain_disk=1 << 30,
     domain_points=5,
     domain_writes=2000,
@@ -120,7 +122,8 @@ QUICK = Plan(
     load_window_s=2,
     stored_disk=64 << 20,
     stored_points=2,
-    stored_writes=64,
+    stored_writes=20,
+    stored_hot=64,
     domain_disk=16 << 20,
     domain_points=2,
     domain_writes=20,
