@@ -278,6 +278,28 @@ def test_a_second_capture_of_the_same_vm_changes_nothing(program: Program, hyper
     same(program, hypervisor)
 
 
+def test_a_spool_is_not_brought_in_while_the_sink_of_a_killed_run_writes_to_it(
+    program: Program, hypervisor: Hypervisor
+) -> None:
+    process = started(program, hypervisor)
+    sink = child(process.pid, "sink_process")
+    before = spooled(program.folder)
+    hypervisor.write(0, 15 * MIB, 4096, 4)
+    eventually(lambda: spooled(program.folder) > before, "there is something to be brought in")
+    os.kill(sink, signal.SIGSTOP)  # as one whose disk hangs
+    process.kill()
+    process.wait()
+    there = sorted((program.folder / "host" / "web1" / "spool").iterdir())
+    try:
+        done = program.run("protect", "web1", "--qmp", hypervisor.qmp)
+    finally:
+        os.kill(sink, signal.SIGKILL)
+    assert "still writes" in done.err
+    assert sorted((program.folder / "host" / "web1" / "spool").iterdir()) == there
+    stopped(started(program, hypervisor))
+    same(program, hypervisor)
+
+
 def test_another_tools_job_on_a_disk(program: Program, hypervisor: Hypervisor) -> None:
     """The first disk can be tapped, the second cannot: then neither is."""
     hypervisor.monitor.execute("blockdev-add", {"driver": "null-co", "node-name": "theirs", "size": SIZES[1]})

@@ -18,6 +18,7 @@ from everywhen.capture.sink import Sink
 from everywhen.capture.spool_writer import SpoolPlace, SpoolWriter
 from everywhen.formats.fields import canonical_json, hexbytes, parse_json, text, whole
 from everywhen.formats.segment import SegmentHeader
+from everywhen.repository.index.process_lock import try_lock
 from everywhen.repository.keys.cipher import Cipher
 from everywhen.repository.keys.segment_keys import JournalRecipient
 
@@ -76,6 +77,9 @@ def main(arguments: list[str]) -> int:
     # Ctrl-C in the terminal is for `protect`, which ends us in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     order = SinkOrder.decode(sys.stdin.buffer.read(_LONGEST_ORDER))
+    # Until this process ends: where `protect` was killed, the next one must not bring in what is being written still.
+    if not try_lock(os.open(order.folder, os.O_RDONLY | os.O_DIRECTORY)):
+        raise SystemExit("another sink writes to this spool")
     counters = Counters(page)
     writer = SpoolWriter(order.place(), counters)
     try:

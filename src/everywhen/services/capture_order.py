@@ -22,7 +22,7 @@ from everywhen.nbd.connection import NbdError
 from everywhen.repository.errors import RepositoryError
 from everywhen.services.choosing import CannotCapture
 from everywhen.services.quieting import Quieting
-from everywhen.services.spool_import import ForeignSpool
+from everywhen.services.spool_import import ForeignSpool, SpoolInUse
 from everywhen.services.wishes import Pause
 from everywhen.storage.base import StorageError
 
@@ -145,6 +145,7 @@ ENDS = (
     DangerousExport,
     SpoolDamaged,
     ForeignSpool,
+    SpoolInUse,
     OSError,
     *REPOSITORY_FAILS,
 )

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from everywhen.capture.spool_reader import read_file_header, spool_files
 from everywhen.formats.point import RecoveryPoint
+from everywhen.repository.index.process_lock import try_lock
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import write_point
 from everywhen.services.sealing import Origin, Sealer
@@ -25,6 +28,10 @@ class Imported:
 
 class ForeignSpool(Exception):
     """A spool holds what was captured for another repository. Nothing of it was touched."""
+
+
+class SpoolInUse(Exception):
+    """The sink of a run that was killed has not ended yet: what it holds would be brought in in part. Nothing was touched."""
 
 
 def import_spool(repository: Repository, newest: RecoveryPoint, spool: Spool, begin: int) -> Imported | None:
@@ -56,8 +63,25 @@ def import_left(repository: Repository, folder: Path, points: Sequence[RecoveryP
 
     What follows a point that is not the VM's newest any more is shipped, and makes no point: it is another line of history
     (design 4.10.5). What follows none has no moments, and is removed.
-    Raises ForeignSpool, SpoolDamaged, StorageError, Damaged.
+    Raises ForeignSpool, SpoolInUse, SpoolDamaged, StorageError, Damaged.
     """
+    with _nobody_writes(folder):
+        return _import_left(repository, folder, points)
+
+
+@contextmanager
+def _nobody_writes(folder: Path) -> Iterator[None]:
+    """A sink has its spool's folder locked until it ends. Raises SpoolInUse."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if not try_lock(descriptor):
+            raise SpoolInUse(f"the sink of a run before this one still writes to {folder}; it ends when that is durable")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _import_left(repository: Repository, folder: Path, points: Sequence[RecoveryPoint]) -> Imported | None:
     made = None
     files = spool_files(folder)
     newest = max((point.number for point in points), default=0)
