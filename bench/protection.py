@@ -76,8 +76,17 @@ class Protection:
 
     def followed(self) -> None:
         """Wait until it follows every write. Raises ToolFailed."""
-        await_(lambda: self.state() == "following", f"{self.vm} is followed; it said: {self.said}", _LATE_S)
+        await_(self._stands, f"{self.vm} is followed; it said: {self.said}", _LATE_S)
         self._sink = self.processes()["sink"]
+
+    def _stands(self) -> bool:
+        """It says so, and its sink is there: what it says can be a second old."""
+        try:
+            return self.state() == "following" and self._takes(self.processes()["sink"])
+        except ToolFailed:
+            if self.process.poll() is not None:
+                raise
+            return False
 
     def state(self) -> str | None:
         """What it says of itself; None while nobody answers. Raises ToolFailed when it has ended."""
@@ -116,13 +125,17 @@ class Protection:
 
     def receives(self) -> bool:
         """Whether the sink has not let go of the guest since the capture began."""
-        counters = self.counters()
         try:
-            return self._sink == self.processes()["sink"] and counters.get(STATE) == FINE
+            return self._sink == self.processes()["sink"] and self._takes(self._sink)
         except ToolFailed:
             return False
-        finally:
-            counters.close()
+
+    def _takes(self, sink: int) -> bool:
+        counters = self.counters()
+        state = counters.get(STATE)
+        counters.close()
+        stat = Path(f"/proc/{sink}/stat")
+        return state == FINE and stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
     def processes(self) -> dict[str, int]:
         """The processes on this host, by what they are."""
