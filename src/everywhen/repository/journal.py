@@ -7,6 +7,7 @@ Segments are put in order and never rewritten. Those at the beginning go when th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 
@@ -21,6 +22,8 @@ from everywhen.repository.space import demand_room
 from everywhen.storage.base import Buffer
 
 PREFIX = "journals/"
+_NUMBER = re.compile(r"[0-9a-f]{16}")
+"""What has another name is no segment: somebody else put it there."""
 
 
 def streams(repository: Repository) -> dict[str, dict[int, int]]:
@@ -28,7 +31,7 @@ def streams(repository: Repository) -> dict[str, dict[int, int]]:
     found: dict[str, dict[int, int]] = {}
     for one in repository.store.list(PREFIX):
         stream, _, number = one.name.removeprefix(PREFIX).partition("/")
-        if len(stream) == 32 and len(number) == 16:
+        if len(stream) == 32 and _NUMBER.fullmatch(number):
             found.setdefault(stream, {})[int(number, 16)] = one.size
     return found
 
@@ -50,8 +53,8 @@ class Journal:
 
     def numbers(self) -> list[int]:
         """Numbers of the segments there are, ascending."""
-        names = (one.name for one in self._store.list(f"{PREFIX}{self.stream}/"))
-        return sorted(int(name.rpartition("/")[2], 16) for name in names)
+        names = (one.name.rpartition("/")[2] for one in self._store.list(f"{PREFIX}{self.stream}/"))
+        return sorted(int(name, 16) for name in names if _NUMBER.fullmatch(name))
 
     def delete(self, number: int) -> None:
         """Remove a segment; no error when there is none."""

@@ -191,3 +191,10 @@ def test_a_backup_of_a_vm_under_capture_takes_no_number_away(line: list[Recovery
     beside = replace(line[2], point=PointId("p-00000000000b"), journal=None)
     for points in ([*line, beside], [beside, *line]):
         assert sorted(kept_spans(points), key=lambda span: span.begin) == kept_spans(line)
+
+
+def test_what_is_no_segment_is_none(repository: Repository, line: list[RecoveryPoint]) -> None:
+    there = numbers(repository)
+    for name in ("notes.txt", "not-hexadecimal-"):
+        repository.store.put(f"journals/{STREAM}/{name}", [b"x"])
+    assert Journal(repository, STREAM).numbers() == list(streams(repository)[STREAM]) == there
