@@ -82,7 +82,9 @@ class _Line:
         replay = self._replayed(opened.point, None, until_ns)
         if replay is None:
             return opened
-        covered = replay.beyond or self._spans[opened.point.point].end is not None
+        end = self._spans[opened.point.point].end
+        # The next point is made before the last records up to it are shipped: those that are missing may be before `target`.
+        covered = replay.beyond or (end is not None and replay.sequence >= end)
         within = isinstance(target, Stretch) and replay.time_ns >= target.earliest_ns
         exact = opened.found.exact or isinstance(target, Latest) or covered or within
         return _moment(opened.point, replay, exact=exact)
@@ -121,6 +123,8 @@ class _Line:
                 parts.append(numbers[(numbers >= since) & (numbers < end)])
                 if group.sequence + len(group) >= end:
                     break
+            else:
+                return None  # its end is not there, or not yet
         return np.concatenate(parts)
 
     def _replayed(self, point: RecoveryPoint, until: int | None, until_ns: int | None) -> Replay | None:

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The moment that an address means, where the journal is not in the repository to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC
+from pathlib import Path
+
+import pytest
+
+from everywhen.block.patched import Patches
+from everywhen.repository.ledger import Vm
+from everywhen.repository.repository import Repository
+from everywhen.repository.writer import write_point
+from everywhen.services.addresses import parse_address
+from everywhen.services.catalog import read_catalog
+from everywhen.services.failures import Failure
+from everywhen.services.identities import record
+from everywhen.services.opening import open_moment
+from everywhen.services.replay import Replay
+from everywhen.services.sealing import Origin, SealedDisk, Sealer
+from everywhen.services.whens import Found
+from everywhen.storage.memory import MemoryStore
+from tests.laboratory import World
+from tests.records import COMPLETE, OPENED, group, put_segment, write
+
+STREAM = "ab" * 16
+VM = Vm("f" * 32, "web1", "web1", "", "", 0)
+GROUPS = [
+    group(0, *OPENED, *COMPLETE),
+    group(4, *(write(0, 0, bytes([number])) for number in range(4, 7))),
+    group(7, *(write(0, 0, bytes([number])) for number in range(7, 10))),
+]
+"""Written at 0, 4000, 4001, 4002, 7000, 7001 and 7002 ns."""
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Iterator[Repository]:
+    """Points after records 4 and 10; of the journal between them the second half is not shipped."""
+    world, store = World(tmp_path), MemoryStore()
+    with world.open(store, world.create(store, encrypted=False)) as opened:
+        record(opened, VM)
+        with write_point(opened, "test", first_copy=True) as writer:
+            disks = [SealedDisk("vda", 65536, None), SealedDisk("vdb", 65536, None)]
+            sealer = Sealer(opened, writer, disks, Replay([Patches(), Patches()], 0, following=False))
+            sealer.feed(GROUPS[0])
+            first = sealer.commit(None, Origin(VM.vm, 1, STREAM, {}), 0)
+        assert first.journal is not None
+        with write_point(opened, "test", first_copy=False) as writer:
+            sealer = Sealer.after(opened, writer, first, first.journal)
+            for one in GROUPS[1:]:
+                sealer.feed(one)
+            sealer.commit(first, Origin(VM.vm, 1, STREAM, {}), 0)
+        put_segment(opened, STREAM, 0, *GROUPS[:2])
+        yield opened
+
+
+def found(repository: Repository, when: str) -> Found:
+    address = parse_address(f"web1@{when}")
+    _, opened = open_moment(repository, read_catalog(repository), address, now_ns=1 << 61, zone=UTC, exact=False)
+    return opened.found
+
+
+def test_a_moment_in_what_is_not_shipped_is_not_said_to_be_it(repository: Repository) -> None:
+    when = "1970-01-01T00:00:00.000007001Z"
+    before = found(repository, when)
+    assert (before.sequence, before.exact) == (7, False)
+    put_segment(repository, STREAM, 1, GROUPS[2])
+    after = found(repository, when)
+    assert (after.sequence, after.exact) == (9, True)
+
+
+def test_writes_are_not_counted_back_over_what_is_not_shipped(repository: Repository) -> None:
+    with pytest.raises(Failure):
+        found(repository, "latest~1")
+    put_segment(repository, STREAM, 1, GROUPS[2])
+    assert found(repository, "latest~1").sequence == 9
