@@ -383,3 +383,20 @@ def child(parent: int, module: str) -> int:
         if above == parent and any(word.endswith(module) for word in words):
             return int(folder.name)
     raise AssertionError(f"no {module} below {parent}")
+
+
+def test_a_damaged_spool_is_set_aside_and_capture_goes_on(program: Program, hypervisor: Hypervisor) -> None:
+    process = started(program, hypervisor)
+    host = program.folder / "host" / "web1"
+    hypervisor.write(0, 7 * MIB, 65536, 4)
+    eventually(lambda: ask(host, {"wish": "status"})["durable"] >= 5, "spooled: four marks and the write")
+    process.kill()
+    ended(process)
+    (file,) = [one.path for one in spool_files(host / "spool")]
+    content = bytearray(file.read_bytes())
+    file.write_bytes(content[:20] + bytes([content[20] ^ 1]) + content[21:])
+    process = started(program, hypervisor)
+    done = stopped(process)
+    assert "spool-damaged-" in done.err
+    assert len(list(host.glob("spool-damaged-*/*.segment"))) == 1
+    same(program, hypervisor)

@@ -20,7 +20,7 @@ import libvirt
 import libvirt_qemu
 
 from everywhen.capture.libvirt_host import LibvirtHost, NotRunning, within
-from everywhen.capture.qmp import CommandFailed, Event, MonitorError
+from everywhen.capture.qmp import MOST_EVENTS, CommandFailed, Event, MonitorError
 from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json, mapping, parse_json, text
 
@@ -47,7 +47,7 @@ class LibvirtMonitor:
         self._host = host
         self._domain = host.domain(name)
         self._arrived = threading.Condition()
-        self._events: deque[Event] = deque()
+        self._events: deque[Event] = deque(maxlen=MOST_EVENTS)
         self._gone: str | None = None
         if not self._domain.runs:
             raise NotRunning(f'the domain "{name}" is not running')

@@ -21,6 +21,8 @@ from everywhen.capture.socket_access import ProcessUser
 from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json, mapping, parse_json, text, whole
 
+MOST_EVENTS = 4096
+"""Events that nobody has asked for yet; the oldest go. A guest can cause some as often as it likes (BLOCK_IO_ERROR)."""
 _LONGEST_LINE = 16 << 20
 """query-named-block-nodes of a VM with a hundred disks is 0.5 MB."""
 
@@ -123,7 +125,7 @@ class QmpMonitor:
         """Take over a socket whose other end is a QMP monitor; waits for its greeting. Raises MonitorError."""
         self._socket = connection
         self._session = QmpSession()
-        self._events: deque[Event] = deque()
+        self._events: deque[Event] = deque(maxlen=MOST_EVENTS)
         self._answers: dict[int, Answer] = {}
         self.timeout = timeout
         connection.setblocking(False)

@@ -118,7 +118,8 @@ class SpoolWriter:
             self._waiting += len(data) + _RECORD_BYTES
             number = self._next
             self._next += 1
-            self._taken_bytes += len(data)
+            # Zeroes hold no data, but what is made of them does: some 300 bytes for each block.
+            self._taken_bytes += len(data) or length // 256
             self._counters.put(TAKEN, self._next)
             self._counters.put(TAKEN_BYTES, self._taken_bytes)
             if group.bytes >= _GROUP_BYTES or len(group.records) >= _GROUP_RECORDS:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import re
 
 from everywhen.capture.qmp import CommandFailed, MonitorError, VmOff
+from everywhen.capture.spool_reader import SpoolDamaged
 from everywhen.capture.tap import TapEnded, TapFailed
+from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json
 from everywhen.formats.ids import PointId
 from everywhen.formats.point import Gap, RecoveryPoint
@@ -30,7 +32,7 @@ from everywhen.services.catalog import read_catalog
 from everywhen.services.failures import Failed, Failure, WrongUsage
 from everywhen.services.identities import record, vm_of
 from everywhen.services.naming import is_name
-from everywhen.services.spool_import import import_left
+from everywhen.services.spool_import import Imported, import_left
 from everywhen.services.wishes import Wishes
 from everywhen.services.withdrawal import withdraw
 
@@ -120,7 +122,7 @@ def _beginning(
     if not known:
         record(repository, vm)
     points = catalog.points_of(vm)
-    if order.spool.is_dir() and (left := import_left(repository, order.spool, points)) is not None:
+    if order.spool.is_dir() and (left := _brought_in(repository, order, points, told)) is not None:
         points.append(left.point)
         told.sealed(left.point, left.writes)
     newest = points[-1] if points else None
@@ -128,6 +130,20 @@ def _beginning(
     stream = newest.journal.stream if newest and newest.journal else None
     line = [point for point in points if stream and point.journal and point.journal.stream == stream]
     return vm, newest, {point.point: point.number for point in line}
+
+
+def _brought_in(repository: Repository, order: CaptureOrder, points: list[RecoveryPoint], told: Told) -> Imported | None:
+    """What other runs left. A damaged spool is set aside: what it had beyond the newest point the bitmaps know, too."""
+    try:
+        return import_left(repository, order.spool, points)
+    except (SpoolDamaged, Corrupt) as error:
+        aside = order.folder / f"spool-damaged-{repository.surroundings.clock()}"
+        order.spool.rename(aside)
+        told.waiting(
+            f"{error}. What was spooled after the newest recovery point is no moment any more; the files are in {aside}, and "
+            "can be removed"
+        )
+        return None
 
 
 def _was_captured(point: RecoveryPoint | None) -> bool:
