@@ -30,10 +30,10 @@ from everywhen.services.addresses import parse_address
 from everywhen.services.catalog import read_catalog
 from everywhen.services.identities import record
 from everywhen.services.opening import open_moment
+from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
+from everywhen.services.protect.spool_import import ForeignSpool, import_left
+from everywhen.services.protect.spooling import Spool
 from everywhen.services.replay import Replay
-from everywhen.services.sealing import Origin, SealedDisk, Sealer
-from everywhen.services.spool_import import ForeignSpool, import_left
-from everywhen.services.spooling import Spool
 from everywhen.storage.base import Buffer, ObjectStore
 from everywhen.storage.forwarding import ForwardingStore
 from everywhen.storage.memory import MemoryStore

@@ -13,10 +13,10 @@ from everywhen.repository.condemned import Condemnation, publish
 from everywhen.repository.keys.keys import Unlocked
 from everywhen.repository.ledger import Drop
 from everywhen.repository.repository import Repository
-from everywhen.services import holding
 from everywhen.services.catalog import read_catalog
-from everywhen.services.policies import set_delay
-from everywhen.services.pruning import TooLate, undo
+from everywhen.services.keep import holding
+from everywhen.services.keep.policies import set_delay
+from everywhen.services.keep.pruning import TooLate, undo
 from everywhen.storage.base import Buffer, ObjectStore
 from everywhen.storage.forwarding import ForwardingStore
 from everywhen.storage.memory import MemoryStore

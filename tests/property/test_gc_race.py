@@ -31,10 +31,10 @@ from everywhen.repository.points import RecoveryPoints
 from everywhen.repository.presence import Attendance
 from everywhen.repository.reading import opened_points
 from everywhen.repository.repository import Repository
-from everywhen.services import pruning
 from everywhen.services.catalog import read_catalog
 from everywhen.services.failures import NotFound
-from everywhen.services.pruning import undo
+from everywhen.services.keep import pruning
+from everywhen.services.keep.pruning import undo
 from everywhen.storage.memory import MemoryStore, StoredObject
 from tests.interleaving import Bounds, Play, Step, Switch, explore, no_threads
 from tests.laboratory import SparseDisk, World, block, shrink_packs, touched, truth_of

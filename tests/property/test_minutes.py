@@ -11,9 +11,9 @@ from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json
 from everywhen.formats.segment import MARK, WRITE, ZERO, Group, decode_group, encode_group
 from everywhen.repository.minutes import PER_DAY, DayOfMinutes, Row
-from everywhen.services import minutes
 from everywhen.services.ages import MINUTE, SECOND
-from everywhen.services.minutes import MinuteCounts
+from everywhen.services.protect import minutes
+from everywhen.services.protect.minutes import MinuteCounts
 
 BLOCK = 65536
 START = 20_000 * PER_DAY * MINUTE - 3 * SECOND

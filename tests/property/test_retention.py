@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from everywhen.formats.point import CONSISTENCIES
 from everywhen.services.ages import DAY, HOUR, SECOND
 from everywhen.services.failures import WrongUsage
+from everywhen.services.keep.retention import KINDS, UNITS, Policy, Term, nearest_term, parse_terms
+from everywhen.services.keep.thinning import Hold, plan
 from everywhen.services.moments import Moment
-from everywhen.services.retention import KINDS, UNITS, Policy, Term, nearest_term, parse_terms
-from everywhen.services.thinning import Hold, plan
 
 THOROUGH = settings(max_examples=2_000 if os.environ.get("EVERYWHEN_SOAK") else 150, deadline=None)
 ZONES = ["UTC", "Europe/Berlin", "America/St_Johns", "Australia/Lord_Howe", "Asia/Kathmandu", "America/Havana"]

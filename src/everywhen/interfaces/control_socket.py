@@ -28,7 +28,7 @@ from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json, parse_json, text
 from everywhen.repository.index.process_lock import try_lock
 from everywhen.services.failures import Busy
-from everywhen.services.wishes import LONGEST_PAUSE_S, End, Mark, Pause, Reply, Resume, Ship, Wish
+from everywhen.services.protect.wishes import LONGEST_PAUSE_S, End, Mark, Pause, Reply, Resume, Ship, Wish
 
 NAME = "control.sock"
 _LONGEST = 1 << 16

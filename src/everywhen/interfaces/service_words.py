@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from everywhen.formats.point import RecoveryPoint
 from everywhen.interfaces.service_manager import ServiceManager
-from everywhen.services.capture_order import Figures, Told
+from everywhen.services.protect.capture_order import Figures, Told
 
 _EVERY_S = 1.0
 """Not more often: a copy tells of each 4 MiB."""

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from everywhen.repository.keys.keys import read_superblock
 from everywhen.services.ages import SECOND, span
-from everywhen.services.brakes import CLOCK_TOLERANCE
 from everywhen.services.diagnosis import Check, Verdict
+from everywhen.services.keep.brakes import CLOCK_TOLERANCE
 from everywhen.services.sizes import size
 from everywhen.services.times import rfc3339
 from everywhen.services.translation import failing

@@ -18,13 +18,13 @@ from everywhen.repository.ledger import Drop, Hold, Vm
 from everywhen.repository.presence import Presence, list_presences
 from everywhen.repository.repository import Repository
 from everywhen.services.ages import HOUR, age, span
-from everywhen.services.brakes import CLOCK_TOLERANCE
-from everywhen.services.captured import Captured
 from everywhen.services.catalog import Catalog
 from everywhen.services.failures import Exit, Failed
 from everywhen.services.journal_reach import reached_ns
-from everywhen.services.policies import Policies, Standing
-from everywhen.services.pruning import pending
+from everywhen.services.keep.brakes import CLOCK_TOLERANCE
+from everywhen.services.keep.policies import Policies, Standing
+from everywhen.services.keep.pruning import pending
+from everywhen.services.protect.captured import Captured
 from everywhen.storage.base import Space
 
 MAX_AGE = 26 * HOUR

@@ -22,7 +22,7 @@ from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.services.ages import DAY
 from everywhen.services.catalog import Catalog
-from everywhen.services.freeing import Need, Report, needs
+from everywhen.services.keep.freeing import Need, Report, needs
 
 GROWTH_DAYS = 30
 """Growth is the mean of so many days before a VM's newest moment, or of all its days where there are fewer."""

@@ -19,7 +19,7 @@ from everywhen.capture.agent import AgentAddress
 from everywhen.capture.freeze_process import FreezeOrder
 from everywhen.capture.freezer import Freezer, Thawed
 from everywhen.capture.freezing import GUEST_HOOK, WINDOWS_HOOK, NotFrozen
-from everywhen.services.quieting import thaw_left
+from everywhen.services.protect.quieting import thaw_left
 from tests.agent_double import GuestDouble, answer, listening, refusal
 from tests.captures import child
 from tests.hypervisor import eventually

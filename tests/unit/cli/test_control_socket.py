@@ -15,7 +15,7 @@ from everywhen.formats.fields import Json
 from everywhen.interfaces import control_socket
 from everywhen.interfaces.control_socket import NAME, Listener, NoAnswer, NobodyThere, ask
 from everywhen.services.failures import Busy
-from everywhen.services.wishes import End, Mark, Pause, Resume, Ship
+from everywhen.services.protect.wishes import End, Mark, Pause, Resume, Ship
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from everywhen.repository.repository import Repository
 from everywhen.repository.verify.findings import Finding
 from everywhen.repository.verify.verify import Watching, judging
 from everywhen.repository.writer import write_point
+from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
 from everywhen.services.replay import Replay
-from everywhen.services.sealing import Origin, SealedDisk, Sealer
 from everywhen.storage.memory import MemoryStore
 from tests.laboratory import World
 from tests.records import COMPLETE, OPENED, group, put_segment, write

@@ -12,9 +12,9 @@ from everywhen.repository.keys import keys
 from everywhen.repository.ledger import Ledger, Vm
 from everywhen.repository.repository import Repository
 from everywhen.repository.space import RESERVE
-from everywhen.services import holding, pruning
 from everywhen.services.catalog import read_catalog
-from everywhen.services.policies import BUILT_IN, set_default, set_delay, set_policy
+from everywhen.services.keep import holding, pruning
+from everywhen.services.keep.policies import BUILT_IN, set_default, set_delay, set_policy
 from everywhen.storage.base import Buffer, OutOfSpace
 from everywhen.storage.memory import MemoryStore
 from tests.laboratory import HOUR, SparseDisk, World, block

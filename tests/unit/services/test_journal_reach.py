@@ -16,7 +16,7 @@ from everywhen.repository.minutes import DayOfMinutes, add_minutes, kept_minutes
 from everywhen.repository.repository import Repository
 from everywhen.services.ages import DAY
 from everywhen.services.journal_reach import reached_ns
-from everywhen.services.minutes import Activity, activity
+from everywhen.services.protect.minutes import Activity, activity
 from everywhen.storage.memory import MemoryStore
 from tests.laboratory import World
 from tests.records import COMPLETE, OPENED, group, put_segment, write

@@ -18,8 +18,8 @@ from everywhen.services.catalog import read_catalog
 from everywhen.services.failures import Failure
 from everywhen.services.identities import record
 from everywhen.services.opening import open_moment
+from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
 from everywhen.services.replay import Replay
-from everywhen.services.sealing import Origin, SealedDisk, Sealer
 from everywhen.services.whens import Found
 from everywhen.storage.memory import MemoryStore
 from tests.laboratory import World

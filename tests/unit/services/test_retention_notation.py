@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from everywhen.services.failures import WrongUsage
-from everywhen.services.retention import DEFAULT, Policy, parse_terms, sentence
+from everywhen.services.keep.retention import DEFAULT, Policy, parse_terms, sentence
 
 BERLIN = ZoneInfo("Europe/Berlin")
 FULL = "every-write 24h, all 3d, hourly 14d, daily 90d, weekly 26w, monthly 24mo, yearly 5y, last 3"

@@ -8,19 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from keep_samples import World, noise  # type: ignore[import-not-found]
 
 from everywhen.formats.ids import PackId
 from everywhen.repository import damage
 from everywhen.repository.ledger import Ledger, Vm
 from everywhen.repository.presence import Holder, Presence
-from everywhen.services import holding
 from everywhen.services.ages import DAY, HOUR, MINUTE
 from everywhen.services.failures import Exit
-from everywhen.services.pruning import drop
+from everywhen.services.keep import holding
+from everywhen.services.keep.pruning import drop
 from everywhen.services.standing import MAX_AGE, State, state
 from everywhen.storage.base import Space
 from everywhen.storage.posix import PosixStore
+from tests.keep_samples import World, noise
 
 
 @pytest.fixture

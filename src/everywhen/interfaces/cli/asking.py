@@ -9,10 +9,10 @@ from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json
 from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.control_socket import NAME, NoAnswer, NobodyThere, ask
-from everywhen.services import capture_states
-from everywhen.services.captured import SILENT, Captured
 from everywhen.services.failures import Failed, Failure, NotAllowed, NotFound, WrongUsage
 from everywhen.services.naming import is_name
+from everywhen.services.protect import capture_states
+from everywhen.services.protect.captured import SILENT, Captured
 from everywhen.services.spelling import nearest
 from everywhen.services.times import local_time
 

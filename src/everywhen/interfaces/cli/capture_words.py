@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from everywhen.services.ages import SECOND
-from everywhen.services.captured import Captured
+from everywhen.services.protect.captured import Captured
 from everywhen.services.sizes import size
 from everywhen.services.times import rfc3339
 

@@ -12,12 +12,12 @@ from everywhen.interfaces.cli.app import KEEP, AsJson, PassphraseFile, Quiet, Re
 from everywhen.interfaces.cli.context import Context
 from everywhen.repository.ledger import Hold, Vm
 from everywhen.repository.repository import Repository
-from everywhen.services import holding
 from everywhen.services.addresses import parse_address
 from everywhen.services.catalog import Catalog, read_catalog
 from everywhen.services.failures import NotFound, WrongUsage
-from everywhen.services.policies import read_policies
-from everywhen.services.retention import sentence
+from everywhen.services.keep import holding
+from everywhen.services.keep.policies import read_policies
+from everywhen.services.keep.retention import sentence
 from everywhen.services.times import local_time, rfc3339, zone_label
 
 

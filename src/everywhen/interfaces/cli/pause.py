@@ -22,9 +22,9 @@ from everywhen.interfaces.cli.asking import ask_capture
 from everywhen.interfaces.cli.context import Context
 from everywhen.services.ages import SECOND, parse_span, span
 from everywhen.services.failures import Failed, Failure, NotFound, WrongUsage
+from everywhen.services.protect.wishes import LONGEST_PAUSE_S
 from everywhen.services.sizes import size
 from everywhen.services.times import local_time
-from everywhen.services.wishes import LONGEST_PAUSE_S
 
 _TRIM_S = 900.0
 """A round over all file systems of a guest with large disks takes minutes."""

@@ -26,11 +26,11 @@ from everywhen.interfaces.cli.prune_preview import Preview, preview_document, sh
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.services.ages import parse_span, span
-from everywhen.services.brakes import delay_in_force
 from everywhen.services.catalog import Catalog, read_catalog
 from everywhen.services.failures import Failed, NotFound, WrongUsage
-from everywhen.services.making_room import proposals
-from everywhen.services.policies import (
+from everywhen.services.keep.brakes import delay_in_force
+from everywhen.services.keep.making_room import proposals
+from everywhen.services.keep.policies import (
     BUILT_IN,
     Policies,
     Standing,
@@ -40,8 +40,8 @@ from everywhen.services.policies import (
     set_delay,
     set_policy,
 )
-from everywhen.services.pruning import plan_prune
-from everywhen.services.retention import Policy, parse_terms, sentence
+from everywhen.services.keep.pruning import plan_prune
+from everywhen.services.keep.retention import Policy, parse_terms, sentence
 from everywhen.services.sizes import parse_size
 from everywhen.services.times import local_time, zone_named
 

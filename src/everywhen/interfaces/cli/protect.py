@@ -33,11 +33,11 @@ from everywhen.interfaces.control_socket import Listener
 from everywhen.interfaces.service_manager import ServiceManager
 from everywhen.interfaces.service_words import ServiceWords
 from everywhen.services.ages import SECOND, parse_span, span
-from everywhen.services.capture_order import CaptureOrder, Figures, Time
-from everywhen.services.capture_state import CaptureState
 from everywhen.services.failures import WrongUsage
 from everywhen.services.naming import is_name
-from everywhen.services.protection import protect
+from everywhen.services.protect.capture_order import CaptureOrder, Figures, Time
+from everywhen.services.protect.capture_state import CaptureState
+from everywhen.services.protect.protection import protect
 from everywhen.services.sizes import parse_size
 
 

@@ -26,8 +26,8 @@ from everywhen.repository.ledger import Drop
 from everywhen.repository.repository import Repository
 from everywhen.services.catalog import Catalog, read_catalog
 from everywhen.services.failures import Exit, WrongUsage
-from everywhen.services.policies import read_policies
-from everywhen.services.pruning import VmPlan, drop, plan_prune, undo
+from everywhen.services.keep.policies import read_policies
+from everywhen.services.keep.pruning import VmPlan, drop, plan_prune, undo
 from everywhen.services.times import rfc3339
 
 _FLAGS = {"third": "--yes-more-than-a-third", "clock": "--yes-the-clock-is-right"}

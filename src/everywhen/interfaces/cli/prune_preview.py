@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 from everywhen.interfaces.cli.context import Context
 from everywhen.repository.repository import Repository
-from everywhen.services.brakes import gone_at
 from everywhen.services.catalog import Catalog
-from everywhen.services.freeing import Report, frees
-from everywhen.services.making_room import Proposal
+from everywhen.services.keep.brakes import gone_at
+from everywhen.services.keep.freeing import Report, frees
+from everywhen.services.keep.making_room import Proposal
+from everywhen.services.keep.policies import Policies, read_delays
+from everywhen.services.keep.pruning import VmPlan, plan_vm
+from everywhen.services.keep.thinning import HELD, NEWEST, Plan
 from everywhen.services.moments import Moment
-from everywhen.services.policies import Policies, read_delays
-from everywhen.services.pruning import VmPlan, plan_vm
 from everywhen.services.sizes import size
-from everywhen.services.thinning import HELD, NEWEST, Plan
 from everywhen.services.times import local_time, rfc3339, zone_label
 
 _GROUPS = 12

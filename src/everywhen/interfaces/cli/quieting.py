@@ -13,7 +13,7 @@ from everywhen.capture.agent import AgentAddress
 from everywhen.formats.point import CONSISTENCIES
 from everywhen.interfaces.cli.context import Context
 from everywhen.services.failures import NotFound, WrongUsage
-from everywhen.services.quieting import Quieting, QuietOrder, thaw_left
+from everywhen.services.protect.quieting import Quieting, QuietOrder, thaw_left
 
 AskedFor = Annotated[
     str,

@@ -23,7 +23,7 @@ from everywhen.interfaces.cli.context import Context
 from everywhen.services.ages import DAY, SECOND, span
 from everywhen.services.catalog import read_catalog
 from everywhen.services.failures import Exit
-from everywhen.services.minutes import Activity, activity
+from everywhen.services.protect.minutes import Activity, activity
 from everywhen.services.sizes import size
 from everywhen.services.statistics import Statistics, VmFigures, statistics
 

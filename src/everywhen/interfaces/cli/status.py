@@ -15,7 +15,7 @@ from everywhen.interfaces.cli.completion import write_names
 from everywhen.interfaces.cli.context import Context
 from everywhen.services.ages import SECOND, age, parse_span, span
 from everywhen.services.catalog import read_catalog
-from everywhen.services.policies import read_policies
+from everywhen.services.keep.policies import read_policies
 from everywhen.services.sizes import size
 from everywhen.services.standing import MAX_AGE, State, VmStanding, Work, state
 from everywhen.services.times import local_time, rfc3339, zone_label

@@ -19,10 +19,10 @@ from everywhen.repository.errors import Damaged
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.services.ages import DAY, MINUTE, SECOND, age, span
-from everywhen.services.captured import Captured
 from everywhen.services.catalog import Catalog, read_catalog
 from everywhen.services.failures import NotFound, WrongUsage
 from everywhen.services.journal_reach import reached_ns
+from everywhen.services.protect.captured import Captured
 from everywhen.services.sizes import size
 from everywhen.services.timeline import Missing, Reach, Timeline, busiest, cells, timeline
 from everywhen.services.times import Stretch, local_time, rfc3339, zone_label

@@ -12,10 +12,10 @@ from everywhen.interfaces.cli.asking import LOOK_S, ask_capture
 from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.cli.hypervisors import Domain, Libvirt, Qmp, hypervisor
 from everywhen.interfaces.control_socket import NoAnswer, NobodyThere, ask
-from everywhen.services.capture_order import ENDS
 from everywhen.services.failures import Busy, Failed, NotFound
 from everywhen.services.naming import is_name
-from everywhen.services.withdrawal import withdraw
+from everywhen.services.protect.capture_order import ENDS
+from everywhen.services.protect.withdrawal import withdraw
 
 
 @app.command("unprotect", rich_help_panel=PROTECT)

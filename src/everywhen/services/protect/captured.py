@@ -8,7 +8,7 @@ from datetime import tzinfo
 
 from everywhen.formats.fields import Json, optional_text, text, whole
 from everywhen.services.ages import SECOND, age
-from everywhen.services.capture_states import COPYING, DETACHED, FOLLOWING, NOT_RUNNING, OFF, PAUSED, STARTING
+from everywhen.services.protect.capture_states import COPYING, DETACHED, FOLLOWING, NOT_RUNNING, OFF, PAUSED, STARTING
 from everywhen.services.timeline import Reach
 from everywhen.services.times import local_time
 

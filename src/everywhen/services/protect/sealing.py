@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The journal into recovery points: what its records change since the newest point is taken in, and makes the next one.
 
-The same code as a backup from known changes takes it in. Which records make a moment: `replay.py`.
+The same code as a backup from known changes takes it in. Which records make a moment: `services/replay.py`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from everywhen.repository.minutes import PER_DAY, DayOfMinutes, add_minutes
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import PointWriter, parent_link
 from everywhen.services.ages import MINUTE
-from everywhen.services.minutes import MinuteCounts
-from everywhen.services.quieting import CRASH, Consistency
+from everywhen.services.protect.minutes import MinuteCounts
+from everywhen.services.protect.quieting import CRASH, Consistency
 from everywhen.services.replay import Replay
 
 _MEMORY = 64 << 20

@@ -22,8 +22,8 @@ from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 from everywhen.services.ages import DAY, HOUR, SECOND, WEEK
+from everywhen.services.keep.retention import Policy, Term
 from everywhen.services.moments import Moment
-from everywhen.services.retention import Policy, Term
 
 NEWEST = "newest"
 HELD = "held"

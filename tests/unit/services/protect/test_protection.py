@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 
 from everywhen.capture.qmp import VmOff
-from everywhen.services import protection
-from everywhen.services.capture_order import CaptureLost, CaptureOrder, Time
-from everywhen.services.wishes import Wish
+from everywhen.services.protect import protection
+from everywhen.services.protect.capture_order import CaptureLost, CaptureOrder, Time
+from everywhen.services.protect.wishes import Wish
 
 POINT = "a point"
 

@@ -14,8 +14,8 @@ from everywhen.formats.point import RecoveryPoint
 from everywhen.repository.index.process_lock import try_lock
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import write_point
-from everywhen.services.sealing import Origin, Sealer
-from everywhen.services.spooling import Spool
+from everywhen.services.protect.sealing import Origin, Sealer
+from everywhen.services.protect.spooling import Spool
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,10 @@ from everywhen.formats.errors import FormatError
 from everywhen.formats.point import RecoveryPoint
 from everywhen.nbd.connection import NbdError
 from everywhen.repository.errors import RepositoryError
-from everywhen.services.choosing import CannotCapture
-from everywhen.services.quieting import Quieting
-from everywhen.services.spool_import import ForeignSpool, SpoolInUse
-from everywhen.services.wishes import Pause
+from everywhen.services.protect.choosing import CannotCapture
+from everywhen.services.protect.quieting import Quieting
+from everywhen.services.protect.spool_import import ForeignSpool, SpoolInUse
+from everywhen.services.protect.wishes import Pause
 from everywhen.storage.base import StorageError
 
 

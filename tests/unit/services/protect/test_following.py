@@ -12,9 +12,9 @@ import pytest
 from everywhen.formats.errors import Corrupt
 from everywhen.formats.point import RecoveryPoint
 from everywhen.repository.errors import Damaged, Fenced, LowOnSpace
-from everywhen.services.capture_order import CaptureOrder, Figures, Paused, Time, Told
-from everywhen.services.following import follow
-from everywhen.services.wishes import Mark, Pause, Ship, Wish
+from everywhen.services.protect.capture_order import CaptureOrder, Figures, Paused, Time, Told
+from everywhen.services.protect.following import follow
+from everywhen.services.protect.wishes import Mark, Pause, Ship, Wish
 from everywhen.storage.base import Unavailable
 
 NOTHING = Figures(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)

@@ -14,8 +14,12 @@ from everywhen.formats.ids import PointId
 from everywhen.formats.point import Gap, RecoveryPoint
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
-from everywhen.services.absence import Absence, rest
-from everywhen.services.capture_order import (
+from everywhen.services.catalog import read_catalog
+from everywhen.services.failures import Failed, Failure, WrongUsage
+from everywhen.services.identities import record, vm_of
+from everywhen.services.naming import is_name
+from everywhen.services.protect.absence import Absence, rest
+from everywhen.services.protect.capture_order import (
     ENDS,
     REPOSITORY_FAILS,
     CaptureLost,
@@ -26,15 +30,11 @@ from everywhen.services.capture_order import (
     Time,
     Told,
 )
-from everywhen.services.capture_states import NOT_RUNNING
-from everywhen.services.capturing import Capture
-from everywhen.services.catalog import read_catalog
-from everywhen.services.failures import Failed, Failure, WrongUsage
-from everywhen.services.identities import record, vm_of
-from everywhen.services.naming import is_name
-from everywhen.services.spool_import import Imported, import_left
-from everywhen.services.wishes import Wishes
-from everywhen.services.withdrawal import withdraw
+from everywhen.services.protect.capture_states import NOT_RUNNING
+from everywhen.services.protect.capturing import Capture
+from everywhen.services.protect.spool_import import Imported, import_left
+from everywhen.services.protect.wishes import Wishes
+from everywhen.services.protect.withdrawal import withdraw
 
 STARTED = "the VM was started, and its disks were being compared"
 _TRIES = 3

@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from keep_samples import World  # type: ignore[import-not-found]
 
 from everywhen.repository.ledger import Ledger
 from everywhen.services.failures import Failed
-from everywhen.services.policies import BUILT_IN, read_policy, set_default, set_policy, write_policy
-from everywhen.services.pruning import plan_prune
-from everywhen.services.retention import DEFAULT, Policy, parse_terms
+from everywhen.services.keep.policies import BUILT_IN, read_policy, set_default, set_policy, write_policy
+from everywhen.services.keep.pruning import plan_prune
+from everywhen.services.keep.retention import DEFAULT, Policy, parse_terms
 from everywhen.services.standing import state
 from everywhen.services.times import zone_named
+from tests.keep_samples import World
 
 
 @pytest.fixture

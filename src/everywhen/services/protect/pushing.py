@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from everywhen.capture.reception import Reception
 from everywhen.capture.tap import Tap
-from everywhen.services.capture_order import CaptureOrder
-from everywhen.services.sealing import Sealer
-from everywhen.services.spooling import Spool
+from everywhen.services.protect.capture_order import CaptureOrder
+from everywhen.services.protect.sealing import Sealer
+from everywhen.services.protect.spooling import Spool
 
 _LOOK_S = 0.1
 

@@ -10,9 +10,9 @@ import pytest
 from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json
 from everywhen.services.ages import MINUTE, SECOND
-from everywhen.services.capture_order import Figures
-from everywhen.services.capture_state import CaptureState
-from everywhen.services.captured import SILENT, Captured
+from everywhen.services.protect.capture_order import Figures
+from everywhen.services.protect.capture_state import CaptureState
+from everywhen.services.protect.captured import SILENT, Captured
 
 
 class Deaf:

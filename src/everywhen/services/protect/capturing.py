@@ -30,8 +30,8 @@ from everywhen.repository.keys.segment_keys import JournalRecipient
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import PointWriter, write_point
-from everywhen.services.bridging import to_look_at, unknown_of
-from everywhen.services.capture_order import (
+from everywhen.services.protect.bridging import to_look_at, unknown_of
+from everywhen.services.protect.capture_order import (
     ENDS,
     REPOSITORY_FAILS,
     CaptureLost,
@@ -43,16 +43,16 @@ from everywhen.services.capture_order import (
     Time,
     Told,
 )
-from everywhen.services.choosing import Choice, choose
-from everywhen.services.farewell import shut_down
-from everywhen.services.following import follow
-from everywhen.services.pushing import Push
-from everywhen.services.quieting import CRASH, Consistency
+from everywhen.services.protect.choosing import Choice, choose
+from everywhen.services.protect.farewell import shut_down
+from everywhen.services.protect.following import follow
+from everywhen.services.protect.pushing import Push
+from everywhen.services.protect.quieting import CRASH, Consistency
+from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
+from everywhen.services.protect.spool_import import import_spool
+from everywhen.services.protect.spooling import Spool
+from everywhen.services.protect.wishes import Pause, Wishes, refuse
 from everywhen.services.replay import Replay
-from everywhen.services.sealing import Origin, SealedDisk, Sealer
-from everywhen.services.spool_import import import_spool
-from everywhen.services.spooling import Spool
-from everywhen.services.wishes import Pause, Wishes, refuse
 
 _WHY = {
     FINE: "the sink ended, or was taken away because it hung",

@@ -13,7 +13,7 @@ from everywhen.repository.repository import Repository, Surroundings
 from everywhen.services.ages import SECOND
 from everywhen.services.backup import BackupOrder, back_up
 from everywhen.services.catalog import Catalog, read_catalog
-from everywhen.services.policies import Policies, read_policies
+from everywhen.services.keep.policies import Policies, read_policies
 from everywhen.storage.posix import PosixStore
 
 START = 1_795_000_000 * SECOND

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from everywhen.formats.point import RecoveryPoint
-from everywhen.services.capture_order import ENDS, REPOSITORY_FAILS, CaptureOrder, Figures, Paused, Time, Told
-from everywhen.services.wishes import Mark, Pause, Resume, Ship, Wish, Wishes, refuse
+from everywhen.services.protect.capture_order import ENDS, REPOSITORY_FAILS, CaptureOrder, Figures, Paused, Time, Told
+from everywhen.services.protect.wishes import Mark, Pause, Resume, Ship, Wish, Wishes, refuse
 
 _LOOK_S, _MEASURE_S, _AGAIN_S = 0.25, 1.0, 10.0
 _SHIP_S, _SHIP_BYTES = 60.0, 16 << 20

@@ -10,7 +10,7 @@ import pytest
 from everywhen.capture.answers import Drive, Job
 from everywhen.capture.nodes import DiskNode, NoDisks
 from everywhen.capture.survey import DiskSeen, Survey
-from everywhen.services.choosing import NOT_NAMED, NOT_THERE, CannotCapture, choose
+from everywhen.services.protect.choosing import NOT_NAMED, NOT_THERE, CannotCapture, choose
 
 
 def seen(device: str, node: str, *below: str) -> DiskSeen:

@@ -9,8 +9,8 @@ from dataclasses import asdict
 
 from everywhen.formats.fields import Json
 from everywhen.formats.point import RecoveryPoint
-from everywhen.services.capture_order import Figures, Told
-from everywhen.services.capture_states import COPYING, DETACHED, FOLLOWING, OFF, PAUSED, STARTING
+from everywhen.services.protect.capture_order import Figures, Told
+from everywhen.services.protect.capture_states import COPYING, DETACHED, FOLLOWING, OFF, PAUSED, STARTING
 
 _RATE_OVER = 30
 """Rates are of so many measurements, which are a second apart."""

@@ -8,18 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from keep_samples import START, World  # type: ignore[import-not-found]
 
 from everywhen.repository.gc.gc import collect
 from everywhen.repository.ledger import Hold, Ledger
 from everywhen.repository.reading import opened_points
-from everywhen.services import holding
 from everywhen.services.ages import DAY, HOUR, MINUTE
 from everywhen.services.failures import NotFound, WrongUsage
-from everywhen.services.policies import set_delay, set_policy
-from everywhen.services.pruning import VmPlan, drop, plan_prune, undo
-from everywhen.services.retention import Policy, parse_terms
+from everywhen.services.keep import holding
+from everywhen.services.keep.policies import set_delay, set_policy
+from everywhen.services.keep.pruning import VmPlan, drop, plan_prune, undo
+from everywhen.services.keep.retention import Policy, parse_terms
 from everywhen.services.times import zone_named
+from tests.keep_samples import START, World
 
 
 @pytest.fixture

@@ -8,18 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from keep_samples import World, noise  # type: ignore[import-not-found]
 
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.repository.gc.gc import collect
 from everywhen.services.ages import HOUR
-from everywhen.services.freeing import frees, needs
-from everywhen.services.making_room import proposals
-from everywhen.services.policies import set_default, set_policy
-from everywhen.services.pruning import drop, plan_prune
-from everywhen.services.retention import Policy, parse_terms
+from everywhen.services.keep.freeing import frees, needs
+from everywhen.services.keep.making_room import proposals
+from everywhen.services.keep.policies import set_default, set_policy
+from everywhen.services.keep.pruning import drop, plan_prune
+from everywhen.services.keep.retention import Policy, parse_terms
 from everywhen.services.statistics import growth, statistics
 from everywhen.services.times import zone_named
+from tests.keep_samples import World, noise
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 
 from everywhen.formats.point import RecoveryPoint
 from everywhen.repository.repository import Repository
-from everywhen.services import thinning
 from everywhen.services.ages import DAY, age
 from everywhen.services.catalog import Catalog
-from everywhen.services.freeing import Report, needs
-from everywhen.services.policies import Policies
-from everywhen.services.pruning import VmPlan, holds_for_thinning
-from everywhen.services.retention import Policy
+from everywhen.services.keep import thinning
+from everywhen.services.keep.freeing import Report, needs
+from everywhen.services.keep.policies import Policies
+from everywhen.services.keep.pruning import VmPlan, holds_for_thinning
+from everywhen.services.keep.retention import Policy
 
 SILENT = 30 * DAY
 _MOST = 9

@@ -16,12 +16,12 @@ from everywhen.repository.condemned import list_condemned
 from everywhen.repository.ledger import Drop, Ledger, Undone, Vm
 from everywhen.repository.presence import list_presences
 from everywhen.repository.repository import Repository
-from everywhen.services import thinning
-from everywhen.services.brakes import Brake, brakes, gone_at
 from everywhen.services.catalog import Catalog
 from everywhen.services.failures import NotFound, WrongUsage
+from everywhen.services.keep import thinning
+from everywhen.services.keep.brakes import Brake, brakes, gone_at
+from everywhen.services.keep.policies import Policies, Standing, read_delays, signature
 from everywhen.services.moments import Moment
-from everywhen.services.policies import Policies, Standing, read_delays, signature
 from everywhen.services.times import rfc3339
 from everywhen.storage.base import ObjectNotFound
 

@@ -14,8 +14,8 @@ from everywhen.repository.repository import Repository
 from everywhen.services.ages import parse_span
 from everywhen.services.catalog import Catalog
 from everywhen.services.failures import NotFound, WrongUsage
-from everywhen.services.policies import Policies, signature
-from everywhen.services.pruning import plan_vm, take_back
+from everywhen.services.keep.policies import Policies, signature
+from everywhen.services.keep.pruning import plan_vm, take_back
 from everywhen.services.times import parse_time
 
 

@@ -15,9 +15,9 @@ from everywhen.formats.segment import ZERO, Group, decode_group, encode_group
 from everywhen.repository.disk import PointDisk
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import PointWriter, write_point
-from everywhen.services import sealing
+from everywhen.services.protect import sealing
+from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
 from everywhen.services.replay import Replay
-from everywhen.services.sealing import Origin, SealedDisk, Sealer
 from everywhen.storage.memory import MemoryStore
 from tests.laboratory import World
 from tests.records import COMPLETE, OPENED, group, write

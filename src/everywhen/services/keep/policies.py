@@ -20,9 +20,9 @@ from everywhen.repository.documents import Documents
 from everywhen.repository.ledger import Drop, Ledger, Vm
 from everywhen.repository.repository import Repository
 from everywhen.repository.space import with_reserve
-from everywhen.services.brakes import DelaySetting, gone_at
 from everywhen.services.failures import Failed, WrongUsage
-from everywhen.services.retention import DEFAULT, Policy, parse_terms
+from everywhen.services.keep.brakes import DelaySetting, gone_at
+from everywhen.services.keep.retention import DEFAULT, Policy, parse_terms
 from everywhen.services.times import zone_named
 from everywhen.storage.base import ObjectNotFound
 

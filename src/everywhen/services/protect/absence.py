@@ -15,10 +15,10 @@ from everywhen.capture.qmp import MonitorError
 from everywhen.formats.point import RecoveryPoint
 from everywhen.repository.repository import Repository
 from everywhen.services.backup import BackupOrder, back_up
-from everywhen.services.capture_order import REPOSITORY_FAILS, CaptureOrder, Stopped, Time, Told
 from everywhen.services.catalog import read_catalog
 from everywhen.services.failures import Failure
-from everywhen.services.wishes import Pause, Resume, Wishes, refuse
+from everywhen.services.protect.capture_order import REPOSITORY_FAILS, CaptureOrder, Stopped, Time, Told
+from everywhen.services.protect.wishes import Pause, Resume, Wishes, refuse
 
 _LOOK_S = 2.0
 _AGAIN_S = 60.0

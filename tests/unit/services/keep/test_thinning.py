@@ -8,9 +8,9 @@ from datetime import datetime
 from zoneinfo import ZoneInfo
 
 from everywhen.services.ages import DAY, HOUR, MINUTE, SECOND
+from everywhen.services.keep.retention import DEFAULT, Policy, parse_terms
+from everywhen.services.keep.thinning import Hold, Plan, plan
 from everywhen.services.moments import Moment
-from everywhen.services.retention import DEFAULT, Policy, parse_terms
-from everywhen.services.thinning import Hold, Plan, plan
 
 BERLIN = ZoneInfo("Europe/Berlin")
 

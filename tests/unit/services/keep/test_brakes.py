@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from everywhen.services.ages import DAY, HOUR
-from everywhen.services.brakes import DEFAULT_DELAY, DelaySetting, brakes, delay_in_force, gone_at
+from everywhen.services.keep.brakes import DEFAULT_DELAY, DelaySetting, brakes, delay_in_force, gone_at
 from everywhen.services.moments import Moment
 
 NEWEST = 1_795_000_000 * 1_000_000_000
