@@ -69,7 +69,7 @@ _MAGIC, _FRAME_MAGIC = b"EWJRNL1\n", b"EWg1"
 HEADER_SIZE, FRAME_SIZE = _HEADER.size, _FRAME.size
 MAX_RECORDS = 1 << 20
 MAX_DATA = 64 << 20
-"""Bytes of data in a group: one request of 32 MiB over the 4 MiB after which a group is closed, and room."""
+"""Bytes of data in a group: one request of 32 MiB over the 1 MiB after which a group is closed, and room."""
 MAX_GROUP = MAX_DATA + (MAX_RECORDS << 5)
 _COLUMN_BYTES = 18
 
