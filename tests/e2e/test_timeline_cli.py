@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import pty
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -132,8 +133,12 @@ def test_status_of_a_capture(program: Program, hypervisor: Hypervisor) -> None:
 
 
 def test_status_of_a_capture_that_is_lost_or_waits(program: Program, hypervisor: Hypervisor) -> None:
-    with captured(program, hypervisor) as capture:
-        hypervisor.quit()
+    with captured(program, hypervisor) as capture, socket.socket(socket.AF_UNIX) as silent:
+        hypervisor.kill()
+        # Somebody is there, and does not answer: so it is not off, and stays lost.
+        hypervisor.qmp.unlink()
+        silent.bind(str(hypervisor.qmp))
+        silent.listen()
         eventually(lambda: capture.state() == "detached", "it is lost")
         found = row(program)
         assert (found["capture"]["state"], found["capture"]["lag"]["durable_seconds"]) == ("detached", None)
