@@ -205,6 +205,7 @@ class Chaos:
 
 
 @pytest.mark.timeout(SOAK_S + 900)
+@pytest.mark.skipif(not SOAK, reason="a minute of chaos, longer on a busy machine: make soak")
 def test_fio_while_everything_of_ours_is_broken(tmp_path: Path) -> None:
     program = Program(tmp_path).init()
     with ExitStack() as stack:
@@ -229,7 +230,8 @@ def test_fio_while_everything_of_ours_is_broken(tmp_path: Path) -> None:
     stalls_are_short(reference, chaos, control, Fio.worst_write(jobs), until)
     assert restored(program, points[0]["id"]).disks == content, "the newest point is not what the disks hold"
     cut = reference.cut(content)
-    assert cut.fewest == len(reference.writes), f"of {len(reference.writes)} writes {cut.fewest} are on the disks"
+    # A write of what was there before may have been or not: so at most all of them, and the bytes are compared above.
+    assert cut.most == len(reference.writes), f"of {len(reference.writes)} writes {cut.most} are on the disks"
     points_are_right(program, reference, points, chaos.said)
     moments_are_right(program, reference, chaos)
 
