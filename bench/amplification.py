@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bench.guest import DISK, PAGE, Guest, make_disk, missing
 from bench.lab import Lab
+from bench.proof import WrongResult
 from bench.protection import Protection, forget, prove_newest
 from bench.results import Section
 from bench.tools import Everywhen
@@ -31,6 +32,8 @@ _HEADER = (
     "sealed / different",
     "first point",
     "last point",
+    "`stats`: journal / written",
+    "`stats`: sealed / different",
 )
 
 Writes = Iterator[tuple[int, int]]
@@ -61,7 +64,7 @@ def measure(lab: Lab) -> None:
     ]
     rows = []
     for name, writes in kinds:
-        points = _captured(lab, name, writes)
+        points, said = _captured(lab, name, writes)
         worst = [
             max(point.sealed / point.different for point in points),
             max(point.journal / point.written for point in points),
@@ -70,18 +73,20 @@ def measure(lab: Lab) -> None:
         for key, kind in zip(keys, kinds, strict=False):
             if kind[0] == name:
                 lab.results.values[key] = worst[0]
-        rows.append(_row(name, points))
+        rows.append((*_row(name, points), f"{said['journal_per_written']:.2f}", f"{said['sealed_per_different']:.2f}"))
     text = (
         f"A disk of {plan.stored_disk >> 20} MiB, all written before; {plan.stored_points} points; hot are "
         f"{plan.stored_disk // _HOT_SHARE >> 20} MiB of it. A block that is changed again is stored with what was changed "
         "in it before, while that is less than all of it: so hot blocks cost more. *Different* counts a page of 4 KiB once, "
         "however often it was written between two points. Journal and sealed are the growth of those files of the repository "
-        "(the first copy left out; what lies twice is counted twice). Targets are judged by the worst point."
+        "(the first copy left out; what lies twice is counted twice). Targets are judged by the worst point. What `everywhen "
+        "stats` says is of all points together, from what the program wrote down itself: both must agree."
     )
     lab.results.sections.append(Section("P5c: bytes stored for bytes changed", text, _HEADER, rows))
 
 
-def _captured(lab: Lab, name: str, writes: Callable[[random.Random, int], Writes]) -> list[_Point]:
+def _captured(lab: Lab, name: str, writes: Callable[[random.Random, int], Writes]) -> tuple[list[_Point], dict[str, float]]:
+    """Figures of each point, and what `stats` says of all. Raises WrongResult."""
     tool = lab.everywhen("everywhen-stored")
     tool.create()
     image = make_disk(lab.work / "image" / "stored.raw", lab.plan.stored_disk, "stored")
@@ -99,9 +104,21 @@ def _captured(lab: Lab, name: str, writes: Callable[[random.Random, int], Writes
             journal, sealed = now
         protection.stop()
     prove_newest(tool, "stored", image)
+    said = tool.amplification()
+    _agree(name, points, said)
     image.unlink()
     forget(lab, tool)
-    return points
+    return points, said
+
+
+def _agree(name: str, points: list[_Point], said: dict[str, float]) -> None:
+    """Raises WrongResult unless `stats` counts what was counted here."""
+    for what in ("written", "different", "journal", "sealed"):
+        counted = sum(getattr(point, what) for point in points)
+        # Nobody's writes: segments' headers, marks, and with each point its document and the minutes.
+        beside = 0.01 * counted + 16_384 * len(points) if what in ("journal", "sealed") else 0
+        if abs(said[f"{what}_bytes"] - counted) > beside:
+            raise WrongResult(f"{name}: stats says {said[f'{what}_bytes']} bytes {what}, and {counted} were counted")
 
 
 def _write(connection: NbdConnection, chance: random.Random, writes: Writes) -> tuple[int, int]:

@@ -143,6 +143,11 @@ class Everywhen(Tool):
         run = self._run(["backup", vm, f"vda={image}", *given, "--json"], image.parent)
         return run, f"{vm}@{json.loads(run.out)['point']}"
 
+    def amplification(self) -> dict[str, float]:
+        """What it says of the bytes that it stored for what was written to captured VMs. Not measured."""
+        found: dict[str, float] = json.loads(self._run(["stats", "--json"], self.places.root, quiet=True).out)["write_amplification"]
+        return found
+
     def points(self, vm: str) -> list[Listed]:
         """Its points, newest first. Not measured."""
         found = json.loads(self._run(["points", vm, "--json"], self.places.root, quiet=True).out)

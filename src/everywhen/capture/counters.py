@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterator, Sequence
 
 CONNECTIONS = 62
 """Connections at once: two for each of the disks of a VM (its tap, and its copy)."""
@@ -21,7 +22,8 @@ TAKEN, DURABLE, WRITTEN_BYTES, STATE, TAKEN_BYTES, CLOSED, ROLL, ROLLED, BEAT_NS
 data taken; segments that are closed; how often `protect` asked for the open one to be closed, and how often it was; when
 the sink looked at its sockets last."""
 # Words of a connection
-RECEIVED, REQUESTS, ANSWERED, OLDEST_NS, WORST_NS = range(5)
+RECEIVED, REQUESTS, ANSWERED, OLDEST_NS, WORST_NS, TAP = range(6)
+"""The last one: the number after that of the disk whose tap it is; 0 where it is none."""
 
 _SERVED_IN = 16
 """Where a connection counts how long its requests took: a word for each half of a power of two of nanoseconds."""
@@ -90,15 +92,17 @@ class Counters:
         """Nanoseconds within which this share (0 to 1) of all requests was answered; up to a third more. 0 without requests."""
         # Only those that were ever used: `protect` asks four times a second, and all of them took 0.6 ms.
         used = [connection for connection in range(CONNECTIONS) if self.of(connection, REQUESTS)]
-        begins = [_PER_CONNECTION * (2 + connection) + _SERVED_IN for connection in used]
-        counts = [sum(self._words[begin + bucket] for begin in begins) for bucket in range(_BUCKETS)]
-        left = share * sum(counts)
-        for bucket, count in enumerate(counts):
-            left -= count
-            if count and left <= 0:
-                bits, half = divmod(bucket, 2)
-                return (1 << bits - 1) + (half + 1 << bits - 2)
-        return 0
+        return within([sum(counts) for counts in zip(*map(self._served, used), strict=True)], share)
+
+    def _served(self, connection: int) -> list[int]:
+        begin = _PER_CONNECTION * (2 + connection) + _SERVED_IN
+        return self._words[begin : begin + _BUCKETS].tolist()
+
+    def taps(self) -> Iterator[tuple[int, int, list[int], int]]:
+        """Of each tap: its connection, the disk, how many requests took how long (for `within`), and the longest in ns."""
+        for connection in range(CONNECTIONS):
+            if disk := self.of(connection, TAP):
+                yield connection, disk - 1, self._served(connection), self.of(connection, WORST_NS)
 
     def worst_ns(self) -> int:
         """The longest that any request took."""
@@ -108,3 +112,14 @@ class Counters:
         """Make ready for a new connection under that number."""
         for word in range(_PER_CONNECTION):
             self.put_of(connection, word, 0)
+
+
+def within(counts: Sequence[int], share: float) -> int:
+    """Nanoseconds within which this share (0 to 1) of the requests was answered that are counted so; up to a third more."""
+    left = share * sum(counts)
+    for bucket, count in enumerate(counts):
+        left -= count
+        if count and left <= 0:
+            bits, half = divmod(bucket, 2)
+            return (1 << bits - 1) + (half + 1 << bits - 2)
+    return 0

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic_ns
 
-from everywhen.capture.counters import BEAT_NS, FINE, STATE, Counters
+from everywhen.capture.counters import BEAT_NS, FINE, STATE, TAP, Counters
 from everywhen.formats.fields import canonical_json
 from everywhen.formats.segment import MARK, WRITE, ZERO
 from everywhen.nbd import protocol as p
@@ -128,6 +128,8 @@ class Sink:
     def _chosen(self, connection: _Connection) -> None:
         connection.kind, _, disk = connection.session.name.partition("-")
         connection.disk = int(disk or 0)
+        if connection.kind == _TAP:
+            self._counters.put_of(connection.number, TAP, connection.disk + 1)
         self._mark(connection, "tap opened")
 
     def _end(self, connection: _Connection) -> None:

@@ -140,7 +140,10 @@ def group_aad(header: SegmentHeader, ordinal: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Records in columns, each (n,): kinds and disks uint8, lengths and times uint32, offsets uint64; and their data."""
+    """Records in columns, each (n,): kinds and disks uint8, lengths and times uint32, offsets uint64; and their data.
+
+    `size`: bytes of the group before it was sealed.
+    """
 
     sequence: int
     time_ns: int
@@ -151,6 +154,7 @@ class Group:
     offsets: npt.NDArray[np.uint64]
     packed_data: bytes | memoryview
     data_size: int
+    size: int
 
     def __len__(self) -> int:
         return len(self.kinds)
@@ -203,9 +207,8 @@ def decode_group(plain: bytes) -> Group:
     lengths = np.frombuffer(columns, np.uint32, count, 2 * count)
     times = np.frombuffer(columns, np.uint32, count, 6 * count)
     offsets = np.frombuffer(columns, np.uint64, count, 10 * count)
-    group = Group(
-        sequence, time_ns, kinds, disks, lengths, times, offsets, memoryview(plain)[_GROUP.size + packed :], data_size
-    )
+    packed_data = memoryview(plain)[_GROUP.size + packed :]
+    group = Group(sequence, time_ns, kinds, disks, lengths, times, offsets, packed_data, data_size, len(plain))
     if int(kinds.min()) < WRITE or int(kinds.max()) > MARK or int(group.data_ends()[-1]) != data_size:
         raise Corrupt("journal group: a kind or a length is impossible")
     if int(offsets.max()) >= 1 << 63:

@@ -86,6 +86,8 @@ class ChunkSink:
         self._room = threading.BoundedSemaphore(_PACKS_WAITING)
         self._failure: BaseException | None = None
         """The first thing that kept a pack from being stored."""
+        self.bytes_put = 0
+        """Bytes of the packs that are durable, second copies included; all that were taken so far, after `flush`."""
         self._nodes = self._builder(KIND_META)
 
     def take(self, batch: Batch) -> Taken:
@@ -230,6 +232,7 @@ class ChunkSink:
             self._w.learn(builder.pack, index)
             with self._lock:
                 self._claimed.difference_update(row.tobytes() for row in index.names)
+                self.bytes_put += builder.stored_bytes
         except BaseException as error:
             with self._lock:
                 self._failure = self._failure or error

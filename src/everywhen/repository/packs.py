@@ -61,6 +61,11 @@ class PackBuilder:
         return self.header.pack
 
     @property
+    def stored_bytes(self) -> int:
+        """Bytes of the object and of its twin, where it has one. Known when it is finished."""
+        return self.size * (2 if self.header.kind == KIND_META else 1)
+
+    @property
     def full(self) -> bool:
         return self.size >= PACK_SIZE or len(self._rows) >= MAX_RECORDS - 1
 
@@ -89,6 +94,7 @@ class PackBuilder:
             raise Corrupt("pack index does not survive encoding")
         sealed = self._cipher.seal(INDEX_NONCE, zstd.compress(plain, 3), index_aad(self.header))
         footer = PackFooter(self.header, self.size, len(sealed), len(self._rows)).encode()
+        self.size += len(sealed) + len(footer)
         return index, [*self._parts, sealed, footer]
 
     def _index(self) -> PackIndex:

@@ -48,6 +48,14 @@ class PointWriter:
         """Store a configuration file."""
         return take_disk(self._sink, _Bytes(content), None, None, lambda _: None).tree
 
+    def flush(self) -> int:
+        """Make durable what was taken so far; gives the bytes of packs that it takes, second copies included.
+
+        Raises StorageError.
+        """
+        self._sink.flush()
+        return self._sink.bytes_put
+
     def commit(self, point: RecoveryPoint) -> None:
         """Make everything durable, then the point: the commit. Raises Fenced, StorageError."""
         self._sink.finish()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from everywhen.capture.counters import Counters
+from everywhen.capture.counters import TAP, Counters, within
 
 
 @pytest.fixture
@@ -32,4 +32,17 @@ def test_odd_times(counters: Counters, took_ns: int) -> None:
     counters.received(0, 1, 1, 1)
     counters.answered(0, 1, took_ns)
     assert counters.served_within(1) > 0
+    counters.close()
+
+
+def test_of_each_tap(counters: Counters) -> None:
+    for connection, disk in ((4, 1), (7, 0)):
+        counters.put_of(connection, TAP, disk + 1)
+        counters.received(connection, 1, 3, 1)
+        counters.answered(connection, 3, 1000 * connection)
+    counters.received(5, 1, 1, 1)
+    counters.answered(5, 1, 1 << 30)
+    found = [(connection, disk, sum(counts), worst) for connection, disk, counts, worst in counters.taps()]
+    assert found == [(4, 1, 3, 4000), (7, 0, 3, 7000)]
+    assert [4000 <= within(counts, 1) <= 5400 for _, _, counts, _ in counters.taps()] == [True, False]
     counters.close()

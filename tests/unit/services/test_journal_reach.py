@@ -12,11 +12,11 @@ from everywhen.formats.ids import PointId
 from everywhen.formats.point import Gap, JournalPosition, RecoveryPoint
 from everywhen.repository.errors import Damaged
 from everywhen.repository.ledger import Vm
-from everywhen.repository.minutes import DayOfMinutes, add_minutes, kept_minutes
+from everywhen.repository.minutes import DayOfMinutes, Row, add_minutes, kept_minutes
 from everywhen.repository.repository import Repository
 from everywhen.services.ages import DAY
 from everywhen.services.journal_reach import reached_ns
-from everywhen.services.protect.minutes import Activity, activity
+from everywhen.services.protect.written import Activity, activity
 from everywhen.storage.memory import MemoryStore
 from tests.laboratory import World
 from tests.records import COMPLETE, OPENED, group, put_segment, write
@@ -53,14 +53,14 @@ def test_reach(repository: Repository) -> None:
 def test_minutes_add_up_and_outlive_what_cannot_be_read(repository: Repository) -> None:
     documents = repository.documents
     for _ in range(2):
-        add_minutes(documents, VM.vm, STREAM, {7: DayOfMinutes({"vda": {5: (1, 10, 1, 3)}}, [(1, 2)])})
-    add_minutes(documents, VM.vm, "cd" * 16, {7: DayOfMinutes({"vda": {5: (1, 10, 1, 0)}}), 8: DayOfMinutes()})
+        add_minutes(documents, VM.vm, STREAM, {7: DayOfMinutes({"vda": {5: Row(1, 10, 1, 3)}}, [(1, 2)])})
+    add_minutes(documents, VM.vm, "cd" * 16, {7: DayOfMinutes({"vda": {5: Row(1, 10, 1)}}), 8: DayOfMinutes()})
     kept = [(number, day.disks.get("vda"), day.gaps) for number, day in kept_minutes(documents, VM.vm)]
-    assert kept == [(7, {5: (2, 20, 2, 6)}, [(1, 2)]), (7, {5: (1, 10, 1, 0)}, []), (8, None, [])]
+    assert kept == [(7, {5: Row(2, 20, 2, 6)}, [(1, 2)]), (7, {5: Row(1, 10, 1)}, []), (8, None, [])]
     assert activity(repository, VM, 7 * DAY, 8 * DAY) == Activity(3, 30, 3, 0)
     assert activity(repository, VM, 0, 8 * DAY).gap_ns == 1
     assert activity(repository, VM, 8 * DAY, 9 * DAY).writes == 0
     repository.store.put(f"minutes/{VM.vm}/7-{STREAM}", [b"nonsense"])
     assert activity(repository, VM, 7 * DAY, 8 * DAY).writes == 1
-    add_minutes(documents, VM.vm, STREAM, {7: DayOfMinutes({"vda": {5: (1, 10, 1, 3)}})})
+    add_minutes(documents, VM.vm, STREAM, {7: DayOfMinutes({"vda": {5: Row(1, 10, 1, 3)}})})
     assert activity(repository, VM, 7 * DAY, 8 * DAY).writes == 2

@@ -9,14 +9,27 @@ from everywhen.services.sizes import size
 from everywhen.services.times import rfc3339
 
 
-def capture_words(found: Captured) -> str:
-    """How much is written, what that costs the guest, and what is not in the repository yet."""
+_PROCESSES = ("sink", "watchdog", "protect")
+
+
+def load_words(found: Captured) -> str:
+    """How much is written, and what that costs the guest and the host."""
     number = found.number
-    rate = f"{number('writes_per_s'):,} writes/s, {size(number('bytes_per_s'))}/s"
-    # The two are known to half a power of two.
-    figures = [_ms(min(number(name), number("worst_ns"))) for name in ("median_ns", "p99_ns", "worst_ns")]
-    adds = "a write waits for us {} (median), {} (99 of 100), {} (longest)".format(*figures)
-    parts = [rate, adds] if number("worst_ns") else [rate]
+    parts = [f"{number('writes_per_s'):,} writes/s, {size(number('bytes_per_s'))}/s"]
+    if number("worst_ns"):
+        # The two are known to half a power of two.
+        figures = [_ms(min(number(name), number("worst_ns"))) for name in ("median_ns", "p99_ns", "worst_ns")]
+        parts.append("a write waits for us {} (median), {} (99 of 100), {} (longest)".format(*figures))
+    parts.append(f"{size(number('spool_bytes_per_s'))}/s to the spool")
+    if busy := sum(number(f"{name}_ns_per_s") for name in _PROCESSES):
+        parts.append(f"capture takes {100 * busy / SECOND:.1f} % of a processor")
+    return "; ".join(parts)
+
+
+def capture_words(found: Captured) -> str:
+    """The same, and what is not in the repository yet."""
+    number = found.number
+    parts = [load_words(found)]
     parts.append(f"{found.unshipped:,} writes are only on this host" if found.unshipped else "all are in the repository")
     if found.left_out:
         parts.append(f"not captured: {', '.join(found.left_out)}")
@@ -26,7 +39,7 @@ def capture_words(found: Captured) -> str:
 
 
 def capture_document(found: Captured, now_ns: int) -> dict[str, object]:
-    """The same for programs."""
+    """The same for programs. `processor_share`: of one processor, over the last half a minute, as all that is by the second."""
     number = found.number
     lag = found.lag_ns(now_ns)
     return {
@@ -48,6 +61,8 @@ def capture_document(found: Captured, now_ns: int) -> dict[str, object]:
         "bytes_per_second": number("bytes_per_s"),
         "added_latency_ns": {"median": number("median_ns"), "p99": number("p99_ns"), "worst": number("worst_ns")},
         "spool_bytes": number("waiting_bytes"),
+        "spool_bytes_per_second": number("spool_bytes_per_s"),
+        "processor_share": {name: number(f"{name}_ns_per_s") / SECOND for name in _PROCESSES},
     }
 
 

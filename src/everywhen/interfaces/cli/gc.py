@@ -48,6 +48,8 @@ def gc(
         f"{size(result.bytes_freed)} {would}freed: {result.packs_deleted} packs, {result.segments_deleted} segments of "
         f"journals and {result.points_deleted} moments {would}deleted, {size(result.bytes_copied)} {would}copied to make room."
     )
+    if result.days_thinned:
+        context.output.line(f"Statistics of {result.days_thinned:,} days {would}made coarser.")
     for session in result.sessions:
         context.output.line(
             f"Waiting for {session.what} on {session.holder.host} (pid {session.holder.pid}): the next gc deletes "
@@ -66,6 +68,7 @@ def _document(result: Collected, *, dry_run: bool) -> dict[str, object]:
         "points_deleted": result.points_deleted,
         "packs_deleted": result.packs_deleted,
         "segments_deleted": result.segments_deleted,
+        "days_thinned": result.days_thinned,
         "bytes_freed": result.bytes_freed,
         "bytes_copied": result.bytes_copied,
         "packs_waiting": result.packs_waiting,

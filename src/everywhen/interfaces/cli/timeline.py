@@ -11,7 +11,7 @@ import typer
 from everywhen.formats.point import RecoveryPoint
 from everywhen.interfaces.cli.app import LOOK, AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, app, context_of
 from everywhen.interfaces.cli.asking import captured_here
-from everywhen.interfaces.cli.capture_words import capture_document
+from everywhen.interfaces.cli.capture_words import capture_document, load_words
 from everywhen.interfaces.cli.completion import write_names
 from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.cli.timeline_picture import ASCII, BLOCKS, LABEL, legend, picture
@@ -147,6 +147,7 @@ def _show_lag(context: Context, line: Timeline, captured: Captured | None, now_n
         f"{'LAG':{LABEL}}captured 0.0 s   durable {span(lag)}   in the repository all but {captured.unshipped:,} writes   "
         f"in points all but {sealed:,}"
     )
+    context.output.line(f"{'LOAD':{LABEL}}{load_words(captured)}")
 
 
 def _document(

@@ -24,6 +24,7 @@ from everywhen.repository.gc.journals import sweep_journals
 from everywhen.repository.gc.live import mark_live
 from everywhen.repository.gc.marking import Marker
 from everywhen.repository.gc.marks import Marks, PackUse
+from everywhen.repository.gc.minutes import thin_minutes
 from everywhen.repository.gc.rescue import Vanished, rescue, second_copies
 from everywhen.repository.gc.roots import Roots, find_roots
 from everywhen.repository.packs import PACK_SIZE
@@ -71,6 +72,8 @@ class Collected:
     packs_deleted: int = 0
     segments_deleted: int = 0
     """Of journals."""
+    days_thinned: int = 0
+    """Of statistics: days whose minutes became hours, or whose hours became one row."""
     bytes_freed: int = 0
     bytes_copied: int = 0
     packs_waiting: int = 0
@@ -96,6 +99,7 @@ def collect(repository: Repository, *, wait: bool, dry_run: bool, note: Note, pa
             _Run(repository, note, pause, collected, full=True).run(wait=wait, dry_run=dry_run)
         collected.segments_deleted, freed = sweep_journals(repository, dry_run=dry_run)
         collected.bytes_freed += freed
+        collected.days_thinned = thin_minutes(repository, dry_run=dry_run)
         if isinstance(repository.store, Sweeping) and not dry_run:
             repository.store.sweep_temporaries(now_ns=repository.surroundings.clock(), older_than_ns=GRACE)
         return collected

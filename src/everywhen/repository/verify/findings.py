@@ -28,6 +28,8 @@ class Remedy(Enum):
     """Copy what can be read to new packs, and condemn the pack: its index is lost."""
     DELETE = "delete"
     """The object only notes what is known anyway, and its being unreadable keeps others from working."""
+    FORGET = "forget"
+    """The object is statistics, which are lost; remove it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Finding:
     """One damaged, missing or contradictory thing."""
 
     invariant: str
-    """The number of the invariant that does not hold (design section 5), or of the rule (4.9.…)."""
+    """The number of the invariant that does not hold (design section 5), or of the rule (4.9.…, 4.10.…)."""
     object: str
     why: str
     offset: int | None = None

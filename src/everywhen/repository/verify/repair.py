@@ -35,6 +35,7 @@ from everywhen.repository.similarity import page_fingerprints, sampled
 from everywhen.repository.twins import TWINS
 from everywhen.repository.verify.affected import LossFinder, losses, lost_names
 from everywhen.repository.verify.causes import Causes
+from everywhen.repository.verify.check_minutes import forget_minutes
 from everywhen.repository.verify.findings import Finding, Remedy
 from everywhen.repository.verify.mending import mend_pack
 from everywhen.repository.verify.repair_sources import Source
@@ -70,6 +71,10 @@ def repair(repository: Repository, judgement: Judgement, sources: list[Source], 
             repository.documents.delete(finding.object)
             finding.repaired = "removed: it said nothing that is not known or found again by verify --read-data"
             done.objects += 1
+        elif finding.remedy is Remedy.FORGET:
+            gone = forget_minutes(repository, finding.object)
+            finding.repaired = "removed: it was statistics only" if gone else "a capture has written it anew"
+            done.objects += gone
     hopeless = _mend(repository, judgement, done)
     with Survey(repository) as survey:
         survey.look()

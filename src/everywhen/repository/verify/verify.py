@@ -32,7 +32,7 @@ from everywhen.repository.gc.marking import Marker
 from everywhen.repository.gc.records import read_record
 from everywhen.repository.repository import Repository
 from everywhen.repository.twins import twin_of
-from everywhen.repository.verify import check_journals, check_objects, check_points
+from everywhen.repository.verify import check_journals, check_minutes, check_objects, check_points
 from everywhen.repository.verify.affected import LossFinder, losses, lost_names
 from everywhen.repository.verify.causes import Causes, unreadable_copies
 from everywhen.repository.verify.check_content import read_everything
@@ -131,6 +131,7 @@ class _Run:
         self._verdict.vms = check_objects.check_vms(repository, suspicions)
         check_objects.check_condemned(repository, suspicions)
         self._verdict.findings += check_objects.check_damage(repository)
+        self._verdict.findings += check_minutes.check_minutes(repository)
         self._standing = check_points.check_points(repository, suspicions)
         drops, holds = check_objects.check_decisions(repository, suspicions)
         self._verdict.findings += check_points.check_chains(self._standing, drops)

@@ -67,7 +67,7 @@ class Figures:
     """How a capture stands: numbers after the newest record that was taken, that is durable on this host, and that is in a
     point; bytes of data taken and of spool written for them, and those that wait in the spool now; the instant up to which
     every write is known to be durable on this host; within how many nanoseconds the sink answered half of the writes, 99 of
-    100, and each one."""
+    100, and each one; nanoseconds of processor time that the sink, the watchdog and `protect` have had since they began."""
 
     taken: int
     durable: int
@@ -79,6 +79,9 @@ class Figures:
     median_ns: int
     p99_ns: int
     worst_ns: int
+    sink_ns: int = 0
+    watchdog_ns: int = 0
+    protect_ns: int = 0
 
 
 class Told(Protocol):

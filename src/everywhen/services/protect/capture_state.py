@@ -15,6 +15,16 @@ from everywhen.services.protect.capture_states import COPYING, DETACHED, FOLLOWI
 _RATE_OVER = 30
 """Rates are of so many measurements, which are a second apart."""
 
+_RATES = {
+    "taken": "writes_per_s",
+    "data_bytes": "bytes_per_s",
+    "spool_bytes": "spool_bytes_per_s",
+    "sink_ns": "sink_ns_per_s",
+    "watchdog_ns": "watchdog_ns_per_s",
+    "protect_ns": "protect_ns_per_s",
+}
+"""What is counted, and what of it is said by the second."""
+
 
 class CaptureState:
     """Hears what a capture tells, keeps what of it is true now, and passes it on to `told`."""
@@ -25,7 +35,7 @@ class CaptureState:
         self._clock = clock
         unknown = dict.fromkeys(("point", "point_time_ns", "shipped_ns", "shipped", "waiting"))
         self._value: Json = {**identity, "disks": [], "left_out": {}, **unknown}
-        self._measured: deque[tuple[int, int, int]] = deque(maxlen=_RATE_OVER)
+        self._measured: deque[tuple[int, Figures]] = deque(maxlen=_RATE_OVER)
         self._become(STARTING, None)
 
     def document(self) -> Json:
@@ -39,12 +49,11 @@ class CaptureState:
         self._told.attached(disks, left_out)
 
     def measured(self, figures: Figures) -> None:
-        self._measured.append((self._clock(), figures.taken, figures.data_bytes))
-        (began, writes, size), (now, *_) = self._measured[0], self._measured[-1]
+        self._measured.append((self._clock(), figures))
+        (began, first), (now, _) = self._measured[0], self._measured[-1]
         seconds = max(now - began, 1) / 1e9
         rates = {
-            "writes_per_s": round((figures.taken - writes) / seconds),
-            "bytes_per_s": round((figures.data_bytes - size) / seconds),
+            rate: max(0, round((getattr(figures, name) - getattr(first, name)) / seconds)) for name, rate in _RATES.items()
         }
         self._value |= {**asdict(figures), **rates}
         self._told.measured(figures)

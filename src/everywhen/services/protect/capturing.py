@@ -28,6 +28,7 @@ from everywhen.formats.point import Gap, RecoveryPoint, Tree
 from everywhen.nbd.connection import NbdConnection
 from everywhen.repository.keys.segment_keys import JournalRecipient
 from everywhen.repository.ledger import Vm
+from everywhen.repository.minutes import add_minutes
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import PointWriter, write_point
 from everywhen.services.protect.bridging import to_look_at, unknown_of
@@ -46,6 +47,7 @@ from everywhen.services.protect.capture_order import (
 from everywhen.services.protect.choosing import Choice, choose
 from everywhen.services.protect.farewell import shut_down
 from everywhen.services.protect.following import follow
+from everywhen.services.protect.latencies import Latencies
 from everywhen.services.protect.pushing import Push
 from everywhen.services.protect.quieting import CRASH, Consistency
 from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
@@ -107,6 +109,7 @@ class Capture:
         """An instant, and the number of the record after the last one that was taken by then."""
         self._settled = 0
         """The number after the newest thaw: the guest's file systems write something then, if nobody else does."""
+        self._latencies = Latencies()
 
     def run(self, vm: Vm, parent: RecoveryPoint | None, known: dict[PointId, int], gap: Gap | None) -> None:
         """Capture until the end is wanted. `parent` is the VM's newest point, `known` has the numbers of its
@@ -192,6 +195,7 @@ class Capture:
             median_ns=reception.counters.served_within(0.5),
             p99_ns=reception.counters.served_within(0.99),
             worst_ns=reception.counters.worst_ns(),
+            **reception.processor_ns(),
         )
 
     def _sink_order(self, nodes: list[DiskNode]) -> SinkOrder:
@@ -213,6 +217,7 @@ class Capture:
             made = import_spool(self.repository, self.parent, self._spool, self._begin)
             if made is not None:
                 self._keep(made.point)
+            add_minutes(self.repository.documents, self.vm.vm, self._stream, self._latencies.days(self._stretch.names))
 
     def _close_gap(self, reader: Reader, pushed: list[Tap]) -> None:
         """Read what the taps cannot know, or let them push it, lay the journal over it, and make the first point."""
@@ -259,6 +264,7 @@ class Capture:
         """Raises CaptureLost when a tap, or what receives from it, has ended, or a disk was taken from the VM."""
         reception = self._stretch.reception
         now, taken = self.repository.surroundings.clock(), reception.taken
+        self._latencies.look(now, reception.counters)
         if not reception.alive or reception.state != FINE:
             raise CaptureLost(_WHY[reception.state])
         if reception.silent_s > _HUNG_S:
@@ -329,13 +335,15 @@ class Capture:
             position = self.parent.journal if self.parent else None
             of_stream = (position.began_ns, position.gap) if position and self.stood else (0, self._gap)
             origin = Origin(self.vm.vm, self._epoch, self._stream, self._files(writer), *of_stream)
-            point = sealer.commit(self.parent, origin, self.time.monotonic() - began, mark, consistency)
+            latencies, now = self._latencies.days(stretch.names), self.repository.surroundings.clock()
+            point = sealer.commit(self.parent, origin, self.time.monotonic() - began, mark, consistency, latencies)
         except BaseException:
             if writer.point not in self.known:
                 with suppress(CommandFailed, MonitorError):  # where QEMU is gone, so are they
                     for node, bitmap in bitmaps.begun(names, writer.point).items():
                         bitmaps.remove(monitor, node, bitmap)
             raise
+        self._latencies.forget(now)
         self._keep(point)
         if not self.stood:
             self.stood, self._begin, self.covered_ns = True, sealer.replay.sequence, point.time_ns

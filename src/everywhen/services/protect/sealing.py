@@ -6,7 +6,7 @@ The same code as a backup from known changes takes it in. Which records make a m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from everywhen import __version__
@@ -16,7 +16,7 @@ from everywhen.formats.point import Disk, Gap, JournalPosition, RecoveryPoint, T
 from everywhen.formats.segment import Group
 from everywhen.repository.disk import PointDisk
 from everywhen.repository.intake import Ranges
-from everywhen.repository.minutes import PER_DAY, DayOfMinutes, add_minutes
+from everywhen.repository.minutes import PER_DAY, DayOfMinutes, PointRow, Row, add_minutes
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import PointWriter, parent_link
 from everywhen.services.ages import MINUTE
@@ -103,8 +103,12 @@ class Sealer:
         seconds: float,
         mark: str | None = None,
         consistency: Consistency = CRASH,
+        latencies: Mapping[int, DayOfMinutes] | None = None,
     ) -> RecoveryPoint:
-        """Make the point: the state after the newest record. Raises StorageError, Damaged, Fenced."""
+        """Make the point: the state after the newest record. `latencies`: what is known of those, by day since 1970.
+
+        Raises StorageError, Damaged, Fenced.
+        """
         self._take_in()
         disks = {
             disk.name: Disk(disk.tree or Tree(disk.size, None), "raw", disk.read, disk.changed, disk.stored)
@@ -129,19 +133,23 @@ class Sealer:
             program=__version__,
             journal=JournalPosition(origin.stream, self.replay.sequence, names, origin.began_ns or time_ns, origin.gap),
         )
-        add_minutes(self._repository.documents, origin.vm, origin.stream, self._days(point))
+        days = self._days(point, self._writer.flush())
+        for number, day in (latencies or {}).items():
+            days.setdefault(number, DayOfMinutes()).merge(day)
+        add_minutes(self._repository.documents, origin.vm, origin.stream, days)
         self._writer.commit(point)
         return point
 
-    def _days(self, point: RecoveryPoint) -> dict[int, DayOfMinutes]:
-        """What is to be known of the point's minutes when it is long gone."""
+    def _days(self, point: RecoveryPoint, sealed: int) -> dict[int, DayOfMinutes]:
+        """What is to be known of the point's minutes when it is long gone; `sealed`: bytes of its packs."""
         days = self._minutes.days([disk.name for disk in self._disks])
-        minute = point.time_ns // MINUTE
+        minute, position = point.time_ns // MINUTE, point.journal
         of_point = days.setdefault(minute // PER_DAY, DayOfMinutes())
         for disk in self._disks:
-            of_point.add(disk.name, minute % PER_DAY, (0, 0, 0, disk.stored))
-        position = point.journal
-        if position is not None and position.gap is not None and position.began_ns == point.time_ns:
+            of_point.add(disk.name, minute % PER_DAY, Row(stored=disk.stored))
+        if position is None or position.began_ns != point.time_ns:
+            of_point.add_points(minute % PER_DAY, PointRow(1, self._minutes.different, sealed))
+        elif position.gap is not None:
             of_point.gaps.append((position.gap.from_ns, position.began_ns))
         return days
 

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC
 
 import pytest
 
 from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json
+from everywhen.interfaces.cli.capture_words import capture_document, capture_words
 from everywhen.services.ages import MINUTE, SECOND
 from everywhen.services.protect.capture_order import Figures
 from everywhen.services.protect.capture_state import CaptureState
@@ -31,7 +33,8 @@ class Clock:
 
 
 def figures(taken: int, covered_ns: int = 0) -> Figures:
-    return Figures(taken, taken - 1, 0, 512 * taken, 100 * taken, 70, covered_ns, 1000, 2000, 3000)
+    processor = (taken * 2_000_000, taken * 100_000, taken * 3_000_000)
+    return Figures(taken, taken - 1, 0, 512 * taken, 100 * taken, 70, covered_ns, 1000, 2000, 3000, *processor)
 
 
 @pytest.fixture
@@ -66,6 +69,12 @@ def test_from_attaching_to_a_loss(state: CaptureState, clock: Clock) -> None:
     found = heard(state)
     assert (found.words(UTC), found.following, found.lag_ns(clock.now)) == ("every write", True, SECOND // 2)
     assert (found.number("writes_per_s"), found.number("bytes_per_s"), found.unshipped) == (10, 5120, 100)
+    assert found.number("spool_bytes_per_s") == 1000
+    assert [found.number(f"{name}_ns_per_s") for name in ("sink", "watchdog", "protect")] == [20_000_000, 1_000_000, 30_000_000]
+    words = capture_words(found)
+    assert "a write waits for us 0.001 ms (median), 0.002 ms (99 of 100), 0.003 ms (longest); 1.0 kB/s to the spool" in words
+    assert "capture takes 5.1 % of a processor" in words
+    assert capture_document(found, clock.now)["processor_share"] == {"sink": 0.02, "watchdog": 0.001, "protect": 0.03}
     assert found.reach.covered_ns == clock.now - SECOND // 2
     state.shipped()
     assert heard(state).unshipped == 0
@@ -98,6 +107,8 @@ def test_rates_are_of_the_last_measurements_of_one_stretch(state: CaptureState, 
     state.attached(["vda"], {})
     state.measured(figures(7))
     assert heard(state).number("writes_per_s") == 0, "one measurement is no rate"
+    state.measured(replace(figures(8), sink_ns=0))
+    assert heard(state).number("sink_ns_per_s") == 0, "a process that has ended takes nothing"
 
 
 def test_one_that_does_not_answer() -> None:
