@@ -145,7 +145,8 @@ class Everywhen(Tool):
 
     def amplification(self) -> dict[str, float]:
         """What it says of the bytes that it stored for what was written to captured VMs. Not measured."""
-        found: dict[str, float] = json.loads(self._run(["stats", "--json"], self.places.root, quiet=True).out)["write_amplification"]
+        told = json.loads(self._run(["stats", "--json"], self.places.root, quiet=True).out)
+        found: dict[str, float] = told["write_amplification"]
         return found
 
     def points(self, vm: str) -> list[Listed]:

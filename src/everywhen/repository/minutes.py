@@ -29,8 +29,9 @@ compressed as one (at most 1 MiB, or a quarter of a second); each write has its 
 | median | within how many ns the sink answered half of the requests, up to a third more | median of the minutes', by writes |
 | worst | the longest that one of them took | largest |
 
-Columns of `points`: `minute`; `points`, how many; `different`, bytes of the disks that were written since the point before, each
-byte counted once, without what was written as zeroes; `sealed`, bytes of the packs put for the points, second copies included.
+Columns of `points`: `minute`; `points`, how many; `different`, bytes of the disks that were written since the point before,
+each byte counted once, without what was written as zeroes; `sealed`, bytes of the packs put for the points, second copies
+included.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from everywhen.repository.repository import Repository
 from everywhen.storage.base import ObjectNotFound, OutOfSpace
 
 HOURS_AFTER, DAYS_AFTER = 90, 730
-"""Days. A disk that is written to in each minute takes about 36 KB for a day, 0.9 KB when it is one of hours, 0.2 KB as one row."""
+"""Days. A disk that is written to in each minute takes about 36 KB for a day, 0.9 KB as one of hours, 0.2 KB as one row."""
 REACHED = "thinned"
 _DAY_NS = 86_400 * SECOND
 

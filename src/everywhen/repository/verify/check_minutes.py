@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Checks of `minutes/` (rule 4.10.6): each document can be read. There is one copy of it: what is lost is statistics, no moment."""
+"""Checks of `minutes/` (rule 4.10.6): each document can be read. There is one copy of each; statistics are lost, no moment."""
 
 from __future__ import annotations
 
