@@ -133,24 +133,24 @@ class Sealer:
             program=__version__,
             journal=JournalPosition(origin.stream, self.replay.sequence, names, origin.began_ns or time_ns, origin.gap),
         )
-        days = self._days(point, self._writer.flush())
+        days = self._days(point.time_ns, origin, self._writer.flush())
         for number, day in (latencies or {}).items():
             days.setdefault(number, DayOfMinutes()).merge(day)
         add_minutes(self._repository.documents, origin.vm, origin.stream, days)
         self._writer.commit(point)
         return point
 
-    def _days(self, point: RecoveryPoint, sealed: int) -> dict[int, DayOfMinutes]:
+    def _days(self, time_ns: int, origin: Origin, sealed: int) -> dict[int, DayOfMinutes]:
         """What is to be known of the point's minutes when it is long gone; `sealed`: bytes of its packs."""
         days = self._minutes.days([disk.name for disk in self._disks])
-        minute, position = point.time_ns // MINUTE, point.journal
+        minute = time_ns // MINUTE
         of_point = days.setdefault(minute // PER_DAY, DayOfMinutes())
         for disk in self._disks:
             of_point.add(disk.name, minute % PER_DAY, Row(stored=disk.stored))
-        if position is None or position.began_ns != point.time_ns:
+        if origin.began_ns:
             of_point.add_points(minute % PER_DAY, PointRow(1, self._minutes.different, sealed))
-        elif position.gap is not None:
-            of_point.gaps.append((position.gap.from_ns, position.began_ns))
+        elif origin.gap is not None:
+            of_point.gaps.append((origin.gap.from_ns, time_ns))
         return days
 
     def _take_in(self) -> None:
