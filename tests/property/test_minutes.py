@@ -144,7 +144,8 @@ def test_thinning_loses_the_minute_and_nothing_else(day: DayOfMinutes) -> None:
     for coarse in (hours, hours.thinned(PER_DAY), hours.thinned(1), day.thinned(PER_DAY)):
         assert sums(coarse) == sums(day)
         assert coarse.gaps == day.gaps
-        assert all(minute % coarse.per == 0 for rows in [*coarse.disks.values(), coarse.points] for minute in rows)
+        assert all(minute % coarse.per == 0 for rows in coarse.disks.values() for minute in rows)
+        assert all(minute % coarse.per == 0 for minute in coarse.points)
         for name, rows in day.disks.items():
             assert max(row.worst for row in rows.values()) == max(row.worst for row in coarse.disks[name].values())
     assert hours.thinned(1) == hours, "hours do not become minutes again"
@@ -182,10 +183,10 @@ def test_what_an_older_program_kept() -> None:
         {"gaps": None},
         {"gaps": [[1]]},
         {"gaps": [], "disks": {"vda": {"minute": [1]}}},
-        {"gaps": [], "disks": {"vda": dict.fromkeys(FIRST, [1440])}},
-        {"gaps": [], "disks": {"vda": dict.fromkeys(FIRST, [-1])}},
-        {"gaps": [], "disks": {"vda": dict.fromkeys(FIRST, [7, 7])}},
-        {"gaps": [], "disks": {"vda": dict.fromkeys(FIRST, [7]) | {"journal": [1, 2]}}},
+        {"gaps": [], "disks": {"vda": {key: [1440] for key in FIRST}}},
+        {"gaps": [], "disks": {"vda": {key: [-1] for key in FIRST}}},
+        {"gaps": [], "disks": {"vda": {key: [7, 7] for key in FIRST}}},
+        {"gaps": [], "disks": {"vda": {key: [7] for key in FIRST} | {"journal": [1, 2]}}},
         {"gaps": [], "disks": {"vda": 7}},
         {"gaps": [], "points": {"minute": [1]}},
         {"gaps": [], "per": 7},

@@ -8,7 +8,6 @@ from everywhen.services.protect.captured import Captured
 from everywhen.services.sizes import size
 from everywhen.services.times import rfc3339
 
-
 _PROCESSES = ("sink", "watchdog", "protect")
 
 

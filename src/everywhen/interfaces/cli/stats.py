@@ -133,9 +133,7 @@ def _size(count: int | None) -> str:
     return "-" if count is None else size(count)
 
 
-def _document(
-    found: Statistics, written: Mapping[str, Activity], amplified: Mapping[str, Amplification]
-) -> dict[str, object]:
+def _document(found: Statistics, written: Mapping[str, Activity], amplified: Mapping[str, Amplification]) -> dict[str, object]:
     return {
         "logical_bytes": found.logical_bytes,
         "unique_bytes": found.unique_bytes,
