@@ -19,7 +19,7 @@ check: setup  ## style, types and layers
 	.venv/bin/lint-imports --no-cache
 
 test: check servers  ## all checks and all tests (under 10 minutes on 2 cores)
-	.venv/bin/pytest
+	@scripts/test
 
 demo: setup  ## disks protected, changed, an older point restored; a running VM damaged, and seconds before brought back
 	@scripts/install-packages scripts/packages-demo.txt
@@ -29,8 +29,8 @@ demo: setup  ## disks protected, changed, an older point restored; a running VM 
 bench: setup  ## side by side with borg, restic and qemu-img; writes docs/benchmarks.md (about an hour)
 	@scripts/bench
 
-soak: servers  ## the long random tests
-	EVERYWHEN_SOAK=1 .venv/bin/pytest tests/property tests/crash tests/e2e/test_guest_moments.py --timeout 3600
+soak: servers  ## the long random tests: all that have a long form (an hour)
+	EVERYWHEN_SOAK=1 .venv/bin/pytest --timeout 7200 $$(grep -rl --include='test_*.py' EVERYWHEN_SOAK tests)
 
 clean:  ## remove what setup and tests made
 	rm -rf .venv .servers .mypy_cache .ruff_cache .pytest_cache .hypothesis

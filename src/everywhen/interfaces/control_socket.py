@@ -52,6 +52,8 @@ class NoAnswer(NobodyThere):
 
 def ask(folder: Path, request: Json, *, patience_s: float = ANSWER_S) -> Json:
     """The answer of the capture in a VM's folder, within so many seconds. Raises NobodyThere."""
+    if not hasattr(socket, "AF_UNIX"):
+        raise NobodyThere("nothing is captured on such a system")
     path = str(folder / NAME)
     if len(os.fsencode(path)) > _LONGEST_PATH:
         raise NobodyThere(f"no capture can be at {path}: the name is too long for a socket")

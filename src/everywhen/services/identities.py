@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from blake3 import blake3
 
-from everywhen.capture.hypervisor import Identity
 from everywhen.repository.ledger import Ledger, Vm
 from everywhen.repository.repository import Repository
 from everywhen.services.catalog import Catalog
@@ -28,29 +27,29 @@ def vm_by_name(repository: Repository, catalog: Catalog, name: str) -> tuple[Vm,
     return Vm(identity, name, name, "", "", repository.surroundings.clock()), False
 
 
-def vm_of(repository: Repository, catalog: Catalog, name: str, identity: Identity) -> tuple[Vm, bool]:
-    """The VM of that name, bound to its hypervisor's UUID, and whether it is known so.
+def vm_of(repository: Repository, catalog: Catalog, name: str, source: str, uuid: str) -> tuple[Vm, bool]:
+    """The VM of that name, bound to what its hypervisor calls it ('': nobody says) and its UUID there, and whether it is known so.
 
     A name stays with its VM, and a VM with its name, whatever the hypervisor calls it. Raises WrongUsage.
     """
     vm, known = vm_by_name(repository, catalog, name)
-    if not identity.uuid:
+    if not uuid:
         return vm, known
-    other = next((one for one in catalog.vms if one.uuid == identity.uuid and one.name != name), None)
+    other = next((one for one in catalog.vms if one.uuid == uuid and one.name != name), None)
     if other is not None:
         raise WrongUsage(
             f'This VM is called "{other.name}" here.', on=name, safe="Nothing was read or changed.", do=[f"Say {other.name}."]
         )
-    if vm.uuid and vm.uuid != identity.uuid:
+    if vm.uuid and vm.uuid != uuid:
         raise WrongUsage(
-            f'"{name}" is another VM here: its UUID was {vm.uuid}, and that of {identity.name} is {identity.uuid}.',
+            f'"{name}" is another VM here: its UUID was {vm.uuid}, and that of {source} is {uuid}.',
             on=name,
             safe="Nothing was read or changed.",
             do=["Choose another name for this one: everywhen protect NAME --domain DOMAIN"],
         )
     if not known:
-        vm = replace(vm, vm=blake3(b"vm by uuid\0" + identity.uuid.encode(), key=_key(repository)).hexdigest(16))
-    bound = replace(vm, source=identity.name, uuid=identity.uuid)
+        vm = replace(vm, vm=blake3(b"vm by uuid\0" + uuid.encode(), key=_key(repository)).hexdigest(16))
+    bound = replace(vm, source=source, uuid=uuid)
     return bound, known and bound == vm
 
 

@@ -25,8 +25,8 @@ class Replay:
         """When the newest record was taken; 0 before there is one."""
         self.writes = 0
         """Records that were laid, marks not counted."""
-        self.ended = False
-        """Whether a tap was closed after the newest record, when all disks were complete."""
+        self.ended_ns: int | None = None
+        """When a tap was closed after the newest record and all disks were complete: every write until then is among the records."""
         self.beyond = False
         """Whether there was a record after the limit up to which it was fed."""
         self._tapped = [following] * len(patches)
@@ -36,6 +36,11 @@ class Replay:
     def is_moment(self) -> bool:
         """Whether the state after the newest record is one in which a power cut could have left the VM."""
         return all(self._complete)
+
+    @property
+    def ended(self) -> bool:
+        """Whether there can be no moment after the newest record."""
+        return self.ended_ns is not None
 
     def feed(self, group: Group, *, until: int | None = None, until_ns: int | None = None) -> None:
         """Lay the group's records, those before the sequence number `until` and not after the time `until_ns`.
@@ -63,7 +68,7 @@ class Replay:
             if number >= len(self.patches):
                 raise Corrupt(f"record {sequence} is of disk {number}; there are {len(self.patches)}")
             if kind == MARK:
-                self._mark(number, text(parse_json("a mark", bytes(data[start:end])), "mark"))
+                self._mark(number, text(parse_json("a mark", bytes(data[start:end])), "mark"), time_ns)
                 if self.ended:
                     return
             else:
@@ -75,9 +80,9 @@ class Replay:
             self.sequence = sequence + 1
             self.time_ns = max(self.time_ns, time_ns)
 
-    def _mark(self, number: int, what: str) -> None:
+    def _mark(self, number: int, what: str, time_ns: int) -> None:
         if what == "tap closed" and self.is_moment:
-            self.ended = True
+            self.ended_ns = time_ns
             return
         self._tapped[number] = what == "tap opened" or (self._tapped[number] and what != "tap closed")
         self._complete[number] = self._tapped[number] and (self._complete[number] or what == "complete")

@@ -15,8 +15,6 @@ from itertools import pairwise, zip_longest
 from everywhen.formats.point import RecoveryPoint
 from everywhen.repository.journal_spans import JournalSpan, kept_spans
 
-NOT_CAPTURED = "not captured"
-
 
 @dataclass(frozen=True, slots=True)
 class Coverage:

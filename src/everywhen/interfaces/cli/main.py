@@ -37,14 +37,18 @@ ALONE = {
     "verify": "verify",
 }
 """Commands that need no other command's module, and theirs. Loading one instead of all saves 50 ms at each start."""
-MODULES = sorted({*ALONE.values(), "completion", "habits", "help_topics"})
-"""All modules of commands; the three describe or stand for all others."""
+LINUX_ONLY = {"doctor", "protect", "unprotect"}
+"""Modules of commands that reach into hypervisors; there are none such elsewhere."""
+MODULES = sorted(
+    {*ALONE.values(), "completion", "habits", "help_topics"} - (set() if sys.platform == "linux" else LINUX_ONLY)
+)
+"""All modules of commands that there are; the three describe or stand for all others."""
 
 
 def load_commands(first_word: str) -> None:
     """Register the command that is called, or all of them where that is not sure from the first word."""
     alone = ALONE.get(first_word)
-    for module in [alone] if alone else MODULES:
+    for module in [alone] if alone in MODULES else MODULES:
         importlib.import_module(f"everywhen.interfaces.cli.{module}")
 
 

@@ -217,6 +217,7 @@ class Capture:
             made = import_spool(self.repository, self.parent, self._spool, self._begin)
             if made is not None:
                 self._keep(made.point)
+                self.covered_ns = max(self.covered_ns, made.ended_ns)
             add_minutes(self.repository.documents, self.vm.vm, self._stream, self._latencies.days(self._stretch.names))
 
     def _close_gap(self, reader: Reader, pushed: list[Tap]) -> None:

@@ -68,9 +68,10 @@ def _captured(
         capture = Capture(repository, order, told, time, wishes)
         began = time.monotonic()
         try:
-            vm, parent, known = _beginning(repository, name, order, told)
+            vm, parent, known, left_ns = _beginning(repository, name, order, told)
             if parent is not None and (gap is not None or parent.journal is not None):
-                gap = Gap(max(gap.from_ns, parent.time_ns), gap.why) if gap else Gap(parent.time_ns, NOT_RUNNING)
+                gap = gap or Gap(left_ns, NOT_RUNNING)
+                gap = Gap(max(gap.from_ns, parent.time_ns), gap.why)
             capture.run(vm, parent, known, gap)
         except Stopped:
             return capture.parent
@@ -114,22 +115,23 @@ def _captured(
 
 def _beginning(
     repository: Repository, name: str, order: CaptureOrder, told: Told
-) -> tuple[Vm, RecoveryPoint | None, dict[PointId, int]]:
+) -> tuple[Vm, RecoveryPoint | None, dict[PointId, int], int]:
     """The VM, made known if it is new, its newest point, and the numbers of those whose bitmaps have all that changed since
-    that one, when what other runs left is brought in."""
+    that one, when what other runs left is brought in; and until when that has every write (ns; 0: not known)."""
     catalog = read_catalog(repository)
-    vm, known = vm_of(repository, catalog, name, order.hypervisor.identity())
+    vm, known = vm_of(repository, catalog, name, *order.hypervisor.identity())
     if not known:
         record(repository, vm)
     points = catalog.points_of(vm)
-    if order.spool.is_dir() and (left := _brought_in(repository, order, points, told)) is not None:
+    left = _brought_in(repository, order, points, told) if order.spool.is_dir() else None
+    if left is not None and left.point is not None:
         points.append(left.point)
         told.sealed(left.point, left.writes)
     newest = points[-1] if points else None
     # The newest point may be of a backup, of another host or of another disk by that name: no bitmap here knows of that.
     stream = newest.journal.stream if newest and newest.journal else None
     line = [point for point in points if stream and point.journal and point.journal.stream == stream]
-    return vm, newest, {point.point: point.number for point in line}
+    return vm, newest, {point.point: point.number for point in line}, left.ended_ns if left else 0
 
 
 def _brought_in(repository: Repository, order: CaptureOrder, points: list[RecoveryPoint], told: Told) -> Imported | None:

@@ -20,10 +20,14 @@ from everywhen.services.protect.spooling import Spool
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """A point that was made of what a spool held, and how many writes it brought in."""
+    """What a spool held after a point: the one that was made of it (None: nothing was written), and how many writes.
 
-    point: RecoveryPoint
+    `ended_ns`: until then every write was taken, as the end of the taps says (0: it is not in the spool).
+    """
+
+    point: RecoveryPoint | None
     writes: int
+    ended_ns: int
 
 
 class ForeignSpool(Exception):
@@ -35,7 +39,7 @@ class SpoolInUse(Exception):
 
 
 def import_spool(repository: Repository, newest: RecoveryPoint, spool: Spool, begin: int) -> Imported | None:
-    """Bring in what follows `newest`, the newest point of the spool's stream; the point that was made, if there was need.
+    """Bring in what follows `newest`, the newest point of the spool's stream; None if there was nothing.
 
     `begin`: sequence number of the stream's first moment. The spool is empty afterwards.
     Raises SpoolDamaged, StorageError, Damaged.
@@ -50,16 +54,18 @@ def import_spool(repository: Repository, newest: RecoveryPoint, spool: Spool, be
             sealer = Sealer.after(repository, writer, newest, position)
             for group in spool.groups(position.sequence):
                 sealer.feed(group)
+            point = None
             if sealer.replay.writes:
                 stream = (position.stream, newest.files, position.began_ns, position.gap)
                 origin = Origin(newest.vm, newest.epoch, *stream)
-                made = Imported(sealer.commit(newest, origin, 0), sealer.replay.writes)
+                point = sealer.commit(newest, origin, 0)
+            made = Imported(point, sealer.replay.writes, sealer.replay.ended_ns or 0)
     spool.remove()
     return made
 
 
 def import_left(repository: Repository, folder: Path, points: Sequence[RecoveryPoint]) -> Imported | None:
-    """Bring in what other runs left in a spool's folder, by all `points` of the VM, dropped ones too; the newest that was made.
+    """Bring in what other runs left in a spool's folder, by all `points` of the VM, dropped ones too; what the newest spool held.
 
     What follows a point that is not the VM's newest any more is shipped, and makes no point: it is another line of history
     (design 4.10.5). What follows none has no moments, and is removed.
