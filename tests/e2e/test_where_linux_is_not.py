@@ -28,8 +28,8 @@ windows.locking = lambda descriptor, mode, count: None
 windows.get_osfhandle = lambda descriptor: descriptor
 sys.modules["msvcrt"] = windows
 missing = {
-    os: "O_CLOEXEC O_DIRECTORY O_NOFOLLOW O_NONBLOCK SEEK_DATA SEEK_HOLE chown fdatasync fork geteuid getuid major makedev minor"
-    " posix_fadvise posix_fallocate pread preadv pwrite pwritev sched_getaffinity setsid sync writev",
+    os: "O_CLOEXEC O_DIRECTORY O_NOFOLLOW O_NONBLOCK SEEK_DATA SEEK_HOLE chown fdatasync fork geteuid getuid major makedev"
+    " minor posix_fadvise posix_fallocate pread preadv pwrite pwritev sched_getaffinity setsid sync writev",
     select: "EPOLLIN epoll poll",
     signal: "SIGCONT SIGHUP SIGKILL SIGSTOP SIGUSR1 pthread_sigmask",
     socket: "AF_UNIX recv_fds send_fds",

@@ -28,7 +28,7 @@ def vm_by_name(repository: Repository, catalog: Catalog, name: str) -> tuple[Vm,
 
 
 def vm_of(repository: Repository, catalog: Catalog, name: str, source: str, uuid: str) -> tuple[Vm, bool]:
-    """The VM of that name, bound to what its hypervisor calls it ('': nobody says) and its UUID there, and whether it is known so.
+    """The VM of that name, bound to its hypervisor's name and UUID of it ('': nobody says), and whether it is known so.
 
     A name stays with its VM, and a VM with its name, whatever the hypervisor calls it. Raises WrongUsage.
     """

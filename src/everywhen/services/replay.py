@@ -26,7 +26,7 @@ class Replay:
         self.writes = 0
         """Records that were laid, marks not counted."""
         self.ended_ns: int | None = None
-        """When a tap was closed after the newest record and all disks were complete: every write until then is among the records."""
+        """When a tap was closed after the newest record, all disks complete: until then every write is among the records."""
         self.beyond = False
         """Whether there was a record after the limit up to which it was fed."""
         self._tapped = [following] * len(patches)

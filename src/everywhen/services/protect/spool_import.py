@@ -65,7 +65,7 @@ def import_spool(repository: Repository, newest: RecoveryPoint, spool: Spool, be
 
 
 def import_left(repository: Repository, folder: Path, points: Sequence[RecoveryPoint]) -> Imported | None:
-    """Bring in what other runs left in a spool's folder, by all `points` of the VM, dropped ones too; what the newest spool held.
+    """Bring in what other runs left in a spool's folder, by all `points` of the VM, dropped ones too; what the newest one held.
 
     What follows a point that is not the VM's newest any more is shipped, and makes no point: it is another line of history
     (design 4.10.5). What follows none has no moments, and is removed.
