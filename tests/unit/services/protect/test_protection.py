@@ -65,7 +65,7 @@ def test_a_vm_that_ended_in_order_is_looked_after_at_once(
 
     monkeypatch.setattr(protection, "Capture", Stretch)
     monkeypatch.setattr(protection, "Absence", Absence)
-    monkeypatch.setattr(protection, "_beginning", lambda *_: (None, None, {}))
+    monkeypatch.setattr(protection, "_beginning", lambda *_: (None, None, {}, 0))
     time = Time(lambda: world.now, lambda _: None)
     anything = cast("Any", world)
     protection.protect(anything, "web1", cast("CaptureOrder", world), anything, time, anything)
