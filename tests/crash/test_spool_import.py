@@ -12,38 +12,22 @@ from pathlib import Path
 import pytest
 
 from everywhen.block.patched import PatchedDevice, Patches
-from everywhen.capture.counters import CLOSED, DURABLE, ROLL, ROLLED, Counters
-from everywhen.capture.sink_process import SinkOrder
 from everywhen.capture.spool_reader import spool_files
-from everywhen.capture.spool_writer import SpoolWriter
-from everywhen.formats.fields import canonical_json
-from everywhen.formats.point import RecoveryPoint
-from everywhen.formats.segment import MARK, WRITE, ZERO
+from everywhen.formats.point import JournalPosition
 from everywhen.repository.disk import PointDisk
 from everywhen.repository.journal import Journal
-from everywhen.repository.keys.segment_keys import JournalRecipient
-from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.repository.verify.verify import Watching, judging
-from everywhen.repository.writer import write_point
+from everywhen.repository.writer import parent_link, write_point
 from everywhen.services.addresses import parse_address
 from everywhen.services.catalog import read_catalog
-from everywhen.services.identities import record
 from everywhen.services.opening import open_moment
-from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
 from everywhen.services.protect.spool_import import ForeignSpool, import_left
-from everywhen.services.protect.spooling import Spool
-from everywhen.services.replay import Replay
 from everywhen.storage.base import Buffer, ObjectStore
 from everywhen.storage.forwarding import ForwardingStore
 from everywhen.storage.memory import MemoryStore
-from tests.hypervisor import eventually
 from tests.laboratory import World
-
-SIZE = 300_000
-STREAM = "5a" * 16
-VM = Vm("7" * 32, "web1", "web1", "", "", 0)
-WRITES = 17
+from tests.spools import STREAM, VM, WRITES, spooled, states
 
 
 class Cut(BaseException):
@@ -79,55 +63,8 @@ class CutStore(ForwardingStore):
         self.left -= 1
 
 
-def states() -> list[bytes]:
-    """What the disk holds after each write."""
-    content = bytearray(SIZE)
-    found = [bytes(content)]
-    for number in range(WRITES):
-        offset, length = number * 15_013 % (SIZE - 70_000), [512, 66_000, 4096][number % 3]
-        content[offset : offset + length] = bytes([0 if number % 5 == 4 else number + 1]) * length
-        found.append(bytes(content))
-    return found
-
-
-def spooled(repository: Repository, folder: Path) -> RecoveryPoint:
-    """A spool of three segments, the last one torn at its end, as a killed capture leaves it; and its first point."""
-    recipient = JournalRecipient.of(repository.id, repository.unlocked.keyset)
-    identity = (recipient.repository.hex(), recipient.generation, recipient.public.hex())
-    counters = Counters.create()
-    order = SinkOrder([SIZE], str(folder), 1 << 30, STREAM, 1, *identity)
-    writer = SpoolWriter(SinkOrder.decode(order.encode()).place(), counters)
-
-    def mark(what: str) -> None:
-        text = canonical_json({"mark": what})
-        writer.take(MARK, 0, 0, len(text), text)
-
-    mark("tap opened")
-    mark("complete")
-    for number in range(WRITES):
-        offset, length = number * 15_013 % (SIZE - 70_000), [512, 66_000, 4096][number % 3]
-        zero = number % 5 == 4
-        taken = writer.take(ZERO if zero else WRITE, 0, offset, length, b"" if zero else bytes([number + 1]) * length)
-        assert taken is not None
-        if number in (5, 11):
-            counters.put(ROLL, counters.get(ROLL) + 1)
-            eventually(lambda: counters.get(ROLL) == counters.get(ROLLED), "a segment is closed")
-    writer.close()
-    assert (counters.get(CLOSED), counters.get(DURABLE)) == (3, WRITES + 2)
-    counters.close()
-    with spool_files(folder)[-1].path.open("ab") as torn:
-        torn.write(b"EWg1 a group that was cut off")
-    record(repository, VM)
-    with write_point(repository, "test", first_copy=True) as making:
-        replay = Replay([Patches()], 0, following=False)
-        sealer = Sealer(repository, making, [SealedDisk("vda", SIZE, None)], replay)
-        for group in Spool(repository, folder, 1, STREAM).groups(0):
-            sealer.feed(group, 2)
-        return sealer.commit(None, Origin(VM.vm, 1, STREAM, {}), 0)
-
-
 def brought_in(repository: Repository, folder: Path) -> None:
-    import_left(repository, folder, read_catalog(repository).points_of(VM))
+    import_left(repository, folder, read_catalog(repository).points_of(VM), all_known=True)
 
 
 def content(repository: Repository, back: int) -> bytes:
@@ -191,17 +128,26 @@ def test_what_is_for_another_repository_is_not_touched(tmp_path: Path) -> None:
         world.open(other, world.create(other, encrypted=True)) as repository,
         pytest.raises(ForeignSpool, match="another repository"),
     ):
-        import_left(repository, folder, [point])
+        import_left(repository, folder, [point], all_known=True)
     assert [file.path.read_bytes() for file in spool_files(folder)] == there
 
 
-def test_another_line_of_history_makes_no_point(tmp_path: Path) -> None:
-    """The VM has newer points, made elsewhere: what was left here is shipped, and lies beside them."""
+@pytest.mark.parametrize("captured", [True, False], ids=["by another capture", "of images"])
+def test_another_line_of_history_makes_no_point(tmp_path: Path, *, captured: bool) -> None:
+    """The VM has a newer point: where a later capture made it, what was left here is shipped, and lies beside it."""
     world, store, folder = World(tmp_path), MemoryStore(), tmp_path / "left"
     folder.mkdir()
     with world.open(store, world.create(store, encrypted=False)) as repository:
         point = spooled(repository, folder)
-        assert import_left(repository, folder, [point, replace(point, number=5, journal=None)]) is None
+        with write_point(repository, "another", first_copy=False) as making:
+            other = JournalPosition("cd" * 16, 7, ("vda",), point.time_ns + 1) if captured else None
+            epoch = point.epoch + captured
+            later = replace(
+                point, point=making.point, number=2, epoch=epoch, parent=parent_link(repository, point), journal=other
+            )
+            making.commit(later)
+        made = import_left(repository, folder, [point, later], all_known=True)
+        assert (made is None) == captured
         assert spool_files(folder) == []
         assert len(Journal(repository, STREAM).numbers()) == 3
-        assert len(repository.points.list()[0]) == 1
+        assert len(repository.points.list()[0]) == (2 if captured else 3)

@@ -117,3 +117,38 @@ def test_changes_are_spread_over_the_time_in_which_they_were_made() -> None:
     second = replace(point(2, 100, None), disks={"vda": Disk(Tree(1, None), "raw", 0, 1000, 0)})
     line = timeline([first, second], Reach())
     assert [round(cell.size) for cell in cells(line, 0, 200, 8)] == [250, 250, 250, 250, 0, 0, 0, 0]
+
+
+def test_a_backup_beside_a_capture_is_no_gap() -> None:
+    first, last = (point(number, at, JournalPosition("a" * 32, at, ("vda",), 10)) for number, at in ((1, 10), (2, 20)))
+    image = Disk(Tree(1, None), "raw", 0, 1000, 0)
+    beside = replace(point(2, 15, None), point=PointId("p-bbbbbbbbbbbb"), disks={"vda": image})
+    last = replace(last, disks={"vda": image})
+    line = timeline([first, beside, last], Reach(covered_ns=30))
+    assert (covered(line), line.gaps, line.beside) == (set(range(10, 31)), [], [])
+    assert [(change.from_ns, change.to_ns) for change in line.changes] == [(10, 20)], "the same changes are counted once"
+    idle = timeline([first, beside], Reach(covered_ns=30))
+    assert covered(idle) == set(range(10, 31)), "the capture goes on, also when the newest point is not of it"
+
+
+def test_two_captures_are_two_branches() -> None:
+    """The older one has made a point after the later one's first moment."""
+
+    def of(name: str, number: int, at: int, stream: str, epoch: int, gap: Gap | None = None) -> RecoveryPoint:
+        position = JournalPosition(stream * 32, at, ("vda",), 10 if stream == "a" else 25, gap)
+        return replace(point(number, at, position), point=PointId(name), epoch=epoch)
+
+    old = [of("p-1", 1, 10, "a", 1), of("p-2", 2, 20, "a", 1)]
+    late = of("p-3", 3, 30, "a", 1)
+    new = [of("q-1", 2, 25, "b", 2, Gap(10, "not running")), of("q-2", 3, 35, "b", 2, Gap(10, "not running"))]
+    line = timeline([*old, late, *new], Reach())
+    assert ([one.point for one in line.points], line.beside) == (["p-1", "p-2", "q-1", "q-2"], [late])
+    assert covered(line) == set(range(10, 36)), "until the later one's first moment every write of the older one can be opened"
+    assert line.gaps == []
+    assert line.newest_ns == 35
+    without = timeline([*old, *new], Reach())
+    assert covered(without) == {*range(10, 21), *range(25, 36)}
+    assert [(gap.from_ns, gap.to_ns) for gap in without.gaps] == [(20, 25)]
+    alone = timeline([*old, late, new[0]], Reach())
+    assert covered(alone) == set(range(10, 26)), "nothing of the older one's is in the history from then on"
+    assert timeline([*old, late, *new], Reach()).within(0, 26).beside == []

@@ -8,6 +8,7 @@ F4: a target's node is removed only after its job has ended (docs/capture.md).
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 
 from everywhen.capture import answers, bitmaps
 from everywhen.capture.nbd_server import is_used, withdraw
@@ -36,6 +37,13 @@ def clear(monitor: Monitor) -> None:
             bitmaps.remove(monitor, node.name, bitmaps.FROZEN)
         if node.name == STAND_IN or node.name.startswith(f"{OURS}tap-"):
             monitor.execute("blockdev-del", {"node-name": node.name})
+
+
+def is_anothers(monitor: Monitor, socket: Path) -> bool:
+    """Whether taps of ours lead to a sink at another socket: another run has attached since this one did, and what there was of
+    this one it has removed. Raises MonitorError, CommandFailed."""
+    taps = [node for node in answers.block_nodes(monitor).values() if node.name.startswith(f"{OURS}tap-")]
+    return any(str(socket) not in tap.filename for tap in taps)
 
 
 def clear_bitmaps(monitor: Monitor) -> int:

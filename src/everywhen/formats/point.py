@@ -10,7 +10,7 @@ Recovery point:
 | vm | text | id of the VM, 32 hex digits |
 | time_ns | whole | the instant it shows, nanoseconds since 1970 UTC |
 | number | whole | 1 for a VM's first point, then the parent's + 1 |
-| epoch | whole | capture epoch (design 4.10.5); 1 for images given to `backup` |
+| epoch | whole | of the capture that made it (`repository/epochs.py`); images given to `backup` have their parent's, or 1 |
 | parent | object or null | `point` and `digest` (keyed BLAKE3 of the parent's JSON): the authenticated chain |
 | asked, reached, why | text | consistency asked for and reached, and why not more; for `application` who said so |
 | disks | object | by disk name: see `Disk` |

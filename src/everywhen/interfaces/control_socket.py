@@ -39,6 +39,8 @@ ANSWER_S = 120.0
 _GRANTED_S = 60.0
 """So long a wish may wait for its turn: the rest is for fulfilling it."""
 _FAREWELL_S = 2.0
+_AGAIN_S = 0.1
+"""After a connection that could not be taken: a process that is out of descriptors would turn in circles."""
 _ENDED = "the capture has ended"
 
 
@@ -77,6 +79,7 @@ class Listener:
         self._status = status
         self._wishes: queue.Queue[tuple[Wish, float] | None] = queue.Queue()
         self._ending = threading.Event()
+        self._closed = threading.Event()
         self._end_wish: End | None = None
         self._serving: dict[threading.Thread, queue.Queue[Json]] = {}
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -95,6 +98,7 @@ class Listener:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._path.unlink(missing_ok=True)
+        self._closed.set()
         self._socket.close()
         until = time.monotonic() + _FAREWELL_S
         for thread, answered in list(self._serving.items()):
@@ -131,7 +135,10 @@ class Listener:
             try:
                 connection, _ = self._socket.accept()
             except OSError:
-                return  # closed
+                # Out of descriptors, or who asked has hung up: whoever asks next is to be heard all the same.
+                if self._closed.wait(_AGAIN_S):
+                    return
+                continue
             answered: queue.Queue[Json] = queue.Queue()
             thread = threading.Thread(target=self._serve, args=(connection, answered), daemon=True)
             self._serving[thread] = answered

@@ -52,10 +52,18 @@ class ServiceWords:
         self._say(f"Every write is captured; no recovery point can be made: {why}")
         self._told.waiting(why)
 
+    def left_behind(self, what: str) -> None:
+        self._told.left_behind(what)
+
     def lost(self, why: str) -> None:
         self._attached = False
         self._say(f"Capture was lost ({why}); it begins again by itself")
         self._told.lost(why)
+
+    def displaced(self, why: str) -> None:
+        self._attached = False
+        self._say(f"Stands aside: {why}")
+        self._told.displaced(why)
 
     def paused(self, seconds: float) -> None:
         self._attached = False

@@ -4,7 +4,8 @@ last one before a gap as long as the point behind the gap stays.
 
 So points decide everything: when retention thins them out, the journal between those that remain goes with those that went,
 and comes back with them (I-11). Neighbours are known by their numbers: a point's is its parent's and one. Two have the same
-one where both were made of the same parent: by a backup of a VM under capture, or by two hosts.
+one where both were made of the same parent: by a backup of a VM under capture, or by two hosts. Then numbers of one branch may
+have run ahead of another's, so what follows the newest point of the newest capture is kept whatever numbers there are.
 """
 
 from __future__ import annotations
@@ -12,17 +13,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from everywhen.formats.point import JournalPosition, RecoveryPoint
+from everywhen.formats.point import RecoveryPoint
 
 
 @dataclass(frozen=True, slots=True)
 class JournalSpan:
-    """Records `begin` to before `end` (None: all there are) of a stream, which follow `point`."""
+    """Records from number `begin` on of a stream, which follow `point`, up to the stream's next point `until` (None: all there
+    are)."""
 
     point: RecoveryPoint
     stream: str
     begin: int
-    end: int | None
+    until: RecoveryPoint | None
+
+    @property
+    def end(self) -> int | None:
+        """The number after the last of them; None: there is no end."""
+        return self.until.journal.sequence if self.until and self.until.journal else None
 
     def meets(self, first: int, end: int | None) -> bool:
         """Whether records `first` to before `end` (None: no end) have one of these among them."""
@@ -31,19 +38,29 @@ class JournalSpan:
 
 def kept_spans(points: Iterable[RecoveryPoint]) -> list[JournalSpan]:
     """What is kept of the journals when these points are all that stay; of any number of VMs, in any order."""
-    by_vm: dict[str, dict[int, list[RecoveryPoint]]] = {}
+    by_vm: dict[str, list[RecoveryPoint]] = {}
     for point in points:
-        by_vm.setdefault(point.vm, {}).setdefault(point.number, []).append(point)
-    return [
-        JournalSpan(point, point.journal.stream, point.journal.sequence, _end(point.journal, numbered.get(number + 1, [])))
-        for numbered, newest in ((numbered, max(numbered)) for numbered in by_vm.values())
-        for number, there in numbered.items()
-        if number + 1 in numbered or number == newest
-        for point in there
-        if point.journal is not None
-    ]
+        by_vm.setdefault(point.vm, []).append(point)
+    return [span for of_vm in by_vm.values() for span in _spans_of(of_vm)]
 
 
-def _end(position: JournalPosition, after: list[RecoveryPoint]) -> int | None:
-    """Where the next point of the stream is; None where the stream has none among those that come `after`."""
-    return next((point.journal.sequence for point in after if point.journal and point.journal.stream == position.stream), None)
+def _spans_of(points: list[RecoveryPoint]) -> list[JournalSpan]:
+    """Of one VM, by number."""
+    numbers = {point.number for point in points}
+    highest = max(numbers)
+    newest = max((point for point in points if point.journal), key=lambda point: (point.epoch, point.number), default=None)
+    spans: list[JournalSpan] = []
+    following: dict[str, RecoveryPoint] = {}
+    """By stream: its first point among those that were looked at."""
+    for point in sorted(points, key=lambda point: (point.number, point.time_ns), reverse=True):
+        if point.journal is None:
+            continue
+        until = following.get(point.journal.stream)
+        following[point.journal.stream] = point
+        if until is not None:
+            kept = until.number == point.number + 1
+        else:  # after the last point of a stream comes its end, which goes with the point behind the gap
+            kept = point.number + 1 in numbers or point.number == highest or point is newest
+        if kept:
+            spans.append(JournalSpan(point, point.journal.stream, point.journal.sequence, until))
+    return spans[::-1]

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from datetime import tzinfo
 
 from everywhen.formats.point import RecoveryPoint, Tombstone
+from everywhen.repository.branches import history
 from everywhen.repository.ledger import Drop, Hold, Ledger, Vm
 from everywhen.repository.repository import Repository
 from everywhen.services.addresses import Address
 from everywhen.services.failures import NotFound
 from everywhen.services.moments import Moment
 from everywhen.services.naming import find_vm
-from everywhen.services.whens import Found, parse_when, resolve
+from everywhen.services.whens import Found, Marked, PointNamed, When, parse_when, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +42,29 @@ class Catalog:
         """Its points, oldest first."""
         return [point for point in self.points if point.vm == vm.vm]
 
+    def history_of(self, vm: Vm) -> list[RecoveryPoint]:
+        """Its points without those of another branch (`repository/branches.py`), oldest first."""
+        return history(self.points_of(vm))
+
     def newest(self, vm: Vm) -> RecoveryPoint | None:
-        """Its newest point."""
-        points = self.points_of(vm)
+        """The newest point of its history."""
+        points = self.history_of(vm)
         return points[-1] if points else None
 
     def moments_of(self, vm: Vm) -> list[Moment]:
-        """Its moments, for addresses and retention."""
+        """Its moments, for retention."""
         return [moment_of(point) for point in self.points_of(vm)]
+
+    def moments_for(self, vm: Vm, when: When) -> list[Moment]:
+        """Its moments that `when` may mean: to what lies beside the history only a name leads."""
+        named = isinstance(when.target, PointNamed | Marked)
+        return [moment_of(point) for point in (self.points_of(vm) if named else self.history_of(vm))]
 
     def find(self, address: Address, *, now_ns: int, zone: tzinfo, exact: bool) -> tuple[Vm, RecoveryPoint, Found]:
         """The point that an address means. Raises NotFound, WrongUsage."""
         vm = self.vm(address.vm)
         when = parse_when(address.when or "latest", now_ns=now_ns, zone=zone)
-        found = resolve(vm.name, when, self.moments_of(vm), zone=zone, exact=exact)
+        found = resolve(vm.name, when, self.moments_for(vm, when), zone=zone, exact=exact)
         point = next(point for point in self.points if point.point == found.moment.id)
         self.demand_disk(vm, point, address)
         return vm, point, found

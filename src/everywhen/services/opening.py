@@ -16,6 +16,7 @@ import numpy as np
 from everywhen.block.patched import Patches
 from everywhen.formats.point import JournalPosition, RecoveryPoint
 from everywhen.formats.segment import MARK, Group
+from everywhen.repository.branches import history
 from everywhen.repository.journal import Journal
 from everywhen.repository.journal_spans import kept_spans
 from everywhen.repository.ledger import Vm
@@ -52,7 +53,8 @@ def open_moment(
     vm = catalog.vm(address.vm)
     when = parse_when(address.when or "latest", now_ns=now_ns, zone=zone)
     points = catalog.points_of(vm)
-    found = choose(vm.name, when, catalog.moments_of(vm), zone=zone)
+    moments = catalog.moments_for(vm, when)
+    found = choose(vm.name, when, moments, zone=zone)
     line = _Line(repository, points)
     opened = OpenedMoment(next(point for point in points if point.point == found.moment.id), found)
     if isinstance(when.target, Latest | Stretch):
@@ -63,7 +65,7 @@ def open_moment(
             raise no_single_writes(vm.name, when, opened.found, zone=zone)
         opened = earlier
     if exact and not opened.found.exact:
-        raise refuse_other(vm.name, when, opened.found, catalog.moments_of(vm), zone=zone)
+        raise refuse_other(vm.name, when, opened.found, moments, zone=zone)
     catalog.demand_disk(vm, opened.point, address)
     return vm, opened
 
@@ -77,17 +79,26 @@ class _Line:
         self._spans = {span.point.point: span for span in kept_spans(points)}
 
     def onward(self, opened: OpenedMoment, target: Latest | Stretch) -> OpenedMoment:
-        """The last moment after the point, within its journal, that `target` allows."""
+        """The last moment after the point, within its journal, that `target` allows.
+
+        What a backup of images made has none: there the journal goes on that the VM's capture wrote meanwhile.
+        """
         until_ns = target.latest_ns if isinstance(target, Stretch) else None
-        replay = self._replayed(opened.point, None, until_ns)
-        if replay is None:
+        point = opened.point if opened.point.journal else self._captured_before(opened.point)
+        replay = self._replayed(point, None, until_ns) if point else None
+        if point is None or replay is None or (point is not opened.point and replay.time_ns <= opened.point.time_ns):
             return opened
-        end = self._spans[opened.point.point].end
+        end = self._spans[point.point].end
         # The next point is made before the last records up to it are shipped: those that are missing may be before `target`.
         covered = replay.beyond or (end is not None and replay.sequence >= end)
         within = isinstance(target, Stretch) and replay.time_ns >= target.earliest_ns
         exact = opened.found.exact or isinstance(target, Latest) or covered or within
-        return _moment(opened.point, replay, exact=exact)
+        return _moment(point, replay, exact=exact)
+
+    def _captured_before(self, point: RecoveryPoint) -> RecoveryPoint | None:
+        """The newest point of a capture before this one."""
+        before = [one for one in history(self._points) if one.journal and one.time_ns <= point.time_ns]
+        return before[-1] if before else None
 
     def back(self, opened: OpenedMoment, writes: int) -> OpenedMoment | None:
         """The moment so many writes before; None where the journal does not reach back so far."""

@@ -129,9 +129,11 @@ def restore(repository: Repository, order: RestoreOrder, report: Report) -> Rest
 
 
 def _used(repository: Repository, tree: Tree, patches: Patches) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """(n,) int64, sorted: numbers of the blocks that are not known to be zero."""
+    """(n,) int64, sorted: numbers of the disk's blocks that are not known to be zero."""
     used = used_blocks(repository.fetcher, tree)
-    return np.union1d(used, np.array(patches.blocks(), np.int64)) if len(patches) else used
+    # A record may name what lies beyond the disk: who wrote the segment is not trusted to know its size.
+    patched = [block for first, end in patches.ranges(tree.size) for block in range(first, end)]
+    return np.union1d(used, np.array(patched, np.int64)) if patched else used
 
 
 def _advancing(report: Report, total: int) -> Callable[[int], None]:

@@ -25,6 +25,7 @@ from everywhen.services.keep.brakes import CLOCK_TOLERANCE
 from everywhen.services.keep.policies import Policies, Standing
 from everywhen.services.keep.pruning import pending
 from everywhen.services.protect.captured import Captured
+from everywhen.services.timeline import newest_captured
 from everywhen.storage.base import Space
 
 MAX_AGE = 26 * HOUR
@@ -110,7 +111,7 @@ def state(
     """
     now = repository.surroundings.clock()
     unreadable = list(catalog.unreadable)
-    moments = {vm.vm: _newest_ns(repository, catalog.newest(vm), captures.get(vm.name), unreadable) for vm in vms}
+    moments = {vm.vm: _newest_ns(repository, catalog.history_of(vm), captures.get(vm.name), unreadable) for vm in vms}
     drops = pending(catalog, now)
     look = _Look(catalog, policies, drops, now, max_age_ns)
     committed = {f"sessions/{point.point}" for point in (*catalog.points, *catalog.dropped_points)}
@@ -131,19 +132,20 @@ def state(
 
 
 def _newest_ns(
-    repository: Repository, newest: RecoveryPoint | None, captured: Captured | None, unreadable: list[str]
+    repository: Repository, line: list[RecoveryPoint], captured: Captured | None, unreadable: list[str]
 ) -> int | None:
     """The newest moment of a VM: of its newest point, or after it in the journal, on this host or in the repository."""
-    if newest is None:
+    if not line:
         return None
     if captured and captured.nothing_to_capture:
         return repository.surroundings.clock()
     reached = captured.covered_ns if captured else None
     try:
-        reached = reached or reached_ns(repository, newest, exactly=False)
+        last = newest_captured(line)
+        reached = reached or (reached_ns(repository, last, exactly=False) if last else None)
     except Damaged as error:
         unreadable.append(str(error))
-    return max(newest.time_ns, reached or 0)
+    return max(line[-1].time_ns, reached or 0)
 
 
 def _vm_standing(look: _Look, vm: Vm, newest_ns: int | None, captured: Captured | None) -> VmStanding:
@@ -152,7 +154,7 @@ def _vm_standing(look: _Look, vm: Vm, newest_ns: int | None, captured: Captured 
     ids = {point.point for point in points}
     mine = {point.point for point in catalog.dropped_points if point.vm == vm.vm}
     back = {point: drop.effective_ns for drop in look.drops for point in drop.points if point in mine}
-    newest = points[-1] if points else None
+    newest = catalog.newest(vm)
     since = now_ns - newest_ns if newest_ns is not None else 0
     needs = captured.needs(now_ns) if captured else []
     policy = None
@@ -166,7 +168,7 @@ def _vm_standing(look: _Look, vm: Vm, newest_ns: int | None, captured: Captured 
         needs.append(f"its newest moment is {age(since)} old, more than {span(max_age_ns)}")
     elif -since > CLOCK_TOLERANCE:
         needs.append(f"its newest moment lies {span(-since)} ahead: is the clock right?")
-    if newest and newest.reached == "none":
+    if newest and newest.reached == "none" and newest_ns == newest.time_ns:
         needs.append(f"its newest moment is not consistent: {newest.why or 'it changed while it was read'}")
     if len(back) * 3 > len(points) + len(back):
         needs.append(f"{len(back)} of its {len(points) + len(back)} moments were dropped: everywhen prune --undo {vm.name}")

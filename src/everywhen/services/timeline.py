@@ -9,10 +9,11 @@ streams was not captured, and each point of the later one says since when and wh
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise, zip_longest
+from dataclasses import dataclass, field
 
+from everywhen.formats.ids import PointId
 from everywhen.formats.point import RecoveryPoint
+from everywhen.repository.branches import history
 from everywhen.repository.journal_spans import JournalSpan, kept_spans
 
 
@@ -53,12 +54,13 @@ class Reach:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """All in the order of time. `points`: those that can be opened."""
+    """All in the order of time. `points`: of the history; `beside`: of other branches (`repository/branches.py`)."""
 
     points: list[RecoveryPoint]
     coverage: list[Coverage]
     gaps: list[Missing]
     changes: list[Change]
+    beside: list[RecoveryPoint] = field(default_factory=list)
 
     @property
     def newest_ns(self) -> int | None:
@@ -77,59 +79,101 @@ class Timeline:
             ],
             [one for one in self.gaps if one.from_ns < to_ns and (one.to_ns is None or one.to_ns > from_ns)],
             [one for one in self.changes if one.from_ns < to_ns and one.to_ns > from_ns],
+            [point for point in self.beside if from_ns <= point.time_ns <= to_ns],
         )
 
 
 def timeline(points: Sequence[RecoveryPoint], reach: Reach) -> Timeline:
     """The history of one VM from its points, in any order."""
-    line = sorted(points, key=lambda point: point.number)
-    spans = {span.point.point: span for span in kept_spans(line)}
-    covered: list[Coverage] = []
-    for point, after in zip_longest(line, line[1:]):
+    ordered = sorted(points, key=lambda point: (point.time_ns, point.number))
+    line = history(ordered)
+    spans = {span.point.point: span for span in kept_spans(ordered)}
+    ends: list[Coverage] = []
+    after: RecoveryPoint | None = None
+    captured: RecoveryPoint | None = None
+    for point in reversed(line):
         span = spans.get(point.point)
-        end = _end(span, after, reach) if span else None
+        end = _end(span, after, captured, reach) if span else None
         if end is not None and end > point.time_ns:
-            _add(covered, Coverage(point.time_ns, end))
-    return Timeline(line, covered, _gaps(line, covered, reach), _changes(line))
+            ends.append(Coverage(point.time_ns, end))
+        after, captured = point, point if point.journal else captured
+    covered: list[Coverage] = []
+    for one in reversed(ends):
+        _add(covered, one)
+    kept = {point.point for point in line}
+    beside = [point for point in ordered if point.point not in kept]
+    return Timeline(line, covered, _gaps(line, covered, reach), _changes(line), beside)
 
 
-def _end(span: JournalSpan, after: RecoveryPoint | None, reach: Reach) -> int | None:
-    """How far the journal reaches that is kept after the span's point; None: not at all."""
-    if after is None:
+def newest_captured(line: Sequence[RecoveryPoint]) -> RecoveryPoint | None:
+    """The newest point that a capture made: its journal may reach further than the line does."""
+    return next((point for point in reversed(line) if point.journal), None)
+
+
+def _end(span: JournalSpan, after: RecoveryPoint | None, captured: RecoveryPoint | None, reach: Reach) -> int | None:
+    """How far the journal leads that is kept after the span's point; None: not at all. In the history come `after` it the next
+    point, and the next one that was `captured`."""
+    position = captured.journal if captured else None
+    if span.until is not None:
+        # Where that one lies beside, the history goes on with another capture's first moment.
+        other = position is not None and position.stream != span.stream
+        return min(position.began_ns or span.until.time_ns, span.until.time_ns) if position and other else span.until.time_ns
+    if position is None or after is None:
         return reach.covered_ns
-    if span.end is not None:
-        return after.time_ns
     gap = after.journal.gap if after.journal else None
     return min(gap.from_ns, after.time_ns) if gap else None
 
 
 def _add(covered: list[Coverage], new: Coverage) -> None:
     if covered and covered[-1].to_ns >= new.from_ns:
-        new = Coverage(covered.pop().from_ns, new.to_ns)
+        before = covered.pop()
+        new = Coverage(before.from_ns, max(before.to_ns, new.to_ns))
     covered.append(new)
 
 
 def _gaps(line: Sequence[RecoveryPoint], covered: Sequence[Coverage], reach: Reach) -> list[Missing]:
-    """What each stream says of the time before it; and what goes on now."""
+    """What each stream says of the time before it, as far as no other capture knew more; and what goes on now."""
     found: dict[str, Missing] = {}
     for point in line:
         position = point.journal
         if position is not None and position.gap is not None and position.gap.from_ns < position.began_ns:
             found.setdefault(position.stream, Missing(position.gap.from_ns, position.began_ns, position.gap.why))
     oldest = line[0].time_ns if line else 0
-    gaps = [gap for gap in found.values() if gap.to_ns is not None and gap.to_ns > oldest]
+    gaps = [part for gap in found.values() if gap.to_ns is not None and gap.to_ns > oldest for part in _without(gap, covered)]
     if reach.lost is not None and line:
         since = max(line[-1].time_ns, covered[-1].to_ns if covered else 0)
         gaps.append(Missing(since, None, reach.lost))
     return sorted(gaps, key=lambda gap: gap.from_ns)
 
 
+def _without(gap: Missing, covered: Sequence[Coverage]) -> list[Missing]:
+    """What is left of a gap that ended where there was coverage."""
+    if gap.to_ns is None:
+        return [gap]
+    since, parts = gap.from_ns, []
+    for one in covered:
+        if one.to_ns > since and one.from_ns < gap.to_ns:
+            parts.append(Missing(since, one.from_ns, gap.why))
+            since = one.to_ns
+    parts.append(Missing(since, gap.to_ns, gap.why))
+    return [part for part in parts if part.to_ns is not None and part.from_ns < part.to_ns]
+
+
 def _changes(line: Sequence[RecoveryPoint]) -> list[Change]:
-    """What each point says that it changed; a first copy changes nothing, and what a dropped one changed is not known."""
+    """What each point says that it changed; a first copy changes nothing, and what a dropped one changed is not known.
+
+    Of two that were made of the same parent, a capture's and a backup's beside it, only one counts: they say the same.
+    """
+    times = {point.point: point.time_ns for point in line}
+    after: dict[PointId, RecoveryPoint] = {}
+    for point in line:
+        if point.parent is not None and point.parent.point in times:
+            other = after.get(point.parent.point)
+            if other is None or (point.journal and not other.journal):
+                after[point.parent.point] = point
     return [
-        Change(before.time_ns, point.time_ns, sum(disk.bytes_changed for disk in point.disks.values()))
-        for before, point in pairwise(line)
-        if point.parent is not None and point.parent.point == before.point
+        Change(times[parent], point.time_ns, sum(disk.bytes_changed for disk in point.disks.values()))
+        for parent, point in after.items()
     ]
 
 

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import resource
 import socket
 import threading
 from collections.abc import Iterator
@@ -125,3 +128,22 @@ def test_a_folder_is_free_when_its_capture_has_ended(folder: Path) -> None:
     for _ in range(2):
         with Listener(folder, dict):
             pass
+
+
+def test_a_connection_that_cannot_be_taken_is_not_the_last(folder: Path, listener: Listener) -> None:
+    """Out of descriptors for a moment: who asks then, and who asks later, is heard."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX) as silent, socket.socket(socket.AF_UNIX) as asking:
+        asking.settimeout(10)
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            silent.connect(str(folder / NAME))  # takes the descriptor that the waiting call of accept has by now
+            asking.connect(str(folder / NAME))
+            asking.sendall(b'{"wish": "status"}\n')
+            listener._thread.join(0.3)  # the next one fails
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert json.loads(asking.recv(1 << 16)) == {"state": "following"}
+    assert ask(folder, {"wish": "status"}) == {"state": "following"}

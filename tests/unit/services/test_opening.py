@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from everywhen.block.patched import Patches
+from everywhen.formats.point import Disk, RecoveryPoint
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
-from everywhen.repository.writer import write_point
+from everywhen.repository.writer import parent_link, write_point
 from everywhen.services.addresses import parse_address
 from everywhen.services.catalog import read_catalog
 from everywhen.services.failures import Failure
@@ -76,3 +77,46 @@ def test_writes_are_not_counted_back_over_what_is_not_shipped(repository: Reposi
         found(repository, "latest~1")
     put_segment(repository, STREAM, 1, GROUPS[2])
     assert found(repository, "latest~1").sequence == 9
+
+
+def backed_up(repository: Repository, parent: RecoveryPoint, at_ns: int) -> RecoveryPoint:
+    """A backup of images beside the capture, made at that time."""
+    with write_point(repository, "backup", first_copy=False) as writer:
+        tree = writer.take_file(b"image" + bytes(65531))
+        disks = {name: Disk(tree, "raw", 0, 0, 0) for name in ("vda", "vdb")}
+        link = parent_link(repository, parent)
+        point = RecoveryPoint(
+            writer.point, VM.vm, at_ns, parent.number + 1, parent.epoch, link, "crash", "none", "read while written to", disks
+        )
+        writer.commit(point)
+    return point
+
+
+def test_a_backup_beside_a_capture_hides_none_of_its_moments(repository: Repository) -> None:
+    put_segment(repository, STREAM, 1, GROUPS[2])
+    first, last = repository.points.list()[0]
+    beside = backed_up(repository, first, 4001)
+    assert found(repository, "1970-01-01T00:00:00.000004001Z").moment.id == beside.point
+    assert found(repository, "1970-01-01T00:00:00.000004002Z").sequence == 7
+    assert found(repository, "1970-01-01T00:00:00.000007001Z").sequence == 9
+    assert found(repository, beside.point).moment.id == beside.point
+    newest = backed_up(repository, last, 8000)
+    assert found(repository, "latest").moment.id == newest.point
+    put_segment(repository, STREAM, 2, group(10, write(0, 0, b"later")))
+    later = found(repository, "latest")
+    assert (later.moment.id, later.sequence, later.exact) == (last.point, 11, True)
+    assert found(repository, "1970-01-01T00:00:00.000009000Z").moment.id == newest.point
+    assert found(repository, "latest~2").sequence == 9
+
+
+def test_no_time_leads_to_another_branch(repository: Repository) -> None:
+    put_segment(repository, STREAM, 1, GROUPS[2])
+    first, last = repository.points.list()[0]
+    with write_point(repository, "test", first_copy=True) as writer:
+        disks = [SealedDisk("vda", 65536, None), SealedDisk("vdb", 65536, None)]
+        sealer = Sealer(repository, writer, disks, Replay([Patches(), Patches()], 0, following=False))
+        sealer.feed(group(0, *OPENED, *COMPLETE))
+        other = sealer.commit(first, Origin(VM.vm, 2, "cd" * 16, {}), 0)
+    assert other.time_ns < last.time_ns
+    assert found(repository, "latest").moment.id == other.point
+    assert found(repository, last.point).moment.id == last.point

@@ -74,6 +74,15 @@ class _Told:
     def waiting(self, why: str) -> None:
         self._context.output.warn(f"{self._vm}: no recovery point could be made ({why}). Capture goes on")
 
+    def left_behind(self, what: str) -> None:
+        self._context.output.warn(f"{self._vm}: {what}")
+
+    def displaced(self, why: str) -> None:
+        self._context.output.warn(
+            f"{self._vm}: {why}. This run stands aside: its taps are off, and it makes no recovery points. What it captured is "
+            f"kept, and the VM runs on. Is this the run that should go on? End the other one, then: everywhen resume {self._vm}"
+        )
+
     def off(self, why: str, complete: RecoveryPoint | None) -> None:
         sync = f" In sync since recovery point {complete.point}." if complete else ""
         self._context.output.note(f"{self._vm}: waiting for the VM ({why}).{sync}")

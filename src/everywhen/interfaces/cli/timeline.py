@@ -24,7 +24,7 @@ from everywhen.services.failures import NotFound, WrongUsage
 from everywhen.services.journal_reach import reached_ns
 from everywhen.services.protect.captured import Captured
 from everywhen.services.sizes import size
-from everywhen.services.timeline import Missing, Reach, Timeline, busiest, cells, timeline
+from everywhen.services.timeline import Missing, Reach, Timeline, busiest, cells, newest_captured, timeline
 from everywhen.services.times import Stretch, local_time, rfc3339, zone_label
 from everywhen.services.whens import choose, parse_when
 
@@ -51,7 +51,8 @@ def timeline_command(
         found = catalog.vm(vm)
         now = repository.surroundings.clock()
         captured = captured_here(context, repository.id.hex(), [found.name]).get(found.name)
-        line = timeline(catalog.points_of(found), _reach(context, repository, catalog.newest(found), captured))
+        newest = newest_captured(catalog.history_of(found))
+        line = timeline(catalog.points_of(found), _reach(context, repository, newest, captured))
     write_names(context.env, context.repository_name(), catalog)
     if line.newest_ns is None:
         raise NotFound(f"{found.name} has no moments yet.", on=vm, do=["everywhen status"])
@@ -68,7 +69,7 @@ def timeline_command(
 
 
 def _reach(context: Context, repository: Repository, newest: RecoveryPoint | None, captured: Captured | None) -> Reach:
-    """How far the newest point's journal reaches: as its capture knows, or by what is in the repository."""
+    """How far the journal of a capture's newest point reaches: as that one knows, or by what is in the repository."""
     reach = captured.reach if captured else Reach()
     if newest is None or reach.covered_ns is not None:
         return reach
@@ -94,7 +95,7 @@ def _range(
         if isinstance(when.target, Stretch):
             ends.append(when.target.latest_ns if at else when.target.earliest_ns)
         else:
-            ends.append(choose(vm.name, when, catalog.moments_of(vm), zone=context.zone).moment.time_ns)
+            ends.append(choose(vm.name, when, catalog.moments_for(vm, when), zone=context.zone).moment.time_ns)
     begin, end = (max(at, 0) for at in ends)
     if written[0] is None and begin >= end:
         begin = end - _SHOWN_NS
@@ -120,6 +121,10 @@ def _show(context: Context, vm: Vm, line: Timeline, ends: tuple[int, int], held:
         if point.mark or held(point):
             name = f'"{point.mark}"' if point.mark else "held"
             output.line(f"{'MARK' if point.mark else 'HELD':{LABEL}}{local_time(point.time_ns, zone)}   {point.point}   {name}")
+    if line.beside:
+        count = f"{len(line.beside)} recovery points" if len(line.beside) > 1 else "1 recovery point"
+        last = local_time(line.beside[-1].time_ns, zone)
+        output.line(f"{'BESIDE':{LABEL}}{count} of another capture of this VM, until {last}: everywhen points {vm.name}")
     if not line.points and not line.coverage:
         output.line("no moment in this time")
 
@@ -174,5 +179,6 @@ def _document(
             }
             for point in line.points
         ],
+        "beside": [point.point for point in line.beside],
         "capture": capture_document(captured, now_ns) if captured else None,
     }

@@ -97,4 +97,6 @@ def _disagreement(point: RecoveryPoint, parent: RecoveryPoint, digest: bytes) ->
         return f"its parent {parent.point} is not the one that it was made after (digest)"
     if point.number <= parent.number or point.time_ns < parent.time_ns:
         return f"number {point.number} does not follow its parent {parent.point} (number {parent.number})"
+    if point.epoch < parent.epoch:
+        return f"epoch {point.epoch} does not follow that of its parent {parent.point} (epoch {parent.epoch})"
     return ""

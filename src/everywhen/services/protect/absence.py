@@ -27,8 +27,8 @@ _AGAIN_S = 60.0
 
 @dataclass(slots=True)
 class Absence:
-    """One time that a VM is off. `complete`: the newest point, when it shows all that was ever written; `until_ns`: the last
-    instant at which the VM was seen off."""
+    """One time that a VM is off. `seen`: its images (`images_seen`) when it ended; `complete`: the newest point, when it shows
+    all that was written until then; `until_ns`: the last instant at which the VM was seen off."""
 
     repository: Repository
     name: str
@@ -36,6 +36,7 @@ class Absence:
     told: Told
     time: Time
     wishes: Wishes
+    seen: tuple[object, ...]
     complete: RecoveryPoint | None
     until_ns: int = 0
     _obstacle: str = ""
@@ -43,11 +44,11 @@ class Absence:
 
     def sit_out(self, why: str) -> None:
         """Until the VM is on, or the end is wanted."""
-        seen = self._seen() if self.complete else None
+        seen = self.seen if self.complete else None
         next_try = self.time.monotonic()
         self._tell(why)
         while not self.wishes.ending:
-            now = self._seen()
+            now = images_seen(self.order)
             if now and now != seen and self.time.monotonic() >= next_try:
                 next_try = self.time.monotonic() + _AGAIN_S
                 self.complete = None
@@ -70,18 +71,6 @@ class Absence:
             return self.order.hypervisor.is_off()
         except MonitorError:
             return True  # libvirt itself may be away: that does not start a VM
-
-    def _seen(self) -> tuple[object, ...]:
-        """What shows whether an image was written to; nothing where images cannot be read."""
-        found = []
-        try:
-            for name, disk in sorted(self.order.hypervisor.images().items()):
-                if not disk.why_not and (not self.order.disks or name in self.order.disks):
-                    status = os.stat(disk.path)
-                    found.append((name, *disk, status.st_ino, status.st_size, status.st_mtime_ns))
-        except (MonitorError, OSError):
-            return ()
-        return tuple(found)
 
     def _read(self) -> bool:
         """A point of the images; whether it was made: not while somebody has them open, nor when the VM starts meanwhile."""
@@ -128,6 +117,19 @@ class Absence:
         self.told.sealed(result.point, 0)
         self.complete = result.point
         return True
+
+
+def images_seen(order: CaptureOrder) -> tuple[object, ...]:
+    """What shows whether a VM's images were written to since; nothing where they cannot be read."""
+    found = []
+    try:
+        for name, disk in sorted(order.hypervisor.images().items()):
+            if not disk.why_not and (not order.disks or name in order.disks):
+                status = os.stat(disk.path)
+                found.append((name, *disk, status.st_ino, status.st_size, status.st_mtime_ns))
+    except (MonitorError, OSError):
+        return ()
+    return tuple(found)
 
 
 def rest(seconds: float, time: Time, wishes: Wishes, told: Told) -> bool:

@@ -53,6 +53,11 @@ class CaptureOrder:
         """Where those sockets are that the hypervisor uses: it is let into this folder, and no other."""
         return self.folder / "sockets"
 
+    @property
+    def sink(self) -> Path:
+        """The socket of the sink, to which the taps lead."""
+        return self.sockets / "sink.sock"
+
 
 @dataclass(frozen=True, slots=True)
 class Time:
@@ -101,6 +106,12 @@ class Told(Protocol):
     def lost(self, why: str) -> None: ...
 
     def waiting(self, why: str) -> None: ...
+
+    def left_behind(self, what: str) -> None:
+        """A sentence about files of runs before that stay on this host, and what to do about them."""
+
+    def displaced(self, why: str) -> None:
+        """Another capture of the VM began later, and this one stands aside."""
 
     def paused(self, seconds: float) -> None: ...
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from everywhen.formats.fields import Json
 from everywhen.formats.point import RecoveryPoint
 from everywhen.services.protect.capture_order import Figures, Told
-from everywhen.services.protect.capture_states import COPYING, DETACHED, FOLLOWING, OFF, PAUSED, STARTING
+from everywhen.services.protect.capture_states import COPYING, DETACHED, DISPLACED, FOLLOWING, OFF, PAUSED, STARTING
 
 _RATE_OVER = 30
 """Rates are of so many measurements, which are a second apart."""
@@ -33,7 +33,7 @@ class CaptureState:
         """`clock`: nanoseconds since 1970; `identity`: fields that say what is captured, and into what."""
         self._told = told
         self._clock = clock
-        unknown = dict.fromkeys(("point", "point_time_ns", "shipped_ns", "shipped", "waiting"))
+        unknown = dict.fromkeys(("point", "point_time_ns", "shipped_ns", "shipped", "waiting", "left_behind"))
         self._value: Json = {**identity, "disks": [], "left_out": {}, **unknown}
         self._measured: deque[tuple[int, Figures]] = deque(maxlen=_RATE_OVER)
         self._become(STARTING, None)
@@ -77,9 +77,18 @@ class CaptureState:
         self._value["waiting"] = why
         self._told.waiting(why)
 
+    def left_behind(self, what: str) -> None:
+        self._value["left_behind"] = what
+        self._told.left_behind(what)
+
     def lost(self, why: str) -> None:
         self._become(DETACHED, why)
         self._told.lost(why)
+
+    def displaced(self, why: str) -> None:
+        self._become(DISPLACED, why)
+        self._value |= {"covered_ns": 0, "taken": 0, "shipped": 0, "waiting": None}  # of a line that is not the VM's any more
+        self._told.displaced(why)
 
     def paused(self, seconds: float) -> None:
         self._become(PAUSED, None)

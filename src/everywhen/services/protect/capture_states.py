@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 STARTING, COPYING, FOLLOWING, DETACHED, PAUSED, OFF = "starting", "copying", "following", "detached", "paused", "off"
+DISPLACED = "displaced"
+"""Another capture of the VM began later."""
 
 NOT_RUNNING = "capture was not running"
 """Why nothing was captured before a run of ours."""

@@ -8,7 +8,16 @@ from datetime import tzinfo
 
 from everywhen.formats.fields import Json, optional_text, text, whole
 from everywhen.services.ages import SECOND, age
-from everywhen.services.protect.capture_states import COPYING, DETACHED, FOLLOWING, NOT_RUNNING, OFF, PAUSED, STARTING
+from everywhen.services.protect.capture_states import (
+    COPYING,
+    DETACHED,
+    DISPLACED,
+    FOLLOWING,
+    NOT_RUNNING,
+    OFF,
+    PAUSED,
+    STARTING,
+)
 from everywhen.services.timeline import Reach
 from everywhen.services.times import local_time
 
@@ -75,15 +84,26 @@ class Captured:
             return f"copying {share} %"
         if self.state == PAUSED and self.until_ns is not None:
             return f"paused until {local_time(self.until_ns, zone)[11:]}"
-        return "every write" if self.following else self.state.upper() if self.state in (DETACHED, SILENT) else self.state
+        return (
+            "every write"
+            if self.following
+            else self.state.upper()
+            if self.state in (DETACHED, DISPLACED, SILENT)
+            else self.state
+        )
 
     def needs(self, now_ns: int) -> list[str]:
         """Sentences about what needs a person."""
         if self.state == SILENT:
             return [f"its capture does not answer ({self.why})"]
+        left = (self.raw or {}).get("left_behind")
+        needs = [left] if isinstance(left, str) else []
         if self.state == DETACHED:
-            return [f"not captured for {age(max(now_ns - self.since_ns, SECOND))} ({self.why}); it begins again by itself"]
-        return [f"no recovery point could be made: {self.waiting}"] if self.waiting else []
+            since = age(max(now_ns - self.since_ns, SECOND))
+            return [f"not captured for {since} ({self.why}); it begins again by itself", *needs]
+        if self.state == DISPLACED:
+            return [f"not captured by this host's run, which stands aside: {self.why}", *needs]
+        return [f"no recovery point could be made: {self.waiting}", *needs] if self.waiting else needs
 
     @property
     def reach(self) -> Reach:

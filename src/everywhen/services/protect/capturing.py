@@ -19,18 +19,18 @@ from everywhen.capture.nodes import DiskNode, detached
 from everywhen.capture.qmp import CommandFailed, Monitor, MonitorError
 from everywhen.capture.reading import Reader
 from everywhen.capture.reception import Reception
-from everywhen.capture.sink_process import SinkOrder
 from everywhen.capture.spool_reader import SpoolDamaged
 from everywhen.capture.tap import Tap, attached
 from everywhen.formats.fields import canonical_json
 from everywhen.formats.ids import PointId
-from everywhen.formats.point import Gap, RecoveryPoint, Tree
+from everywhen.formats.point import Gap, RecoveryPoint
 from everywhen.nbd.connection import NbdConnection
-from everywhen.repository.keys.segment_keys import JournalRecipient
+from everywhen.repository import epochs
 from everywhen.repository.ledger import Vm
 from everywhen.repository.minutes import add_minutes
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import PointWriter, write_point
+from everywhen.services.protect.absence import images_seen
 from everywhen.services.protect.bridging import to_look_at, unknown_of
 from everywhen.services.protect.capture_order import (
     ENDS,
@@ -48,9 +48,11 @@ from everywhen.services.protect.choosing import Choice, choose
 from everywhen.services.protect.farewell import shut_down
 from everywhen.services.protect.following import follow
 from everywhen.services.protect.latencies import Latencies
+from everywhen.services.protect.lineage import claimed_epoch, demand_line, demand_parent
 from everywhen.services.protect.pushing import Push
 from everywhen.services.protect.quieting import CRASH, Consistency
 from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
+from everywhen.services.protect.sink_orders import sink_order
 from everywhen.services.protect.spool_import import import_spool
 from everywhen.services.protect.spooling import Spool
 from everywhen.services.protect.wishes import Pause, Wishes, refuse
@@ -99,8 +101,11 @@ class Capture:
         self._in_order = False
         self.complete = False
         """Whether the VM ended in order while every write was captured, and the newest point has the last one."""
+        self.images: tuple[object, ...] = ()
+        """Its images as they were seen when it had ended in order (`images_seen`)."""
         self._stream = repository.surroundings.randomness(16).hex()
-        self._epoch = 1
+        self.epoch = 0
+        """What was claimed for it; 0: nothing yet."""
         self._begin = 0
         """Sequence number of the stretch's first moment."""
         self.covered_ns = 0
@@ -118,15 +123,17 @@ class Capture:
         Raises CaptureLost, Paused, Stopped, and the errors of the layers below.
         """
         self.vm, self.parent, self.known, self._gap = vm, parent, known, gap
-        self._epoch = parent.epoch + 1 if parent else 1
         self.order.spool.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._spool = Spool(self.repository, self.order.spool, self._epoch, self._stream)
+        self.epoch = claimed_epoch(self.repository, vm.vm, parent, self.order.spool)
+        self._spool = Spool(self.repository, self.order.spool, self.epoch, self._stream)
         try:
             self._run()
         except (*ENDS, Paused) as end:
             if isinstance(end, Paused):  # the taps are off
                 self.told.paused(end.wish.seconds)
                 end.wish.reply({"paused": end.wish.seconds})
+            if self._in_order:  # before the last point is made, which may take a while: who writes to them then is noticed
+                self.images = images_seen(self.order)
             with suppress(SpoolDamaged, *REPOSITORY_FAILS):  # what is in the spool the next stretch begins with
                 self._last_words()
                 self.complete = self._in_order
@@ -134,6 +141,8 @@ class Capture:
         finally:
             if not self.stood:
                 self._spool.remove()  # there was no moment yet
+            with suppress(*REPOSITORY_FAILS):  # then the next one tidies up
+                epochs.leave(self.repository.documents, vm.vm, self.epoch, stood=self.stood)
         self._last_words()
 
     def _run(self) -> None:
@@ -146,14 +155,16 @@ class Capture:
             finally:
                 # The sink is gone: nothing of ours stays in QEMU but the bitmaps. QEMU itself may be gone.
                 with suppress(CommandFailed, MonitorError):
-                    leftovers.clear(monitor)
+                    if not leftovers.is_anothers(monitor, self.order.sink):
+                        leftovers.clear(monitor)
                     self.order.hypervisor.forget(monitor, list(choice.disks.values()))
 
     def _capture(self, monitor: Monitor, choice: Choice) -> None:
         nodes, names = list(choice.disks.values()), list(choice.disks)
         self.order.sockets.mkdir(mode=0o700, exist_ok=True)
         self.order.hypervisor.admit(self.order.sockets, monitor)
-        with Reception(self.order.sockets / "sink.sock", self._sink_order(nodes)) as reception:
+        order = sink_order(self.repository, self.order, nodes, self._stream, self.epoch)
+        with Reception(self.order.sink, order) as reception:
             self.order.hypervisor.admit(reception.socket_path, monitor)
             taps = [Tap(monitor, node, number) for number, node in enumerate(nodes)]
             pace = Pace(self.order.rate, self.time.monotonic, self.time.sleep)
@@ -196,19 +207,6 @@ class Capture:
             p99_ns=reception.counters.served_within(0.99),
             worst_ns=reception.counters.worst_ns(),
             **reception.processor_ns(),
-        )
-
-    def _sink_order(self, nodes: list[DiskNode]) -> SinkOrder:
-        recipient = JournalRecipient.of(self.repository.id, self.repository.unlocked.keyset)
-        return SinkOrder(
-            sizes=[node.size for node in nodes],
-            folder=str(self.order.spool),
-            limit=self.order.spool_limit,
-            stream=self._stream,
-            epoch=self._epoch,
-            repository=recipient.repository.hex(),
-            generation=recipient.generation,
-            public=recipient.public.hex(),
         )
 
     def _last_words(self) -> None:
@@ -283,6 +281,7 @@ class Capture:
 
     def ship(self) -> None:
         """Put everything that was received into the repository's journal. Raises CaptureLost, StorageError."""
+        demand_line(self.repository, self.vm.vm, self.epoch, self._stream)
         reception = self._stretch.reception
         reception.roll()
         self._until(lambda: reception.rolled)
@@ -311,6 +310,8 @@ class Capture:
         parent = self.parent
         if parent is None or parent.journal is None:
             return
+        demand_line(self.repository, self.vm.vm, self.epoch, self._stream)
+        demand_parent(self.repository, parent)
         now = self.order.hypervisor.disks(self._stretch.monitor)
         if self._stretch.choice.changed(now, named=bool(self.order.disks)):
             raise DisksChanged("the VM has other disks now")
@@ -335,7 +336,8 @@ class Capture:
                 raise CaptureLost("a tap ended")
             position = self.parent.journal if self.parent else None
             of_stream = (position.began_ns, position.gap) if position and self.stood else (0, self._gap)
-            origin = Origin(self.vm.vm, self._epoch, self._stream, self._files(writer), *of_stream)
+            files = {name: writer.take_file(content) for name, content in self.order.hypervisor.definition().items()}
+            origin = Origin(self.vm.vm, self.epoch, self._stream, files, *of_stream)
             latencies, now = self._latencies.days(stretch.names), self.repository.surroundings.clock()
             point = sealer.commit(self.parent, origin, self.time.monotonic() - began, mark, consistency, latencies)
         except BaseException:
@@ -392,10 +394,6 @@ class Capture:
                 break
         if sealer.replay.sequence < until and not sealer.replay.ended:
             raise CaptureLost(f"the spool ends at record {sealer.replay.sequence}, and {until} were durable")
-
-    def _files(self, writer: PointWriter) -> dict[str, Tree]:
-        """The VM's definition as it is now."""
-        return {name: writer.take_file(content) for name, content in self.order.hypervisor.definition().items()}
 
     def _keep(self, point: RecoveryPoint | None) -> None:
         if point is not None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from everywhen.capture.qmp import CommandFailed, MonitorError, VmOff
-from everywhen.capture.spool_reader import SpoolDamaged
+from everywhen.capture.spool_reader import SpoolDamaged, spool_files
 from everywhen.capture.tap import TapEnded, TapFailed
 from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json
@@ -14,7 +14,7 @@ from everywhen.formats.ids import PointId
 from everywhen.formats.point import Gap, RecoveryPoint
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
-from everywhen.services.catalog import read_catalog
+from everywhen.services.catalog import Catalog, read_catalog
 from everywhen.services.failures import Failed, Failure, WrongUsage
 from everywhen.services.identities import record, vm_of
 from everywhen.services.naming import is_name
@@ -32,6 +32,7 @@ from everywhen.services.protect.capture_order import (
 )
 from everywhen.services.protect.capture_states import NOT_RUNNING
 from everywhen.services.protect.capturing import Capture
+from everywhen.services.protect.lineage import Displaced, demand_turn, stand_aside
 from everywhen.services.protect.spool_import import Imported, import_left
 from everywhen.services.protect.wishes import Wishes
 from everywhen.services.protect.withdrawal import withdraw
@@ -64,14 +65,15 @@ def _captured(
     newest: RecoveryPoint | None = None
     gap: Gap | None = None
     complete: RecoveryPoint | None = None
+    seen: tuple[object, ...] = ()
+    epoch = 0
     while True:
         capture = Capture(repository, order, told, time, wishes)
         began = time.monotonic()
         try:
             vm, parent, known, left_ns = _beginning(repository, name, order, told)
-            if parent is not None and (gap is not None or parent.journal is not None):
-                gap = gap or Gap(left_ns, NOT_RUNNING)
-                gap = Gap(max(gap.from_ns, parent.time_ns), gap.why)
+            demand_turn(repository, vm.vm, epoch)
+            gap = _gap_after(parent, gap, left_ns)
             capture.run(vm, parent, known, gap)
         except Stopped:
             return capture.parent
@@ -80,7 +82,7 @@ def _captured(
         except VmOff as off:
             if not (stood or order.waits or _was_captured(capture.parent)):
                 raise _not_begun(name, order, off) from off
-            absence = Absence(repository, name, order, told, time, wishes, complete)
+            absence = Absence(repository, name, order, told, time, wishes, seen, complete)
             absence.sit_out(str(off))
             newest = absence.complete or capture.parent or newest
             if wishes.ending:
@@ -88,7 +90,13 @@ def _captured(
             if absence.complete is not None:
                 gap = Gap(absence.until_ns, STARTED)
             # Nobody may be there any more to hear that it cannot begin: from now on it is tried again.
-            complete, back_off, stood = None, _BACK_OFF_S, True
+            complete, back_off, stood, epoch = None, _BACK_OFF_S, True, 0
+            continue
+        except Displaced as displaced:
+            stand_aside(displaced, order, told, wishes)
+            newest, gap, stood, epoch = capture.parent or newest, None, True, 0
+            if wishes.ending:
+                return newest
             continue
         except ENDS as error:
             why, stood, tries = str(error), stood or capture.stood, tries + 1
@@ -97,20 +105,33 @@ def _captured(
                     raise  # it says for itself what is wrong with the repository
                 raise _not_begun(name, order, error) from error
             told.lost(why)
-            # A capture that lasted, or only has to have other disks, has earned a quick try.
-            quick = time.monotonic() - began > _LASTED_S or isinstance(error, DisksChanged)
-            back_off = _BACK_OFF_S if quick else min(2 * back_off, _LONGEST_BACK_OFF_S)
+            back_off = _back_off(back_off, error, lasted_s=time.monotonic() - began)
             # A VM that ended in order is looked after at once: what happens to its images meanwhile nobody would see.
             rest_s = 0.0 if capture.complete else back_off
         else:
             return capture.parent
         if capture.stood:
             gap = Gap(capture.covered_ns, why)
-            complete = capture.parent if capture.complete else None
-        newest = capture.parent or newest
+            complete, seen = (capture.parent if capture.complete else None), capture.images
+        newest, epoch = capture.parent or newest, capture.epoch
         rest(rest_s, time, wishes, told)
         if wishes.ending:
             return newest
+
+
+def _gap_after(parent: RecoveryPoint | None, gap: Gap | None, left_ns: int) -> Gap | None:
+    """What is not captured when a stretch begins after `parent`; `gap`: what is known of it; `left_ns`: until when what other
+    runs left has every write."""
+    if parent is None or (gap is None and parent.journal is None):
+        return gap
+    gap = gap or Gap(left_ns, NOT_RUNNING)
+    return Gap(max(gap.from_ns, parent.time_ns), gap.why)
+
+
+def _back_off(last_s: float, error: Exception, *, lasted_s: float) -> float:
+    """Seconds to wait: a capture that lasted, or only has to have other disks, has earned a quick try."""
+    quick = lasted_s > _LASTED_S or isinstance(error, DisksChanged)
+    return _BACK_OFF_S if quick else min(2 * last_s, _LONGEST_BACK_OFF_S)
 
 
 def _beginning(
@@ -122,30 +143,49 @@ def _beginning(
     vm, known = vm_of(repository, catalog, name, *order.hypervisor.identity())
     if not known:
         record(repository, vm)
-    points = catalog.points_of(vm)
-    left = _brought_in(repository, order, points, told) if order.spool.is_dir() else None
+    points = catalog.history_of(vm)
+    # A dropped point comes back for 72 h (I-11), and with it what follows it: that may be all that a spool has.
+    dropped = [point for point in catalog.dropped_points if point.vm == vm.vm]
+    left = _brought_in(repository, order, catalog, [*points, *dropped], told) if order.spool.is_dir() else None
     if left is not None and left.point is not None:
-        points.append(left.point)
+        points = sorted([*points, left.point], key=lambda point: (point.time_ns, point.number, point.point))
         told.sealed(left.point, left.writes)
     newest = points[-1] if points else None
-    # The newest point may be of a backup, of another host or of another disk by that name: no bitmap here knows of that.
-    stream = newest.journal.stream if newest and newest.journal else None
-    line = [point for point in points if stream and point.journal and point.journal.stream == stream]
-    return vm, newest, {point.point: point.number for point in line}, left.ended_ns if left else 0
+    return vm, newest, _line(newest, [*points, *dropped]), left.ended_ns if left else 0
 
 
-def _brought_in(repository: Repository, order: CaptureOrder, points: list[RecoveryPoint], told: Told) -> Imported | None:
+def _line(newest: RecoveryPoint | None, points: list[RecoveryPoint]) -> dict[PointId, int]:
+    """Numbers of those points up to the newest one that are of its stream. It may be of a backup, of another host or of another
+    disk by that name: no bitmap here knows of that. A bitmap since a later point, which was dropped, lacks what came before."""
+    end = newest.journal if newest else None
+    return {
+        point.point: point.number
+        for point in points
+        if end and point.journal and point.journal.stream == end.stream and point.journal.sequence <= end.sequence
+    }
+
+
+def _brought_in(
+    repository: Repository, order: CaptureOrder, catalog: Catalog, points: list[RecoveryPoint], told: Told
+) -> Imported | None:
     """What other runs left. A damaged spool is set aside: what it had beyond the newest point the bitmaps know, too."""
     try:
-        return import_left(repository, order.spool, points)
+        found = import_left(repository, order.spool, points, all_known=not catalog.unreadable)
     except (SpoolDamaged, Corrupt) as error:
         aside = order.folder / f"spool-damaged-{repository.surroundings.clock()}"
         order.spool.rename(aside)
-        told.waiting(
+        told.left_behind(
             f"{error}. What was spooled after the newest recovery point is no moment any more; the files are in {aside}, and "
             "can be removed"
         )
         return None
+    if left := spool_files(order.spool):
+        told.left_behind(
+            f"{len(left)} files in {order.spool} have writes that follow no recovery point that can be read, and "
+            f"{len(catalog.unreadable)} cannot be read ({catalog.unreadable[0]}). They stay there: repair the repository "
+            "(everywhen verify --repair), and the next protect brings them in"
+        )
+    return found
 
 
 def _was_captured(point: RecoveryPoint | None) -> bool:
@@ -156,7 +196,7 @@ def _was_captured(point: RecoveryPoint | None) -> bool:
 def _withdrawn(order: CaptureOrder) -> Json:
     """Take away what a capture that has ended leaves with its VM, and say what became of that."""
     try:
-        return {"taken_off": withdraw(order.hypervisor)}
+        return {"taken_off": withdraw(order.hypervisor, order.sink)}
     except VmOff:
         return {"taken_off": 0}
     except ENDS as error:

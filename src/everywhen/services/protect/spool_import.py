@@ -11,6 +11,7 @@ from pathlib import Path
 
 from everywhen.capture.spool_reader import read_file_header, spool_files
 from everywhen.formats.point import RecoveryPoint
+from everywhen.repository.epochs import later_point
 from everywhen.repository.index.process_lock import try_lock
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import write_point
@@ -41,6 +42,7 @@ class SpoolInUse(Exception):
 def import_spool(repository: Repository, newest: RecoveryPoint, spool: Spool, begin: int) -> Imported | None:
     """Bring in what follows `newest`, the newest point of the spool's stream; None if there was nothing.
 
+    Where a later capture has made points, none is made: what followed then is another branch (design 4.10.5).
     `begin`: sequence number of the stream's first moment. The spool is empty afterwards.
     Raises SpoolDamaged, StorageError, Damaged.
     """
@@ -49,7 +51,10 @@ def import_spool(repository: Repository, newest: RecoveryPoint, spool: Spool, be
         return None
     spool.ship(begin, None)
     made = None
-    if any(True for _ in spool.groups(position.sequence)):
+    first = next(spool.groups(position.sequence), None)
+    # What follows a point that was deleted, or cannot be read just now, cannot be laid over the one before it.
+    follows = first is not None and first.sequence <= position.sequence
+    if follows and later_point(repository, newest.vm, newest.epoch, position.stream) is None:
         with write_point(repository, "what a spool still held", first_copy=False) as writer:
             sealer = Sealer.after(repository, writer, newest, position)
             for group in spool.groups(position.sequence):
@@ -64,15 +69,15 @@ def import_spool(repository: Repository, newest: RecoveryPoint, spool: Spool, be
     return made
 
 
-def import_left(repository: Repository, folder: Path, points: Sequence[RecoveryPoint]) -> Imported | None:
-    """Bring in what other runs left in a spool's folder, by all `points` of the VM, dropped ones too; what the newest one held.
+def import_left(repository: Repository, folder: Path, points: Sequence[RecoveryPoint], *, all_known: bool) -> Imported | None:
+    """Bring in what other runs left in a spool's folder, by the `points` of the VM, dropped ones too; what the newest one held.
 
-    What follows a point that is not the VM's newest any more is shipped, and makes no point: it is another line of history
-    (design 4.10.5). What follows none has no moments, and is removed.
+    What follows none has no moments, and is removed; but only where `points` are for sure all there are
+    (`all_known`): else it may follow one that cannot be read just now, and stays.
     Raises ForeignSpool, SpoolInUse, SpoolDamaged, StorageError, Damaged.
     """
     with _nobody_writes(folder):
-        return _import_left(repository, folder, points)
+        return _import_left(repository, folder, points, all_known=all_known)
 
 
 @contextmanager
@@ -87,10 +92,9 @@ def _nobody_writes(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _import_left(repository: Repository, folder: Path, points: Sequence[RecoveryPoint]) -> Imported | None:
+def _import_left(repository: Repository, folder: Path, points: Sequence[RecoveryPoint], *, all_known: bool) -> Imported | None:
     made = None
     files = spool_files(folder)
-    newest = max((point.number for point in points), default=0)
     for epoch in sorted({file.epoch for file in files}):
         header = next((found for file in files if file.epoch == epoch and (found := read_file_header(file))), None)
         if header is not None and header.repository != repository.id:
@@ -102,10 +106,7 @@ def _import_left(repository: Repository, folder: Path, points: Sequence[Recovery
         mine = [point for point in points if header and point.journal and point.journal.stream == header.stream.hex()]
         if mine:
             begin = min(point.journal.sequence for point in mine if point.journal)
-            last = max(mine, key=lambda point: point.number)
-            if last.number == newest:
-                made = import_spool(repository, last, spool, begin) or made
-            else:
-                spool.ship(begin, None)
-        spool.remove()
+            made = import_spool(repository, max(mine, key=lambda point: point.number), spool, begin) or made
+        if mine or all_known or header is None:
+            spool.remove()
     return made

@@ -6,12 +6,17 @@ Without the bitmaps nobody knows what changes from then on: a capture that begin
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from everywhen.capture import leftovers
 from everywhen.capture.hypervisor import Hypervisor
 
 
-def withdraw(hypervisor: Hypervisor) -> int:
-    """How many bitmaps were taken off. Only where no capture runs. Raises what `capture_order.ENDS` names."""
+def withdraw(hypervisor: Hypervisor, sink: Path | None = None) -> int:
+    """How many bitmaps were taken off. `sink`: the socket of the run that ends, None where no capture runs: where taps lead to
+    another one, a later run captures the VM, and nothing is taken from that. Raises what `capture_order.ENDS` names."""
     with hypervisor.monitor() as monitor:
+        if sink is not None and leftovers.is_anothers(monitor, sink):
+            return 0
         leftovers.clear(monitor)
         return leftovers.clear_bitmaps(monitor)

@@ -9,11 +9,13 @@ from typing import Any, cast
 import pytest
 
 from everywhen.capture.qmp import VmOff
+from everywhen.repository.ledger import Vm
 from everywhen.services.protect import protection
 from everywhen.services.protect.capture_order import CaptureLost, CaptureOrder, Time
 from everywhen.services.protect.wishes import Wish
 
 POINT = "a point"
+VM = Vm("7" * 32, "web1", "web1", "", "", 0)
 
 
 @dataclass
@@ -43,7 +45,7 @@ def test_a_vm_that_ended_in_order_is_looked_after_at_once(
     world = World(in_order)
 
     class Stretch:
-        parent, stood, covered_ns = POINT, True, 1
+        parent, stood, covered_ns, images, epoch = POINT, True, 1, (), 0
 
         def __init__(self, *_: object) -> None:
             self.complete = in_order and not world.ended
@@ -65,7 +67,7 @@ def test_a_vm_that_ended_in_order_is_looked_after_at_once(
 
     monkeypatch.setattr(protection, "Capture", Stretch)
     monkeypatch.setattr(protection, "Absence", Absence)
-    monkeypatch.setattr(protection, "_beginning", lambda *_: (None, None, {}, 0))
+    monkeypatch.setattr(protection, "_beginning", lambda *_: (VM, None, {}, 0))
     time = Time(lambda: world.now, lambda _: None)
     anything = cast("Any", world)
     protection.protect(anything, "web1", cast("CaptureOrder", world), anything, time, anything)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Epochs: the captures of a VM in their order. Each claims a number of its own, `epochs/<vm>/<16 hex digits>`, put if absent.
+
+Two captures of one VM are two branches of its history, never one (design 4.10.5). Every recovery point has the epoch of its
+capture, and the points decide: the capture with the highest epoch of which there is a point is the VM's (docs/locking.md,
+"Captures"). A claim gives each a number that no other has, and says cheaply, by a listing of a name or two, that there may be
+another one by now.
+
+Fields: `holder` (`host`, `boot`, `pid`, `user`) and `since_ns`, for people who read that another one captures the VM. The
+number is in the name: a claim that cannot be read still counts, and one that is lost costs nothing, since the next number
+lies above those of the points, too. So there is no twin, and `verify` has nothing to say about it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from everywhen.formats.errors import FormatError
+from everywhen.formats.fields import mapping, whole
+from everywhen.formats.point import RecoveryPoint
+from everywhen.repository.documents import Documents
+from everywhen.repository.presence import Holder
+from everywhen.repository.repository import Repository
+from everywhen.storage.base import AlreadyExists, ObjectNotFound
+
+PREFIX = "epochs/"
+_NUMBER = re.compile(r"[0-9a-f]{16}")
+"""What has another name is no claim: somebody else put it there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who claimed an epoch, and when (ns since 1970)."""
+
+    epoch: int
+    holder: Holder
+    since_ns: int
+
+
+def claimed(documents: Documents, vm: str) -> list[int]:
+    """The numbers that are claimed, ascending. Raises StorageError."""
+    return sorted(int(name, 16) for name in documents.names(f"{PREFIX}{vm}/") if _NUMBER.fullmatch(name))
+
+
+def claim(repository: Repository, vm: str, *, above: int) -> int:
+    """The next number, above `above` and all that are claimed; nobody else gets it. Raises StorageError."""
+    holder, now = repository.surroundings.holder, repository.surroundings.clock()
+    value = {"kind": "epoch", "holder": holder.to_json(), "since_ns": now}
+    number = max([above, *claimed(repository.documents, vm)])
+    while True:
+        number += 1
+        try:
+            repository.documents.put(_name(vm, number), value, if_absent=True)
+        except AlreadyExists:
+            continue  # somebody claimed it since we looked
+        return number
+
+
+def leave(documents: Documents, vm: str, number: int, *, stood: bool) -> None:
+    """A capture has ended: where it `stood`, there are points with its number, and nobody needs lower claims any more; where
+    it did not, nobody needs its own. Raises StorageError."""
+    for other in claimed(documents, vm):
+        if other < number if stood else other == number:
+            documents.delete(_name(vm, other))
+
+
+def latest_claim(documents: Documents, vm: str) -> Claim | None:
+    """The highest one; of an unknown host where it cannot be read. Raises StorageError."""
+    for number in reversed(claimed(documents, vm)):
+        try:
+            value = documents.get(_name(vm, number))
+            return Claim(number, Holder.from_json(mapping(value, "holder")), whole(value, "since_ns"))
+        except ObjectNotFound:
+            continue  # its capture ended just now, before it had a point
+        except FormatError:
+            return Claim(number, Holder("", "", 0, ""), 0)
+    return None
+
+
+def later_point(repository: Repository, vm: str, epoch: int, stream: str) -> RecoveryPoint | None:
+    """A point of the VM that a capture made which is not the one of `epoch` and `stream`, and came after it; None where there
+    is none. Raises StorageError."""
+    points, _, _ = repository.points.list()
+    return next((point for point in reversed(points) if point.vm == vm and _is_later(point, epoch, stream)), None)
+
+
+def _is_later(point: RecoveryPoint, epoch: int, stream: str) -> bool:
+    """Two of the same epoch there are only where a claim was lost: then neither is told to go on."""
+    return point.journal is not None and point.journal.stream != stream and point.epoch >= epoch
+
+
+def _name(vm: str, number: int) -> str:
+    return f"{PREFIX}{vm}/{number:016x}"

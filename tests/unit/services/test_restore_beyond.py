@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A segment that names blocks beyond its disk's end, as only a hostile host makes one: they are not restored anywhere."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC
+from pathlib import Path
+
+import pytest
+
+from everywhen.block.device import BLOCK_SIZE
+from everywhen.block.patched import Patches
+from everywhen.repository.ledger import Vm
+from everywhen.repository.repository import Repository
+from everywhen.repository.writer import write_point
+from everywhen.services.addresses import parse_address
+from everywhen.services.catalog import read_catalog
+from everywhen.services.identities import record
+from everywhen.services.opening import open_moment
+from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
+from everywhen.services.replay import Replay
+from everywhen.services.restore import RestoreOrder, restore
+from everywhen.storage.memory import MemoryStore
+from tests.laboratory import World
+from tests.records import COMPLETE, OPENED, group, put_segment, write
+
+STREAM = "ab" * 16
+VM = Vm("f" * 32, "web1", "web1", "", "", 0)
+SIZE = 3 * BLOCK_SIZE - 4096
+FAR = (1 << 62) - BLOCK_SIZE
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Iterator[Repository]:
+    """A point, and after it a write within the disk, one over its end, and two beyond it."""
+    world, store = World(tmp_path), MemoryStore()
+    begun = group(0, *OPENED, *COMPLETE)
+    with world.open(store, world.create(store, encrypted=False)) as opened:
+        record(opened, VM)
+        with write_point(opened, "test", first_copy=True) as writer:
+            disks = [SealedDisk("vda", SIZE, None), SealedDisk("vdb", BLOCK_SIZE, None)]
+            sealer = Sealer(opened, writer, disks, Replay([Patches(), Patches()], 0, following=False))
+            sealer.feed(begun)
+            sealer.commit(None, Origin(VM.vm, 1, STREAM, {}), 0)
+        beyond = [write(0, at, b"beyond") for at in (SIZE - 3, 4 * BLOCK_SIZE, FAR)]
+        put_segment(opened, STREAM, 0, begun, group(4, write(0, 5, b"within"), *beyond))
+        yield opened
+
+
+@pytest.mark.parametrize("image_format", ["raw", "qcow2", "vhdx"])
+def test_what_lies_beyond_the_disk_is_left_out(repository: Repository, tmp_path: Path, image_format: str) -> None:
+    address = parse_address("web1/vda@latest")
+    vm, opened = open_moment(repository, read_catalog(repository), address, now_ns=1 << 61, zone=UTC, exact=False)
+    assert opened.found.writes_after == 4
+    image = tmp_path / f"image.{image_format}"
+    order = RestoreOrder(vm, opened, ["vda"], str(image), image_format, "new", -1, files=False)
+    told: list[tuple[int, int | None]] = []
+    restore(repository, order, lambda done, total: told.append((done, total)))
+    assert told[0] == (0, 2 * BLOCK_SIZE)
+    back = tmp_path / "back.raw"
+    subprocess.run(["qemu-img", "convert", "-f", image_format, "-O", "raw", image, back], check=True)
+    expected = (bytes(5) + b"within").ljust(SIZE - 3, b"\0") + b"bey"
+    assert back.read_bytes().ljust(SIZE, b"\0")[:SIZE] == expected
