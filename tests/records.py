@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Journal records made by hand."""
+"""Journal records made by hand, and recovery points made of them."""
 
 from __future__ import annotations
 
+from everywhen.block.device import BLOCK_SIZE
+from everywhen.block.patched import Patches
 from everywhen.formats.fields import canonical_json
+from everywhen.formats.point import RecoveryPoint
 from everywhen.formats.segment import (
     MARK,
     WRITE,
@@ -18,8 +21,15 @@ from everywhen.formats.segment import (
 from everywhen.repository.journal import Journal
 from everywhen.repository.keys.segment_keys import JournalRecipient
 from everywhen.repository.repository import Repository
+from everywhen.repository.writer import write_point
+from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
+from everywhen.services.replay import Replay
 
 Made = tuple[int, int, int, bytes]
+CAPTURED = "a" * 32
+"""Whose points `made` makes."""
+SIZE = 4 * BLOCK_SIZE
+"""Of each of its two disks."""
 
 
 def mark(disk: int, what: str) -> Made:
@@ -53,3 +63,16 @@ def put_segment(repository: Repository, stream: str, number: int, *groups: Group
         sealed = cipher.seal(group_nonce(ordinal), plain, group_aad(header, ordinal))
         parts += [encode_frame(ordinal, len(sealed)), sealed]
     Journal(repository, stream).put(number, parts)
+
+
+def made(repository: Repository, parent: RecoveryPoint | None, epoch: int, stream: str, content: bytes) -> RecoveryPoint:
+    """A capture's first point, or the next one where `parent` is of the same stream."""
+    with write_point(repository, "test", first_copy=True) as writer:
+        if parent and parent.journal and parent.journal.stream == stream * 32:
+            sealer = Sealer.after(repository, writer, parent, parent.journal)
+            sealer.feed(group(parent.journal.sequence, write(0, 0, content)))
+        else:
+            disks = [SealedDisk("vda", SIZE, None), SealedDisk("vdb", SIZE, None)]
+            sealer = Sealer(repository, writer, disks, Replay([Patches(), Patches()], 0, following=False))
+            sealer.feed(group(0, *OPENED, *COMPLETE, write(0, BLOCK_SIZE, content)))
+        return sealer.commit(parent, Origin(CAPTURED, epoch, stream * 32, {}), 0)

@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from everywhen.repository.ledger import Vm
+from everywhen.services.identities import record
+from everywhen.storage.posix import PosixStore
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor, eventually
+from tests.laboratory import World
 from tests.program import Program
+from tests.records import CAPTURED, made
 
 MIB = 1 << 20
 SIZES = [4 * MIB, 2 * MIB]
@@ -72,10 +77,31 @@ def backed_up(program: Program, hypervisor: Hypervisor) -> str:
 
 
 def healthy(program: Program, hypervisor: Hypervisor) -> None:
-    """No guest's write failed, and the repository is whole."""
+    """No guest's write failed, and the repository is whole, also when gc has been there."""
     assert [hypervisor.write_errors(number) for number in range(len(SIZES))] == [0, 0]
-    done = program.run("verify", "--read-data")
-    assert done.code == 0, done
+    for _ in range(2):
+        done = program.run("verify", "--read-data")
+        assert done.code == 0, done
+        program.ok("gc")
+
+
+def test_what_lies_beside_is_told(program: Program, tmp_path: Path) -> None:
+    """An older capture has made a point just after the first one of a later capture."""
+    world, store = World(tmp_path), PosixStore(program.repo)
+    with world.open(store) as repository:
+        record(repository, Vm(CAPTURED, "web1", "web1", "", "", 0))
+        first = made(repository, None, 1, "1", b"one")
+        later = made(repository, first, 2, "2", b"two")
+        beside = made(repository, first, 1, "1", b"late")
+    assert program.ok("timeline", "web1")["beside"] == [beside.point]
+    said = program.run("timeline", "web1").out
+    assert "BESIDE" in said
+    assert "1 recovery point of another capture of this VM, until 1970-01-01 00:00:00: everywhen points web1" in said
+    assert program.ok("status", "web1")["vms"][0]["newest"]["point"] == later.point
+    assert {point["id"] for point in program.ok("points", "web1")} == {first.point, later.point, beside.point}
+    for moment, content in (("latest", b"two"), (beside.point, b"one")):
+        program.restore(f"web1/vda@{moment}", tmp_path / "vda.raw", "--overwrite")
+        assert (tmp_path / "vda.raw").read_bytes()[65536:65539] == content
 
 
 def test_a_backup_beside_a_capture(program: Program, hypervisor: Hypervisor, capture: Capture) -> None:

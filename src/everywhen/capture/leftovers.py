@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Taking away what is ours in a hypervisor, known by its names: at the end of a capture, and after a run that was killed.
 
-Only when our sink is gone. The job of a tap ends with the first write after that; the job of an idle disk is still there.
+Only when our sink is gone, or by a later run that takes over (docs/capture.md, "Two captures of one VM"). The job of a tap ends
+with the first write after its sink is gone; the job of an idle disk is still there.
 F4: a target's node is removed only after its job has ended (docs/capture.md).
 """
 

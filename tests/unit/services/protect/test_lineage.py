@@ -11,10 +11,8 @@ from typing import cast
 import pytest
 
 from everywhen.block.device import BLOCK_SIZE
-from everywhen.block.patched import Patches
 from everywhen.capture.hypervisor import Hypervisor
 from everywhen.capture.qmp import MonitorError
-from everywhen.formats.point import RecoveryPoint
 from everywhen.repository.condemned import Condemnation, publish, withdraw
 from everywhen.repository.disk import PointDisk
 from everywhen.repository.epochs import claim
@@ -26,15 +24,11 @@ from everywhen.repository.verify.verify import Watching, judging
 from everywhen.repository.writer import write_point
 from everywhen.services.protect.capture_order import CaptureLost, CaptureOrder, Told
 from everywhen.services.protect.lineage import Displaced, demand_line, demand_parent, demand_turn, stand_aside
-from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
 from everywhen.services.protect.wishes import Mark, Resume, Wish, Wishes
-from everywhen.services.replay import Replay
 from everywhen.storage.memory import MemoryStore
 from tests.laboratory import World, shrink_packs
-from tests.records import COMPLETE, OPENED, group, write
-
-VM = "a" * 32
-SIZE = 4 * BLOCK_SIZE
+from tests.records import CAPTURED as VM
+from tests.records import SIZE, made
 
 
 @pytest.fixture
@@ -51,19 +45,6 @@ def store() -> MemoryStore:
 def repository(world: World, store: MemoryStore) -> Iterator[Repository]:
     with world.open(store, world.create(store, encrypted=False)) as opened:
         yield opened
-
-
-def made(repository: Repository, parent: RecoveryPoint | None, epoch: int, stream: str, content: bytes) -> RecoveryPoint:
-    """A capture's first point, or the next one where `parent` is of the same stream."""
-    with write_point(repository, "test", first_copy=True) as writer:
-        if parent and parent.journal and parent.journal.stream == stream * 32:
-            sealer = Sealer.after(repository, writer, parent, parent.journal)
-            sealer.feed(group(parent.journal.sequence, write(0, 0, content)))
-        else:
-            disks = [SealedDisk("vda", SIZE, None), SealedDisk("vdb", SIZE, None)]
-            sealer = Sealer(repository, writer, disks, Replay([Patches(), Patches()], 0, following=False))
-            sealer.feed(group(0, *OPENED, *COMPLETE, write(0, BLOCK_SIZE, content)))
-        return sealer.commit(parent, Origin(VM, epoch, stream * 32, {}), 0)
 
 
 def test_a_later_capture_displaces_when_it_has_a_point(world: World, store: MemoryStore, repository: Repository) -> None:
