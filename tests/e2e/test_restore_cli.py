@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -47,6 +48,16 @@ def loop_device(path: Path) -> Iterator[Path]:
         yield device
     finally:
         subprocess.run(["losetup", "--detach", str(device)], check=True)
+
+
+def test_progress_ends_at_the_end(program: Program, tmp_path: Path) -> None:
+    """Also where the disk's last block is a part of one."""
+    image = tmp_path / "a.img"
+    image.write_bytes(random.Random(1).randbytes(BLOCK + 512))
+    program.backup("web1", f"vda={image}")
+    done = program.run("restore", "web1/vda", "--to", tmp_path / "back.img", "--progress", "json", "-q")
+    last = json.loads(done.err.splitlines()[-1])
+    assert last["bytes_done"] == last["bytes_total"] == BLOCK + 512
 
 
 def test_every_format_is_identical(program: Program, tmp_path: Path) -> None:

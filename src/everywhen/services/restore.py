@@ -119,7 +119,7 @@ def restore(repository: Repository, order: RestoreOrder, report: Report) -> Rest
             )
             for name, path in paths.items()
         ]
-        advance = _advancing(report, sum(len(_used(repository, job.tree, job.patches)) * BLOCK_SIZE for job in jobs))
+        advance = _advancing(report, sum(_bytes_used(repository, job) for job in jobs))
         restored = [_restore_disk(repository, job, advance) for job in jobs]
         for name, path in files.items():
             tree = order.point.files[name]
@@ -134,6 +134,13 @@ def _used(repository: Repository, tree: Tree, patches: Patches) -> np.ndarray[tu
     # A record may name what lies beyond the disk: who wrote the segment is not trusted to know its size.
     patched = [block for first, end in patches.ranges(tree.size) for block in range(first, end)]
     return np.union1d(used, np.array(patched, np.int64)) if patched else used
+
+
+def _bytes_used(repository: Repository, job: _Job) -> int:
+    used = _used(repository, job.tree, job.patches)
+    # The last block of a disk may be a part of one.
+    beyond = max(0, (int(used[-1]) + 1) * BLOCK_SIZE - job.tree.size) if len(used) else 0
+    return len(used) * BLOCK_SIZE - beyond
 
 
 def _advancing(report: Report, total: int) -> Callable[[int], None]:
