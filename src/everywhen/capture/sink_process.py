@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from everywhen.capture.counters import Counters
+from everywhen.capture.shared_clock import SharedClock
 from everywhen.capture.sink import Sink
 from everywhen.capture.spool_writer import SpoolPlace, SpoolWriter
 from everywhen.formats.fields import canonical_json, hexbytes, parse_json, text, whole
@@ -27,7 +28,8 @@ _LONGEST_ORDER = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class SinkOrder:
-    """What a sink is to do: sizes of the disks in bytes; where it spools and how much; the stream, and for whom."""
+    """What a sink is to do: sizes of the disks in bytes; where it spools and how much; the stream, and for whom; the clock that
+    it shares with other VMs' sinks, '' where it shares none."""
 
     sizes: list[int]
     folder: str
@@ -37,6 +39,7 @@ class SinkOrder:
     repository: str
     generation: int
     public: str
+    clock: str = ""
 
     def encode(self) -> bytes:
         """As `decode` reads it."""
@@ -56,6 +59,7 @@ class SinkOrder:
             repository=hexbytes(value, "repository", 16).hex(),
             generation=whole(value, "generation"),
             public=text(value, "public"),
+            clock=text(value, "clock", ""),
         )
 
     def place(self) -> SpoolPlace:
@@ -81,7 +85,8 @@ def main(arguments: list[str]) -> int:
     if not try_lock(os.open(order.folder, os.O_RDONLY | os.O_DIRECTORY)):
         raise SystemExit("another sink writes to this spool")
     counters = Counters(page)
-    writer = SpoolWriter(order.place(), counters)
+    clock = SharedClock(order.clock, order.folder) if order.clock else None
+    writer = SpoolWriter(order.place(), counters, clock)
     try:
         Sink(order.sizes, writer.take, counters, socket.socket(fileno=control)).run()
     finally:

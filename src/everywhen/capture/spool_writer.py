@@ -32,6 +32,7 @@ from everywhen.capture.counters import (
     WRITTEN_BYTES,
     Counters,
 )
+from everywhen.capture.shared_clock import SharedClock
 from everywhen.formats.segment import HEADER_SIZE, SegmentHeader, encode_frame, encode_group, group_aad, group_nonce
 
 _GROUP_BYTES = 1 << 20
@@ -73,8 +74,10 @@ class SpoolPlace:
 class SpoolWriter:
     """Owns the newest file of one epoch. `take` from one thread."""
 
-    def __init__(self, place: SpoolPlace, counters: Counters) -> None:
+    def __init__(self, place: SpoolPlace, counters: Counters, clock: SharedClock | None = None) -> None:
+        """`clock`: where other VMs' writes must be stamped in one order with these."""
         self._place = place
+        self._clock = clock
         self._counters = counters
         self._next = 0
         self._taken_bytes = 0
@@ -105,6 +108,8 @@ class SpoolWriter:
                 return None
             # Recorded time never runs backwards, whatever the clock does.
             now = max(time_ns(), self._last_ns)
+            if self._clock is not None:
+                now = self._clock.stamp(now)
             self._last_ns = now
             if self._open.records and now - self._open.time_ns > _LONGEST_NS:
                 self._close_group()  # the thread hangs in a slow disk, or the clock was set

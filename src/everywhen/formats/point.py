@@ -17,6 +17,7 @@ Recovery point:
 | journal | object or null | where in a journal it was made: see `JournalPosition`; null for what was read from images |
 | files | object | configuration files by name: `size` and `root` of a block map like a disk's |
 | mark | text or null | the name that a person gave it |
+| common | flag | whether it was made at an instant that all VMs of its group make points of; absent: no |
 | seconds | number | how long it took to make |
 | program | text | version that wrote it |
 
@@ -26,7 +27,8 @@ Disk: `size` bytes, `root` (hex name of the block map's root node, null: all zer
 Journal position: `stream` (32 hex digits, names the segments), `sequence` (the number after the newest record that the point
 shows), `disks` (their names in the order in which the records number them), `began_ns` (the instant of the stream's first
 moment), `gap` (object or null: what was not captured before that, `from_ns` since when and `why`; null where no capture was
-before). The last two are the stream's and stand in each of its points, because any of them may be dropped.
+before), `clock` (text or null: the clock that stamped its records; across VMs, times of one clock are in write order). The last
+three are the stream's and stand in each of its points, because any of them may be dropped.
 
 Tombstone: `kind` `tombstone`, `point`, `fenced_ns`, `why`.
 """
@@ -37,7 +39,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from everywhen.formats.errors import Corrupt
-from everywhen.formats.fields import Json, hexbytes, mapping, optional_hexbytes, optional_text, text, texts, whole
+from everywhen.formats.fields import Json, flag, hexbytes, mapping, optional_hexbytes, optional_text, text, texts, whole
 from everywhen.formats.ids import CHUNK_NAME_SIZE, ChunkName, PointId, is_point_id
 
 CONSISTENCIES = ("none", "crash", "filesystem", "application")
@@ -106,7 +108,8 @@ class Gap:
 class JournalPosition:
     """Where in a journal a point was made: from there on the journal's records lie over it.
 
-    `began_ns`: the stream's first moment; `gap`: what was not captured before that.
+    `began_ns`: the stream's first moment; `gap`: what was not captured before that; `clock`: what stamped it, where that is
+    one that VMs of a host share.
     """
 
     stream: str
@@ -114,17 +117,19 @@ class JournalPosition:
     disks: tuple[str, ...]
     began_ns: int = 0
     gap: Gap | None = None
+    clock: str | None = None
 
     def to_json(self) -> Json:
         gap = {"from_ns": self.gap.from_ns, "why": self.gap.why} if self.gap else None
         place = {"stream": self.stream, "sequence": self.sequence, "disks": list(self.disks)}
-        return {**place, "began_ns": self.began_ns, "gap": gap}
+        return {**place, "began_ns": self.began_ns, "gap": gap, "clock": self.clock}
 
     @classmethod
     def from_json(cls, value: Json) -> JournalPosition:
         place = (hexbytes(value, "stream", 16).hex(), whole(value, "sequence"), tuple(texts(value, "disks")))
         gap = None if value.get("gap") is None else mapping(value, "gap")
-        return cls(*place, whole(value, "began_ns", 0), Gap(whole(gap, "from_ns"), text(gap, "why")) if gap else None)
+        before = Gap(whole(gap, "from_ns"), text(gap, "why")) if gap else None
+        return cls(*place, whole(value, "began_ns", 0), before, optional_text(value, "clock"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +151,7 @@ class RecoveryPoint:
     seconds: float = 0.0
     program: str = ""
     journal: JournalPosition | None = None
+    common: bool = False
 
     def trees(self) -> list[Tree]:
         """All block maps that this point needs."""
@@ -167,6 +173,7 @@ class RecoveryPoint:
                 "mark",
                 "seconds",
                 "program",
+                "common",
             )
         }
         disks = {name: disk.to_json() for name, disk in self.disks.items()}
@@ -207,6 +214,7 @@ class RecoveryPoint:
             seconds=float(seconds),
             program=text(value, "program", ""),
             journal=JournalPosition.from_json(journal) if journal else None,
+            common=flag(value, "common", False),
         )
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """How commands speak to a capture that runs on this host: one JSON object over a unix socket, one in answer.
 
-    {"wish": "ship"} · {"wish": "mark", "text": …} · {"wish": "pause", "seconds": …} · {"wish": "resume"} · {"wish": "end"} ·
-    {"wish": "status"}
+    {"wish": "ship"} · {"wish": "mark", "text": …, "at_ns": …} · {"wish": "pause", "seconds": …} · {"wish": "resume"} ·
+    {"wish": "end"} · {"wish": "status"}
 
 An answer with `error` says why nothing was done. The socket lies in the VM's folder, for its owner only. Nobody waits longer
 than ANSWER_S, and a wish that nobody waits for any more is not granted: a pause that comes an hour late does harm.
@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Self
 
 from everywhen.formats.errors import Corrupt
-from everywhen.formats.fields import Json, parse_json, text
+from everywhen.formats.fields import Json, parse_json, text, whole
 from everywhen.repository.index.process_lock import try_lock
 from everywhen.services.failures import Busy
 from everywhen.services.protect.wishes import LONGEST_PAUSE_S, End, Mark, Pause, Reply, Resume, Ship, Wish
@@ -178,7 +178,7 @@ class Listener:
             case "ship":
                 return Ship(reply)
             case "mark":
-                return Mark(text(value, "text"), reply)
+                return Mark(text(value, "text"), reply, None if value.get("at_ns") is None else whole(value, "at_ns"))
             case "pause":
                 seconds = value.get("seconds")
                 if not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST_PAUSE_S:

@@ -8,7 +8,8 @@ a parent in the chain is missing.
 `undone/<id>`: `drop`, `points` of it that are moments again, `undone_ns`, `by`. Taking back adds up: nobody rewrites what
 somebody else may be rewriting. It stays as long as its drop.
 `holds/<id>`: `point`, `reason`, `until_ns` (0: no end), `by`.
-`vms/<id>`: `name` (ours), `source` (the hypervisor's name), `uuid` (the hypervisor's, may be ''), `policy` (may be '').
+`vms/<id>`: `name` (ours), `source` (the hypervisor's name), `uuid` (the hypervisor's, may be ''), `policy` (may be ''), `group`
+(of VMs that only make sense together; '' or absent: none).
 """
 
 from __future__ import annotations
@@ -96,15 +97,16 @@ class Vm:
     uuid: str
     policy: str
     created_ns: int
+    group: str = ""
 
     def to_json(self) -> Json:
         names = {"name": self.name, "source": self.source, "uuid": self.uuid}
-        return {"kind": "vm", **names, "policy": self.policy, "created_ns": self.created_ns}
+        return {"kind": "vm", **names, "policy": self.policy, "created_ns": self.created_ns, "group": self.group}
 
     @classmethod
     def from_json(cls, name: str, value: Json) -> Vm:
         names = (text(value, "name"), text(value, "source"), text(value, "uuid"))
-        return cls(name, *names, text(value, "policy"), whole(value, "created_ns"))
+        return cls(name, *names, text(value, "policy"), whole(value, "created_ns"), text(value, "group", ""))
 
 
 def in_force(drops: Iterable[Drop], undone: Iterable[Undone]) -> list[Drop]:

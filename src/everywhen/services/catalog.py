@@ -83,7 +83,7 @@ class Catalog:
 
 def moment_of(point: RecoveryPoint) -> Moment:
     """A point as a moment."""
-    return Moment(point.point, point.time_ns, point.reached, point.mark)
+    return Moment(point.point, point.time_ns, point.reached, point.mark, point.common)
 
 
 def read_catalog(repository: Repository) -> Catalog:

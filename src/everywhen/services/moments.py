@@ -15,13 +15,15 @@ from everywhen.formats.point import CONSISTENCIES
 class Moment:
     """One recovery point: its id, the instant it shows, the consistency reached, and its name if a person gave it one.
 
-    `time_ns` is in nanoseconds since 1970 UTC, between the years 1 and 9999.
+    `time_ns` is in nanoseconds since 1970 UTC, between the years 1 and 9999; `common`: other VMs of its group have one of the
+    same instant.
     """
 
     id: str
     time_ns: int
     consistency: str = "crash"
     mark: str | None = None
+    common: bool = False
 
     @property
     def order(self) -> tuple[int, str]:
@@ -29,6 +31,6 @@ class Moment:
         return self.time_ns, self.id
 
     @property
-    def quality(self) -> int:
-        """How consistent, from 0 (`none`) to 3 (`application`)."""
-        return CONSISTENCIES.index(self.consistency)
+    def quality(self) -> tuple[int, bool]:
+        """How consistent, from 0 (`none`) to 3 (`application`); and whether others can be opened at the same instant."""
+        return CONSISTENCIES.index(self.consistency), self.common

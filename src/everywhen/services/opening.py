@@ -24,16 +24,20 @@ from everywhen.repository.repository import Repository
 from everywhen.services.addresses import Address
 from everywhen.services.catalog import Catalog, moment_of
 from everywhen.services.replay import Replay
-from everywhen.services.times import Stretch
-from everywhen.services.whens import Found, Latest, choose, no_single_writes, parse_when, refuse_other
+from everywhen.services.times import Stretch, rfc3339
+from everywhen.services.whens import Found, Latest, When, choose, no_single_writes, parse_when, refuse_other
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedMoment:
-    """A VM's disks at one instant: those of `point`, with `patches` over them (by disk; none where it is the point itself)."""
+    """A VM's disks at one instant: those of `point`, with `patches` over them (by disk; none where it is the point itself).
+
+    `stands_ns`: nothing is missing up to then, for sure.
+    """
 
     point: RecoveryPoint
     found: Found
+    stands_ns: int
     patches: dict[str, Patches] = field(default_factory=dict)
 
     @property
@@ -52,22 +56,34 @@ def open_moment(
     """
     vm = catalog.vm(address.vm)
     when = parse_when(address.when or "latest", now_ns=now_ns, zone=zone)
-    points = catalog.points_of(vm)
-    moments = catalog.moments_for(vm, when)
-    found = choose(vm.name, when, moments, zone=zone)
-    line = _Line(repository, points)
-    opened = OpenedMoment(next(point for point in points if point.point == found.moment.id), found)
-    if isinstance(when.target, Latest | Stretch):
-        opened = line.onward(opened, when.target)
+    line, opened = _latest(repository, catalog, vm, when, zone)
     if when.writes_back:
         earlier = line.back(opened, when.writes_back)
         if earlier is None:
             raise no_single_writes(vm.name, when, opened.found, zone=zone)
         opened = earlier
     if exact and not opened.found.exact:
-        raise refuse_other(vm.name, when, opened.found, moments, zone=zone)
+        raise refuse_other(vm.name, when, opened.found, catalog.moments_for(vm, when), zone=zone)
     catalog.demand_disk(vm, opened.point, address)
     return vm, opened
+
+
+def open_at(repository: Repository, catalog: Catalog, vm: Vm, time_ns: int, *, zone: tzinfo) -> OpenedMoment:
+    """A VM at one time, or as it was the latest before; `found.exact`: it is for sure what it was at that time.
+
+    Raises NotFound, Damaged, StorageError.
+    """
+    return _latest(repository, catalog, vm, When(Stretch(time_ns, time_ns), rfc3339(time_ns)), zone)[1]
+
+
+def _latest(repository: Repository, catalog: Catalog, vm: Vm, when: When, zone: tzinfo) -> tuple[_Line, OpenedMoment]:
+    """The latest moment that `when` allows, single writes before it not counted, and the line that it is on."""
+    points = catalog.points_of(vm)
+    found = choose(vm.name, when, catalog.moments_for(vm, when), zone=zone)
+    line = _Line(repository, points)
+    point = next(point for point in points if point.point == found.moment.id)
+    opened = OpenedMoment(point, found, point.time_ns)
+    return line, line.onward(opened, when.target) if isinstance(when.target, Latest | Stretch) else opened
 
 
 class _Line:
@@ -176,4 +192,5 @@ def _moment(point: RecoveryPoint, replay: Replay, *, exact: bool) -> OpenedMomen
         moment = replace(moment, time_ns=max(moment.time_ns, replay.time_ns), consistency="crash", mark=None)
     found = Found(moment, exact, writes_after=replay.writes, sequence=replay.sequence)
     patches = dict(zip(position.disks, replay.patches, strict=True)) if position and replay.writes else {}
-    return OpenedMoment(point, found, patches)
+    stands_ns = max(point.time_ns, replay.time_ns, replay.ended_ns or 0)
+    return OpenedMoment(point, found, stands_ns, patches)

@@ -43,6 +43,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
     [
         ({"wish": "ship"}, Ship),
         ({"wish": "mark", "text": "x"}, Mark),
+        ({"wish": "mark", "text": "x", "at_ns": 5}, Mark),
         ({"wish": "pause", "seconds": 2}, Pause),
         ({"wish": "resume"}, Resume),
     ],
@@ -61,7 +62,16 @@ def test_the_state_is_told_while_nobody_takes_wishes(folder: Path, listener: Lis
     assert ask(folder, {"wish": "status"}) == {"state": "following"}
 
 
-@pytest.mark.parametrize("wrong", [{}, {"wish": "dance"}, {"wish": "mark"}, {"wish": "pause", "seconds": 1e9}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"wish": "dance"},
+        {"wish": "mark"},
+        {"wish": "mark", "text": "x", "at_ns": "now"},
+        {"wish": "pause", "seconds": 1e9},
+    ],
+)
 def test_what_is_no_wish(folder: Path, listener: Listener, wrong: Json) -> None:
     assert "error" in ask(folder, wrong)
     assert listener.wait(0) is None

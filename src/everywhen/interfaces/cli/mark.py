@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from everywhen.formats.point import CONSISTENCIES
-from everywhen.interfaces.cli.app import PROTECT, AsJson, Quiet, app, context_of
+from everywhen.interfaces.cli.app import PROTECT, AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, app, context_of
 from everywhen.interfaces.cli.asking import ask_capture
+from everywhen.interfaces.cli.group_mark import mark_group
 from everywhen.services.failures import Exit, WrongUsage
+from everywhen.services.groups import parse_group
 from everywhen.services.times import local_time, rfc3339, zone_label
 
 _LONGEST = 200
@@ -19,18 +21,23 @@ _LONGEST = 200
 
 @app.command("mark", rich_help_panel=PROTECT)
 def mark(
-    vm: Annotated[str, typer.Argument(metavar="VM", help="A VM that is captured on this host.")],
+    vm: Annotated[str, typer.Argument(metavar="VM", help="A VM that is captured on this host, or group:NAME.")],
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What the moment is called from now on.")],
+    repo: Repo = None,
+    passphrase_file: PassphraseFile = None,
+    recovery_key_file: RecoveryKeyFile = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> int | None:
-    """Make a recovery point of a captured VM now, with a name."""
+    """Make a recovery point of a captured VM now, with a name; of a group, one instant in each VM (reads the repository)."""
     context = context_of(locals())
     name = text.strip()
     if not name or len(name) > _LONGEST or not name.isprintable() or '"' in name:
         raise WrongUsage(
             f'A mark has 1 to {_LONGEST} characters that can be printed, and no ".', on=text, safe="Nothing was done."
         )
+    if (group := parse_group(vm)) is not None:
+        return mark_group(context, group[0], name)
     answer = ask_capture(context, vm, {"wish": "mark", "text": name})
     time_ns = answer["time_ns"]
     reached, why = answer["reached"], answer["why"]

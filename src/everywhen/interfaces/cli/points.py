@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -13,6 +15,7 @@ from everywhen.interfaces.cli.completion import write_names
 from everywhen.repository.ledger import Vm
 from everywhen.services.ages import age
 from everywhen.services.catalog import Catalog, read_catalog
+from everywhen.services.groups import members, points_at
 from everywhen.services.sizes import size
 from everywhen.services.times import local_time, rfc3339, zone_label
 
@@ -35,7 +38,8 @@ def points(
     write_names(context.env, context.repository_name(), catalog)
     vms = {found.vm: found for found in ([catalog.vm(vm)] if vm else catalog.vms)}
     chosen = [point for point in reversed(catalog.points) if point.vm in vms][:limit]
-    context.output.document([_document(catalog, vms[point.vm], point) for point in chosen])
+    shared = _shared(catalog, {found.group for found in vms.values() if found.group})
+    context.output.document([_document(catalog, vms[point.vm], point, shared) for point in chosen])
     rows = [
         (
             point.point,
@@ -46,7 +50,7 @@ def points(
             str(len(point.disks)),
             size(sum(disk.bytes_changed for disk in point.disks.values())),
             size(sum(disk.bytes_stored for disk in point.disks.values())),
-            _note(catalog, point, now),
+            _note(catalog, point, now, shared),
         )
         for point in chosen
     ]
@@ -57,16 +61,39 @@ def points(
         context.output.warn(text)
 
 
-def _note(catalog: Catalog, point: RecoveryPoint, now: int) -> str:
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """An instant of which several VMs of a group have a point; `lacking`: those that have none."""
+
+    group: str
+    vms: list[str]
+    lacking: list[str]
+
+
+def _shared(catalog: Catalog, groups: set[str]) -> dict[str, _Shared]:
+    """By point."""
+    found: dict[str, _Shared] = {}
+    for group in groups:
+        vms = members(catalog, group)
+        for points in points_at(catalog, vms).values():
+            there = _Shared(group, sorted(points), [vm.name for vm in vms if vm.name not in points])
+            found |= dict.fromkeys((point.point for point in points.values()), there)
+    return found
+
+
+def _note(catalog: Catalog, point: RecoveryPoint, now: int, shared: Mapping[str, _Shared]) -> str:
     held = [hold for hold in catalog.active_holds(now) if hold.point == point.point]
     parts = [f'"{point.mark}"'] if point.mark else []
+    if (there := shared.get(point.point)) is not None:
+        parts.append(f"group {there.group}" + (f" without {', '.join(there.lacking)}" if there.lacking else ""))
     parts += [f"held: {hold.reason}" for hold in held]
     parts += [point.why] if point.why else []
     return ", ".join(parts)
 
 
-def _document(catalog: Catalog, vm: Vm, point: RecoveryPoint) -> dict[str, object]:
+def _document(catalog: Catalog, vm: Vm, point: RecoveryPoint, shared: Mapping[str, _Shared]) -> dict[str, object]:
     holds = [hold for hold in catalog.holds if hold.point == point.point]
+    there = shared.get(point.point)
     return {
         "id": point.point,
         "vm": vm.name,
@@ -74,6 +101,7 @@ def _document(catalog: Catalog, vm: Vm, point: RecoveryPoint) -> dict[str, objec
         "consistency": point.reached,
         "why": point.why,
         "mark": point.mark,
+        "group": {"group": there.group, "vms": there.vms} if there else None,
         "parent": point.parent.point if point.parent else None,
         "held": [{"reason": hold.reason, "until": rfc3339(hold.until_ns) if hold.until_ns else None} for hold in holds],
         "disks": {

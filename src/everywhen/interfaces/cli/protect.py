@@ -118,6 +118,10 @@ def protect_command(
     ] = None,
     seal_every: Annotated[str, typer.Option("--seal-every", metavar="SPAN", help="Between two recovery points.")] = "5m",
     spool_limit: Annotated[str, typer.Option("--spool-limit", metavar="SIZE", help="Bytes that may wait here.")] = "8G",
+    group: Annotated[
+        str | None,
+        typer.Option("--group", metavar="NAME", help="Of VMs that have points of the same instants; '' for none. Is kept."),
+    ] = None,
     pace: Annotated[str, typer.Option("--pace", metavar="SIZE", help="Copies read so much a second; 0: no limit.")] = "50M",
     repo: Repo = None,
     passphrase_file: PassphraseFile = None,
@@ -140,6 +144,7 @@ def protect_command(
         quieting=calm,
         disks=_disks(disk or []),
         waits=libvirt is not None or manager.there,
+        group=group,
     )
     thaw_again(context, vm)
     with context.repository() as repository, context.progress(f"copy of {vm}") as job, ExitStack() as stack:

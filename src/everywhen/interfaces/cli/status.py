@@ -14,7 +14,8 @@ from everywhen.interfaces.cli.capture_words import capture_document, capture_wor
 from everywhen.interfaces.cli.completion import write_names
 from everywhen.interfaces.cli.context import Context
 from everywhen.services.ages import SECOND, age, parse_span, span
-from everywhen.services.catalog import read_catalog
+from everywhen.services.catalog import Catalog, read_catalog
+from everywhen.services.groups import members, points_at
 from everywhen.services.keep.policies import read_policies
 from everywhen.services.sizes import size
 from everywhen.services.standing import MAX_AGE, State, VmStanding, Work, state
@@ -49,11 +50,20 @@ def status(
         identity, url = repository.id.hex(), repository.store.url
         write_names(context.env, context.repository_name(), catalog)
     context.output.document({"repository": identity, "url": url, **_document(found), "check": int(found.check)})
-    _show(context, found, f"Repository {url} ({identity[:4]}…)")
+    groups = [_group_words(context, catalog, name) for name in sorted({vm.group for vm in vms if vm.group})]
+    _show(context, found, f"Repository {url} ({identity[:4]}…)", groups)
     return found.check if check else None
 
 
-def _show(context: Context, found: State, title: str) -> None:
+def _group_words(context: Context, catalog: Catalog, name: str) -> str:
+    """Who is in a group, and the newest instant of which all have a recovery point."""
+    vms = members(catalog, name)
+    of_all = [time_ns for time_ns, points in points_at(catalog, vms).items() if len(points) == len(vms)]
+    newest = f"; all have a point of {local_time(max(of_all), context.zone)}" if of_all else ""
+    return f"group {name}: {', '.join(vm.name for vm in vms)}{newest}"
+
+
+def _show(context: Context, found: State, title: str, groups: list[str]) -> None:
     output, now = context.output, found.now_ns
     room = "an object store" if found.space is None else f"{size(found.space.free)} of {size(found.space.total)} free"
     reserve = (
@@ -67,6 +77,8 @@ def _show(context: Context, found: State, title: str) -> None:
     for vm in found.vms:
         if vm.captured is not None and vm.captured.following:
             output.line(f"{vm.vm.name}: {capture_words(vm.captured)}")
+    for words in groups:
+        output.line(words)
     for work in (*found.sessions, *found.leases):
         output.line(_work_words(work, now))
     for vm in found.vms:
@@ -130,6 +142,7 @@ def _vm_document(vm: VmStanding, now_ns: int) -> dict[str, object]:
     return {
         "vm": vm.vm.name,
         "source": vm.vm.source,
+        "group": vm.vm.group or None,
         "protected": vm.protected,
         "newest": _moment(vm.newest),
         "newest_moment": rfc3339(vm.newest_ns) if vm.newest_ns is not None else None,

@@ -61,7 +61,8 @@ def timeline_command(
     begin, end = _range(context, catalog, found, (since, until), usual, now)
     part = line.within(begin, end)
     held = {hold.point for hold in catalog.active_holds(now)}
-    context.output.document({"vm": found.name, **_document(part, begin, end, held, captured, now)})
+    names = {"vm": found.name, "group": found.group or None}
+    context.output.document({**names, **_document(part, begin, end, held, captured, now)})
     _show(context, found, part, (begin, end), lambda point: point.point in held)
     _show_lag(context, line, captured, now)
     if begin > line.points[0].time_ns:
@@ -108,7 +109,8 @@ def _show(context: Context, vm: Vm, line: Timeline, ends: tuple[int, int], held:
     output, zone = context.output, context.zone
     signs = BLOCKS if output.can_draw(BLOCKS.bars + BLOCKS.gap + BLOCKS.goes_on) else ASCII
     parts = cells(line, *ends, max(output.width - LABEL - 6, 20))
-    output.line(f"{vm.name}   {local_time(ends[0], zone)} - {local_time(ends[1], zone)}   ({zone_label(ends[1], zone)})")
+    name = f"{vm.name} (group {vm.group})" if vm.group else vm.name
+    output.line(f"{name}   {local_time(ends[0], zone)} - {local_time(ends[1], zone)}   ({zone_label(ends[1], zone)})")
     for row in picture(parts, *ends, zone, signs, held):
         output.line(row)
     if explained := legend(parts, signs, held):

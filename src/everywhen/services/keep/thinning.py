@@ -7,7 +7,8 @@ Decided here, where the texts leave it open:
   the policy zone's calendar: 1 month before 31 March 10:00 is 28 (29) February 10:00.
 - A moment belongs to the period that its local date and hour name. The hour that occurs twice in autumn is two hours.
 - Of a period that reaches back beyond the age, only the moments within the age are looked at. The running period counts.
-- Best consistency first, then the newest, then (the same nanosecond) the greater id; `last` goes by time alone.
+- Best consistency first, then instants that a group has in common, then the newest, then (the same nanosecond) the greater
+  id; `last` goes by time alone.
 - A hold keeps its moment until its end by the clock; so does a hold without an end, for ever. A mark alone keeps nothing.
 - The newest moment stays, whatever the policy says.
 

@@ -32,7 +32,8 @@ class CaptureOrder:
     """What to capture: the hypervisor; the folder of sockets and spool; the spool's limit in bytes; bytes a second to copy
     (0: no limit); seconds between two points; the disks that were named (`choosing.choose`), none: all;
     whether a VM that is off is waited for although it was never captured; how
-    its guest is made quiet for points by time, None: it is not."""
+    its guest is made quiet for points by time, None: it is not; the group that the VM is put into, '': into none, None: it
+    stays where it is."""
 
     hypervisor: Hypervisor
     folder: Path
@@ -42,6 +43,7 @@ class CaptureOrder:
     disks: Mapping[str, str] = field(default_factory=dict)
     waits: bool = False
     quieting: Quieting | None = None
+    group: str | None = None
 
     @property
     def spool(self) -> Path:
@@ -128,6 +130,10 @@ class CaptureLost(Exception):
 
 class DisksChanged(CaptureLost):
     """The VM has other disks than were tapped; a new stretch has them."""
+
+
+class MissedInstant(Exception):
+    """A point of an instant that a group has in common could not be made; capture goes on. Says why."""
 
 
 class Paused(Exception):

@@ -7,8 +7,8 @@ since the VM's newest point; so after any end of ours only what it names is read
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from everywhen.block.patched import Patches
@@ -47,12 +47,12 @@ from everywhen.services.protect.capture_order import (
 from everywhen.services.protect.choosing import Choice, choose
 from everywhen.services.protect.farewell import shut_down
 from everywhen.services.protect.following import follow
+from everywhen.services.protect.instants import Cut, Instants
 from everywhen.services.protect.latencies import Latencies
 from everywhen.services.protect.lineage import claimed_epoch, demand_line, demand_parent
 from everywhen.services.protect.pushing import Push
-from everywhen.services.protect.quieting import CRASH, Consistency
 from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
-from everywhen.services.protect.sink_orders import sink_order
+from everywhen.services.protect.sink_orders import joined_clock, sink_order
 from everywhen.services.protect.spool_import import import_spool
 from everywhen.services.protect.spooling import Spool
 from everywhen.services.protect.wishes import Pause, Wishes, refuse
@@ -67,8 +67,6 @@ _WHY = {
 _DURABLE_S = 10.0
 _WELL_S, _HUNG_S = 0.2, 2.0
 """The sink looks at its sockets every 0.1 s. A machine may be busy; but the watchdog trips after 0.2 s."""
-_FRESH_S = 1.0
-"""So soon the sink must answer before the guest is frozen, and while it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +79,7 @@ class _Stretch:
     names: list[str]
     reception: Reception
     taps: list[Tap]
+    instants: Instants
 
 
 class Capture:
@@ -112,8 +111,8 @@ class Capture:
         """Every write until then is known to be durable on this host."""
         self._seen = (0, 0)
         """An instant, and the number of the record after the last one that was taken by then."""
-        self._settled = 0
-        """The number after the newest thaw: the guest's file systems write something then, if nobody else does."""
+        self._clock = ""
+        """The one that its sink shares with those of other VMs."""
         self._latencies = Latencies()
 
     def run(self, vm: Vm, parent: RecoveryPoint | None, known: dict[PointId, int], gap: Gap | None) -> None:
@@ -163,7 +162,8 @@ class Capture:
         nodes, names = list(choice.disks.values()), list(choice.disks)
         self.order.sockets.mkdir(mode=0o700, exist_ok=True)
         self.order.hypervisor.admit(self.order.sockets, monitor)
-        order = sink_order(self.repository, self.order, nodes, self._stream, self.epoch)
+        self._clock = joined_clock(self.repository, self.order) if self.vm.group else ""
+        order = sink_order(self.repository, self.order, nodes, (self._stream, self.epoch), self._clock)
         with Reception(self.order.sink, order) as reception:
             self.order.hypervisor.admit(reception.socket_path, monitor)
             taps = [Tap(monitor, node, number) for number, node in enumerate(nodes)]
@@ -174,7 +174,8 @@ class Capture:
                 if tap not in pushed:
                     tap.attach(str(reception.socket_path))
             self.told.attached(names, choice.left_out)
-            self._stretch = _Stretch(monitor, choice, nodes, names, reception, taps)
+            instants = Instants(reception, self.order.quieting, self.time, self.repository.surroundings.clock)
+            self._stretch = _Stretch(monitor, choice, nodes, names, reception, taps, instants)
             try:
                 self._close_gap(reader, pushed)
             except REPOSITORY_FAILS as error:
@@ -302,10 +303,21 @@ class Capture:
         if self.parent is not None and self.parent.journal is not None and self.parent.journal.stream == self._stream:
             self._spool.drop(self.parent.journal.sequence)
 
-    def make_point(self, mark: str | None, *, quiet: bool) -> None:
-        """A point of what was written since the last one, if anything was or a mark is wanted; `quiet`: of a quiet guest.
+    @property
+    def common_clock(self) -> Callable[[], int] | None:
+        """What tells the time at which all VMs of its group have points; None where it is in none."""
+        return self.repository.surroundings.clock if self.vm.group else None
 
-        Raises CaptureLost, NbdError, StorageError.
+    def witness(self) -> None:
+        """Let the journal show that nothing is missing up to now. Raises CaptureLost, NbdError."""
+        self._stretch.instants.witness()
+        self.look()
+
+    def make_point(self, mark: str | None, *, quiet: bool, at_ns: int | None = None) -> None:
+        """A point of what was written since the last one, if anything was or a mark is wanted, or of the instant `at_ns`, which
+        a group has in common; `quiet`: of a quiet guest.
+
+        Raises CaptureLost, MissedInstant, NbdError, StorageError.
         """
         parent = self.parent
         if parent is None or parent.journal is None:
@@ -315,12 +327,13 @@ class Capture:
         now = self.order.hypervisor.disks(self._stretch.monitor)
         if self._stretch.choice.changed(now, named=bool(self.order.disks)):
             raise DisksChanged("the VM has other disks now")
-        newest = max(parent.journal.sequence, self._settled if quiet else 0)
-        if self._stretch.reception.taken > newest or mark is not None:
+        news = self._stretch.instants.is_news(parent.journal.sequence, quiet=quiet)
+        if news or mark is not None or at_ns is not None:
             with write_point(self.repository, f"protect {self.vm.name}", first_copy=False) as writer:
-                self._seal(writer, Sealer.after(self.repository, writer, parent, parent.journal), mark, quiet=quiet)
+                sealer = Sealer.after(self.repository, writer, parent, parent.journal)
+                self._seal(writer, sealer, mark, quiet=quiet, at_ns=at_ns)
 
-    def _seal(self, writer: PointWriter, sealer: Sealer, mark: str | None, *, quiet: bool) -> None:
+    def _seal(self, writer: PointWriter, sealer: Sealer, mark: str | None, *, quiet: bool, at_ns: int | None = None) -> None:
         """Begin new bitmaps, make the point of an instant after that, let go of older bitmaps and of the spool up to there."""
         began, stretch, monitor = self.time.monotonic(), self._stretch, self._stretch.monitor
         names = {node.node: name for node, name in zip(stretch.nodes, stretch.names, strict=True)}
@@ -328,18 +341,20 @@ class Capture:
         self._wait_for_sink()
         bitmaps.begin(monitor, names, writer.point)
         try:
-            there = attached(monitor)
-            until, consistency = self._instant(quiet=quiet)
-            self._feed(sealer, until)
+            cut = stretch.instants.cut(quiet=quiet, at_ns=at_ns)
+            there = attached(monitor)  # now, so they were when the bitmaps were begun, and up to the instant
+            self._feed(sealer, cut)
             # What was written between the end of a tap and the beginning of these bitmaps is neither here nor there.
             if sealer.replay.ended or not sealer.replay.is_moment or not there.issuperset(tap.name for tap in stretch.taps):
                 raise CaptureLost("a tap ended")
+            cut.demand(sealer.replay, self.parent.time_ns if self.parent else 0)
+            sealer.instant_ns = cut.at_ns or 0
             position = self.parent.journal if self.parent else None
             of_stream = (position.began_ns, position.gap) if position and self.stood else (0, self._gap)
             files = {name: writer.take_file(content) for name, content in self.order.hypervisor.definition().items()}
-            origin = Origin(self.vm.vm, self.epoch, self._stream, files, *of_stream)
+            origin = Origin(self.vm.vm, self.epoch, self._stream, files, *of_stream, self._clock or None)
             latencies, now = self._latencies.days(stretch.names), self.repository.surroundings.clock()
-            point = sealer.commit(self.parent, origin, self.time.monotonic() - began, mark, consistency, latencies)
+            point = sealer.commit(self.parent, origin, self.time.monotonic() - began, mark, cut.consistency, latencies)
         except BaseException:
             if writer.point not in self.known:
                 with suppress(CommandFailed, MonitorError):  # where QEMU is gone, so are they
@@ -355,27 +370,6 @@ class Capture:
             bitmaps.remove(monitor, node, *(recording.name for recording in recordings))
         self._drop()
 
-    def _instant(self, *, quiet: bool) -> tuple[int, Consistency]:
-        """The number at which a point is to be made, and what is true of the guest there. Raises NbdError."""
-        reception, quieting = self._stretch.reception, self.order.quieting
-        if not quiet or quieting is None:
-            return reception.taken, CRASH
-        until, consistency = quieting.instant(self._marking)
-        self._settled = reception.taken
-        return self._settled if until is None else until, consistency
-
-    @contextmanager
-    def _marking(self) -> Iterator[Callable[[], int]]:
-        """A connection for the mark: the sink's handshake says that it answers now, and a guest may be frozen over it."""
-        reception = self._stretch.reception
-        with NbdConnection(str(reception.socket_path), "mark-0", timeout=_FRESH_S) as connection:
-
-            def mark() -> int:
-                connection.answer(connection.send(0, canonical_json({"mark": "quiet"})))
-                return reception.taken
-
-            yield mark
-
     def _wait_for_sink(self) -> None:
         """Until the sink is well: what follows drains, and would freeze the guest behind a sink that hangs (F2)."""
         end = self.time.monotonic() + _HUNG_S
@@ -384,16 +378,16 @@ class Capture:
                 raise CaptureLost("the sink hangs, and the watchdog did not take it away")
             self.time.sleep(0.01)
 
-    def _feed(self, sealer: Sealer, until: int) -> None:
-        """All records that were received before the number `until`, as soon as they are durable. Raises CaptureLost."""
-        reception = self._stretch.reception
+    def _feed(self, sealer: Sealer, cut: Cut) -> None:
+        """All records up to there, as soon as they are durable. Raises CaptureLost."""
+        reception, replay, until = self._stretch.reception, sealer.replay, cut.until
         self._until(lambda: reception.durable >= until)
-        for group in self._spool.groups(sealer.replay.sequence):
-            sealer.feed(group, until)
-            if sealer.replay.sequence >= until:
+        for group in self._spool.groups(replay.sequence):
+            sealer.feed(group, until, cut.at_ns)
+            if replay.sequence >= until or replay.beyond:
                 break
-        if sealer.replay.sequence < until and not sealer.replay.ended:
-            raise CaptureLost(f"the spool ends at record {sealer.replay.sequence}, and {until} were durable")
+        if replay.sequence < until and not (replay.ended or replay.beyond):
+            raise CaptureLost(f"the spool ends at record {replay.sequence}, and {until} were durable")
 
     def _keep(self, point: RecoveryPoint | None) -> None:
         if point is not None:

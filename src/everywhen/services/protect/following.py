@@ -4,10 +4,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from everywhen.formats.point import RecoveryPoint
-from everywhen.services.protect.capture_order import ENDS, REPOSITORY_FAILS, CaptureOrder, Figures, Paused, Time, Told
+from everywhen.services.protect.capture_order import (
+    ENDS,
+    REPOSITORY_FAILS,
+    CaptureOrder,
+    Figures,
+    MissedInstant,
+    Paused,
+    Time,
+    Told,
+)
+from everywhen.services.protect.instants import ByTime
 from everywhen.services.protect.wishes import Mark, Pause, Resume, Ship, Wish, Wishes, refuse
 
 _LOOK_S, _MEASURE_S, _AGAIN_S = 0.25, 1.0, 10.0
@@ -29,12 +40,19 @@ class Standing(Protocol):
 
     def ship(self) -> None: ...
 
-    def make_point(self, mark: str | None, *, quiet: bool) -> None: ...
+    def make_point(self, mark: str | None, *, quiet: bool, at_ns: int | None = None) -> None: ...
+
+    @property
+    def common_clock(self) -> Callable[[], int] | None:
+        """Where the VM's points by time are to show instants that others have, too: what tells the time; else None."""
+
+    def witness(self) -> None: ...
 
 
 def follow(standing: Standing, order: CaptureOrder, told: Told, time: Time, wishes: Wishes) -> None:
     """Until the end is wanted. Raises CaptureLost, Paused; StorageError when the last point cannot be made."""
-    shipped = sealed = measured = again = time.monotonic()
+    shipped = measured = again = time.monotonic()
+    by_time = ByTime(order.seal_s, shipped, standing.common_clock)
     at_ship = at_seal = standing.figures
     told.measured(at_ship)
     while True:
@@ -50,16 +68,19 @@ def follow(standing: Standing, order: CaptureOrder, told: Told, time: Time, wish
                 told.measured(figures)
             if ships:
                 shipped, at_ship = now, figures
+                if isinstance(wish, Ship) and standing.common_clock is not None:
+                    standing.witness()  # who opens a moment of the group must see that nothing is missing up to now
                 why = _tried(standing.ship, told)
             much = figures.taken - figures.sealed > _MOST_RECORDS or figures.data_bytes - at_seal.data_bytes > _MOST_BYTES
             # What is made by amount alone, or in a hurry, is no reason to freeze a guest.
-            quiet = isinstance(wish, Mark) or now - sealed > order.seal_s
-            if quiet:
-                sealed = now
+            if isinstance(wish, Mark):
+                mark, quiet, at_ns = wish.text, True, wish.at_ns
+                by_time.made(now)
+            else:
+                mark, (quiet, at_ns) = None, by_time.due(now)
             if quiet or (much and now >= again) or isinstance(wish, Pause):
                 at_seal = figures
-                mark = wish.text if isinstance(wish, Mark) else None
-                failed = _tried(lambda mark=mark, quiet=quiet: standing.make_point(mark, quiet=quiet), told)  # type: ignore[misc]
+                failed = _tried(partial(standing.make_point, mark, quiet=quiet, at_ns=at_ns), told)
                 # What could not be sealed by its amount is not tried anew at each look: it is read from the spool each time.
                 again = now + _AGAIN_S if failed else now
                 why = failed or why
@@ -75,10 +96,10 @@ def follow(standing: Standing, order: CaptureOrder, told: Told, time: Time, wish
 
 
 def _tried(work: Callable[[], None], told: Told) -> str | None:
-    """Do what needs the repository; why it failed. Capture goes on: the spool holds what the repository does not take."""
+    """Do what needs the repository, or an instant; why it failed. Capture goes on, with the spool for what is not taken."""
     try:
         work()
-    except REPOSITORY_FAILS as error:
+    except (*REPOSITORY_FAILS, MissedInstant) as error:
         told.waiting(str(error))
         return str(error)
     return None

@@ -16,7 +16,7 @@ from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.services.catalog import Catalog, read_catalog
 from everywhen.services.failures import Failed, Failure, WrongUsage
-from everywhen.services.identities import record, vm_of
+from everywhen.services.identities import put_into_group, record, vm_of
 from everywhen.services.naming import is_name
 from everywhen.services.protect.absence import Absence, rest
 from everywhen.services.protect.capture_order import (
@@ -139,10 +139,15 @@ def _beginning(
 ) -> tuple[Vm, RecoveryPoint | None, dict[PointId, int], int]:
     """The VM, made known if it is new, its newest point, and the numbers of those whose bitmaps have all that changed since
     that one, when what other runs left is brought in; and until when that has every write (ns; 0: not known)."""
+    if order.group and not is_name(order.group):
+        what = f'"{order.group}" is not a name for a group: use a-z, 0-9, dot, dash and underscore.'
+        raise WrongUsage(what, on=name, safe="Nothing was done.")
     catalog = read_catalog(repository)
     vm, known = vm_of(repository, catalog, name, *order.hypervisor.identity())
     if not known:
         record(repository, vm)
+    if order.group is not None and order.group != vm.group:
+        vm = put_into_group(repository, vm, order.group)
     points = catalog.history_of(vm)
     # A dropped point comes back for 72 h (I-11), and with it what follows it: that may be all that a spool has.
     dropped = [point for point in catalog.dropped_points if point.vm == vm.vm]

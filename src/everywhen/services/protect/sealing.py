@@ -58,7 +58,8 @@ class SealedDisk:
 class Origin:
     """Whose points these are: the VM, the capture's epoch, its journal's stream, and the configuration files of the VM.
 
-    `began_ns`: the stream's first moment, 0 for the point that shows it; `gap`: what was not captured before that.
+    `began_ns`: the stream's first moment, 0 for the point that shows it; `gap`: what was not captured before that; `clock`: the
+    one that stamped its records, where VMs share it.
     """
 
     vm: str
@@ -67,6 +68,7 @@ class Origin:
     files: dict[str, Tree]
     began_ns: int = 0
     gap: Gap | None = None
+    clock: str | None = None
 
 
 class Sealer:
@@ -78,6 +80,8 @@ class Sealer:
         self._writer = writer
         self._disks = disks
         self.replay = replay
+        self.instant_ns = 0
+        """The common instant that the point is to show, 0: none. Nothing was written between its newest record and that."""
         self._minutes = MinuteCounts()
 
     @classmethod
@@ -87,10 +91,10 @@ class Sealer:
         replay = Replay([Patches() for _ in disks], position.sequence, following=True)
         return cls(repository, writer, disks, replay)
 
-    def feed(self, group: Group, until: int | None = None) -> None:
-        """The next records, those before the number `until`. Raises Corrupt, StorageError, Damaged."""
+    def feed(self, group: Group, until: int | None = None, until_ns: int | None = None) -> None:
+        """The next records, those before the number `until` and not after a time. Raises Corrupt, StorageError, Damaged."""
         since = self.replay.sequence
-        self.replay.feed(group, until=until)
+        self.replay.feed(group, until=until, until_ns=until_ns)
         self._minutes.add(group, since, self.replay.sequence)
         patches = self.replay.patches
         if sum(one.memory for one in patches) > _MEMORY or sum(map(len, patches)) > _BLOCKS:
@@ -114,7 +118,7 @@ class Sealer:
             disk.name: Disk(disk.tree or Tree(disk.size, None), "raw", disk.read, disk.changed, disk.stored)
             for disk in self._disks
         }
-        time_ns = max(self.replay.time_ns, parent.time_ns + 1) if parent else self.replay.time_ns
+        time_ns = max(self.replay.time_ns, self.instant_ns, parent.time_ns + 1 if parent else 0)
         names = tuple(disk.name for disk in self._disks)
         point = RecoveryPoint(
             point=self._writer.point,
@@ -131,7 +135,10 @@ class Sealer:
             mark=mark,
             seconds=round(seconds, 3),
             program=__version__,
-            journal=JournalPosition(origin.stream, self.replay.sequence, names, origin.began_ns or time_ns, origin.gap),
+            journal=JournalPosition(
+                origin.stream, self.replay.sequence, names, origin.began_ns or time_ns, origin.gap, origin.clock
+            ),
+            common=self.instant_ns > 0,
         )
         days = self._days(point.time_ns, origin, self._writer.flush())
         for number, day in (latencies or {}).items():

@@ -4,22 +4,32 @@
 from __future__ import annotations
 
 from everywhen.capture.nodes import DiskNode
+from everywhen.capture.shared_clock import join
 from everywhen.capture.sink_process import SinkOrder
 from everywhen.repository.keys.segment_keys import JournalRecipient
 from everywhen.repository.repository import Repository
 from everywhen.services.protect.capture_order import CaptureOrder
 
 
-def sink_order(repository: Repository, order: CaptureOrder, nodes: list[DiskNode], stream: str, epoch: int) -> SinkOrder:
-    """Of these disks; its spool is sealed for the repository."""
+def joined_clock(repository: Repository, order: CaptureOrder) -> str:
+    """The clock of this host that stamps the writes of all VMs in groups. Raises OSError."""
+    around = repository.surroundings
+    return join(order.folder.parent, str(order.spool), around.clock(), around.randomness)
+
+
+def sink_order(
+    repository: Repository, order: CaptureOrder, nodes: list[DiskNode], stream: tuple[str, int], clock: str
+) -> SinkOrder:
+    """Of these disks; its spool is sealed for the repository. `stream`: its name, and the epoch."""
     recipient = JournalRecipient.of(repository.id, repository.unlocked.keyset)
     return SinkOrder(
         sizes=[node.size for node in nodes],
         folder=str(order.spool),
         limit=order.spool_limit,
-        stream=stream,
-        epoch=epoch,
+        stream=stream[0],
+        epoch=stream[1],
         repository=recipient.repository.hex(),
         generation=recipient.generation,
         public=recipient.public.hex(),
+        clock=clock,
     )

@@ -61,7 +61,7 @@ def import_spool(repository: Repository, newest: RecoveryPoint, spool: Spool, be
                 sealer.feed(group)
             point = None
             if sealer.replay.writes:
-                stream = (position.stream, newest.files, position.began_ns, position.gap)
+                stream = (position.stream, newest.files, position.began_ns, position.gap, position.clock)
                 origin = Origin(newest.vm, newest.epoch, *stream)
                 point = sealer.commit(newest, origin, 0)
             made = Imported(point, sealer.replay.writes, sealer.replay.ended_ns or 0)

@@ -22,10 +22,12 @@ class Ship:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Make a recovery point of now, with a name. The reply: its `point`, `time_ns`, `asked`, `reached`, `why`."""
+    """Make a recovery point of now, or of exactly the instant `at_ns`, with a name. The reply: its `point`, `time_ns`, `asked`,
+    `reached`, `why`."""
 
     text: str
     reply: Reply
+    at_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
@@ -51,6 +52,14 @@ def test_the_best_consistency_of_a_period_wins_then_the_newest() -> None:
     evening = at("2026-11-20 20:00", "filesystem")
     found = thin("daily 9d", morning, noon, evening, at("2026-11-21 00:00", "none"))
     assert list(kept(found)) == ["2026-11-21 00:00", "2026-11-20 12:00"]
+
+
+def test_an_instant_that_a_group_has_in_common_wins_over_later_ones_that_are_no_better() -> None:
+    common = replace(at("2026-11-20 12:00"), common=True), replace(at("2026-11-20 12:05"), common=True)
+    alone, newest = at("2026-11-20 12:06"), at("2026-11-21 00:00")
+    assert list(kept(thin("daily 9d", *common, alone, newest))) == ["2026-11-21 00:00", "2026-11-20 12:05"]
+    better = at("2026-11-20 11:00", "filesystem")
+    assert list(kept(thin("daily 9d", *common, alone, better, newest))) == ["2026-11-21 00:00", "2026-11-20 11:00"]
 
 
 def test_days_without_a_moment_shift_nothing() -> None:

@@ -12,7 +12,8 @@ import pytest
 from everywhen.formats.errors import Corrupt
 from everywhen.formats.point import RecoveryPoint
 from everywhen.repository.errors import Damaged, Fenced, LowOnSpace
-from everywhen.services.protect.capture_order import CaptureOrder, Figures, Paused, Time, Told
+from everywhen.services.ages import SECOND
+from everywhen.services.protect.capture_order import CaptureOrder, Figures, MissedInstant, Paused, Time, Told
 from everywhen.services.protect.following import follow
 from everywhen.services.protect.wishes import Mark, Pause, Ship, Wish
 from everywhen.storage.base import Unavailable
@@ -34,6 +35,8 @@ class World:
     said: list[str] = field(default_factory=list)
     wish: Wish | None = None
     end_wish: None = None
+    in_group: bool = False
+    wall_ns: int = 0
 
     def wait(self, seconds: float) -> Wish | None:
         self.now += seconds
@@ -50,8 +53,16 @@ class World:
     def ship(self) -> None:
         self._do("ship")
 
-    def make_point(self, mark: str | None, *, quiet: bool) -> None:
-        self._do(f"point{' quiet' if quiet else ''}{' ' + mark if mark else ''}")
+    def make_point(self, mark: str | None, *, quiet: bool, at_ns: int | None = None) -> None:
+        at = f" at {at_ns // SECOND}" if at_ns is not None else ""
+        self._do(f"point{' quiet' if quiet else ''}{' ' + mark if mark else ''}{at}")
+
+    @property
+    def common_clock(self) -> Callable[[], int] | None:
+        return (lambda: int(self.now * SECOND) + self.wall_ns) if self.in_group else None
+
+    def witness(self) -> None:
+        self._do("witness")
 
     def _do(self, what: str) -> None:
         self.done.append(what)
@@ -126,3 +137,46 @@ def test_what_cannot_be_granted_is_said() -> None:
     answers: list[dict[str, object]] = []
     run(World([wishing(Ship(answers.append))], fails=LowOnSpace("full")))
     assert answers == [{"error": "full"}]
+
+
+def at(seconds: float) -> Callable[[World], None]:
+    """It is so late, by both clocks."""
+
+    def step(world: World) -> None:
+        world.now = seconds
+
+    return step
+
+
+def test_vms_of_a_group_make_points_at_the_same_instants() -> None:
+    for began in (0.0, 3.2):  # whenever their captures began
+        world = World([at(7), at(8.1), at(8.6), at(10.1), at(17.9), at(18.2), at(18.9)], now=began, in_group=True)
+        assert run(world, seal_s=10) == ["point quiet at 10", "point quiet at 20", "ship", "point"]
+
+
+def test_one_that_looks_too_late_makes_no_point_of_that_instant() -> None:
+    world = World([at(8.5), at(33), at(38.5)], in_group=True)
+    assert run(world, seal_s=10) == ["point quiet at 10", "point quiet at 40", "ship", "point"]
+
+
+def test_instants_follow_the_wall_clock() -> None:
+    def set_back(world: World) -> None:
+        world.wall_ns = -5 * SECOND
+
+    world = World([at(8.5), set_back, at(13.5), at(18.5), at(23.5)], in_group=True)
+    assert run(world, seal_s=10) == ["point quiet at 10", "point quiet at 20", "ship", "point"]
+
+
+def test_a_mark_of_a_group_has_the_instant_that_was_asked_for() -> None:
+    answers: list[dict[str, object]] = []
+    world = World([wishing(Mark("now", answers.append, 7 * SECOND)), wishing(Ship(answers.append))], in_group=True)
+    assert run(world) == ["point quiet now at 7", "witness", "ship", "ship", "point"]
+    assert run(World([wishing(Ship(answers.append))])) == ["ship", "ship", "point"], "nobody else needs a witness"
+
+
+def test_an_instant_that_was_missed_ends_no_capture() -> None:
+    answers: list[dict[str, object]] = []
+    world = World([wishing(Mark("now", answers.append, SECOND)), later(1)], fails=MissedInstant("too late"), in_group=True)
+    run(world)
+    assert answers == [{"error": "too late"}]
+    assert world.said == ["too late"]

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What a restore of a VM says, for people and for programs; and what is done before one."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from everywhen.interfaces.cli.context import Context
+from everywhen.interfaces.control_socket import NobodyThere, ask
+from everywhen.services.naming import is_name
+from everywhen.services.opening import OpenedMoment
+from everywhen.services.restore import RestoreResult
+from everywhen.services.sizes import size
+from everywhen.services.times import local_time, rfc3339
+
+
+def ship_newest(context: Context, vm: str) -> None:
+    """Where the VM is captured on this host, have the newest moments brought into the repository."""
+    if not is_name(vm):
+        return  # a hypervisor's name, or no name at all
+    with suppress(NobodyThere):
+        why = ask(context.state(vm), {"wish": "ship"}).get("error")
+        if why:
+            context.output.warn(f"{vm}: what was written last is not in the repository yet ({why})")
+
+
+def restored_document(vm: str, opened: OpenedMoment, result: RestoreResult) -> dict[str, object]:
+    """For programs."""
+    return {
+        "point": opened.point.point,
+        "vm": vm,
+        "time": rfc3339(opened.found.moment.time_ns),
+        "writes_after_point": opened.found.writes_after,
+        "disks": {
+            disk.disk: {
+                "path": disk.path,
+                "size": disk.size,
+                "bytes_data": disk.bytes_data,
+                "bytes_written": disk.bytes_written,
+            }
+            for disk in result.disks
+        },
+        "files": result.files,
+        "seconds": round(result.seconds, 3),
+    }
+
+
+def tell_restored(context: Context, vm: str, opened: OpenedMoment, result: RestoreResult) -> None:
+    """What is where now."""
+    when = local_time(opened.found.moment.time_ns, context.zone)
+    for disk in result.disks:
+        resumed = ", going on from an unfinished restore" if disk.resumed else ""
+        context.output.line(
+            f"{vm}/{disk.disk} of {when} is in {disk.path}: {size(disk.size)}, {size(disk.bytes_written)} written{resumed}"
+        )
+    for path in result.files:
+        context.output.line(f"configuration file {path}")
