@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from everywhen.formats.ids import PointId
 from everywhen.formats.point import Disk, Gap, JournalPosition, ParentLink, RecoveryPoint, Tree
+from everywhen.repository.journal_spans import kept_spans
 from everywhen.services.timeline import Reach, Timeline, cells, timeline
 
 
@@ -152,3 +153,53 @@ def test_two_captures_are_two_branches() -> None:
     alone = timeline([*old, late, new[0]], Reach())
     assert covered(alone) == set(range(10, 26)), "nothing of the older one's is in the history from then on"
     assert timeline([*old, late, *new], Reach()).within(0, 26).beside == []
+
+
+@st.composite
+def two_captures(draw: st.DrawFn) -> tuple[list[RecoveryPoint], dict[str, int]]:
+    """An older capture and a later one of one VM, and backups beside them; until when each one captured, by stream."""
+    begins = {"a": 10, "b": draw(st.integers(20, 60))}
+    ends = {"a": draw(st.integers(12, 90)), "b": begins["b"] + draw(st.integers(1, 40))}
+    times = {name: [begins[name], *draw(st.sets(st.integers(begins[name] + 1, ends[name]), max_size=4))] for name in "ab"}
+    backups = draw(st.sets(st.integers(11, 99), max_size=3))
+    made: list[RecoveryPoint] = []
+    newest: dict[str, RecoveryPoint] = {}
+    for at, name in sorted([(at, one) for one in "ab" for at in times[one]] + [(at, "") for at in backups]):
+        # A capture follows its own newest point; who begins, and a backup, whichever it has read, which may be an older one.
+        parent = newest.get(name) or (draw(st.sampled_from(made)) if made else None)
+        gap = Gap(parent.time_ns, "not running") if parent and name == "b" else None
+        if name and newest.get(name):
+            gap = newest[name].journal.gap  # type: ignore[union-attr]
+        position = JournalPosition(name * 32, at, ("vda",), begins[name], gap) if name else None
+        one = replace(
+            point(parent.number + 1 if parent else 1, at, position),
+            point=PointId(f"p-{len(made)}"),
+            epoch=2 if name == "b" else parent.epoch if parent else 1,
+            parent=ParentLink(parent.point, bytes(32)) if parent else None,
+        )
+        made.append(one)
+        if name:
+            newest[name] = one
+    return made, {name * 32: end for name, end in ends.items()}
+
+
+@given(two_captures(), st.data())
+def test_of_two_captures_nothing_is_claimed_that_no_time_leads_to(
+    history: tuple[list[RecoveryPoint], dict[str, int]], data: st.DataObject
+) -> None:
+    points, ends = history
+    kept = [one for one in points if data.draw(st.booleans())]
+    newest = max((one for one in kept if one.journal), key=lambda one: (one.epoch, one.number), default=None)
+    reach = ends[newest.journal.stream] if newest and newest.journal else None
+    line = timeline(kept, Reach(covered_ns=reach))
+    assert {one.point for one in (*line.points, *line.beside)} == {one.point for one in kept}
+    assert all(one.journal and one.journal.stream == "a" * 32 for one in line.beside)
+    spans = {span.point.point: span for span in kept_spans(kept)}
+    assert newest is None or newest.point in spans, "what a capture wrote since its newest point is never taken away"
+    for at in covered(line):
+        carrier = [one for one in line.points if one.journal and one.time_ns <= at][-1]
+        assert carrier.journal is not None
+        assert carrier.point in spans or at == carrier.time_ns
+        assert at <= ends[carrier.journal.stream] or at == carrier.time_ns
+    for gap in line.gaps:
+        assert covered(line).isdisjoint(range(gap.from_ns + 1, gap.to_ns or 0)), "no gap where something can be opened"

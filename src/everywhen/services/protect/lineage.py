@@ -6,7 +6,6 @@ Two captures of one VM are two branches of its history, never one (design 4.10.5
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 from everywhen.capture.qmp import MonitorError
@@ -68,6 +67,8 @@ def demand_turn(repository: Repository, vm: str, epoch: int) -> None:
 def stand_aside(displaced: Displaced, order: CaptureOrder, told: Told, wishes: Wishes) -> None:
     """Until somebody wants this capture to go on, the end is wanted, or the VM is off here: its next start here is a reason to
     capture it. Two services that took over from each other again and again would both have gaps."""
+    if _is_off(order):
+        return  # it was moved, and nobody has to be told what he did
     told.displaced(str(displaced))
     while not wishes.ending:
         told.alive()
@@ -76,8 +77,15 @@ def stand_aside(displaced: Displaced, order: CaptureOrder, told: Told, wishes: W
                 wish.reply({"resumed": True})
                 return
             case None:
-                with suppress(MonitorError):
-                    if order.hypervisor.is_off():
-                        return
+                if _is_off(order):
+                    return
             case wish:
                 refuse(wish, str(displaced))
+
+
+def _is_off(order: CaptureOrder) -> bool:
+    """Whether the VM is known to be off here."""
+    try:
+        return order.hypervisor.is_off()
+    except MonitorError:
+        return False
