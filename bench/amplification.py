@@ -116,7 +116,7 @@ def _agree(name: str, points: list[_Point], said: dict[str, float]) -> None:
     for what in ("written", "different", "journal", "sealed"):
         counted = sum(getattr(point, what) for point in points)
         # Nobody's writes: segments' headers, marks, and with each point its document and the minutes.
-        beside = 0.01 * counted + 16_384 * len(points) if what in ("journal", "sealed") else 0
+        beside = 0.01 * counted + 4_096 * len(points) if what in ("journal", "sealed") else 0
         if abs(said[f"{what}_bytes"] - counted) > beside:
             raise WrongResult(f"{name}: stats says {said[f'{what}_bytes']} bytes {what}, and {counted} were counted")
 
