@@ -114,3 +114,23 @@ def test_what_it_costs_guest_and_host_is_said_and_kept(program: Program, hypervi
     assert day["added_latency_ns"]["worst"] >= day["added_latency_ns"]["median"] * 0.7
     assert 0 < day["compressed_share"] < 0.1, "pages of one value"
     assert "a write waited for us" in program.run("stats", "web1").out
+
+
+def test_it_is_said_while_disks_are_copied_too(program: Program, tmp_path: Path) -> None:
+    with Hypervisor(tmp_path, [64 * MIB]) as hypervisor:
+        hypervisor.write(0, 0, 64 * MIB, 1)
+        # 4 MiB are read at once, and then it looks around.
+        with Capture(program, "web1", hypervisor.qmp, "--pace", "6M") as capture:
+            eventually(lambda: capture.state() == "copying", "it copies")
+
+            def costs() -> bool:
+                hypervisor.write(0, 0, 4096, 7)
+                found = status(program)
+                assert found["state"] == "copying"
+                return bool(found["writes_per_second"] and found["added_latency_ns"]["p99"])
+
+            eventually(costs, "it is said what the guest's writes wait for")
+            assert status(program)["processor_share"]["sink"] > 0
+            shown = program.run("status").out
+            assert "a write waits for us" in shown
+            assert "are in the repository" not in shown

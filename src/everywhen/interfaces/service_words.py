@@ -24,9 +24,10 @@ class ServiceWords:
         self._monotonic = monotonic
         self._next = 0.0
         self._attached = False
+        self._following = False
 
     def attached(self, disks: list[str], left_out: Mapping[str, str]) -> None:
-        self._attached = True
+        self._attached, self._following = True, False
         besides = f"; not captured: {', '.join(left_out)}" if left_out else ""
         self._say(f"Reading what was not captured of {', '.join(disks)}{besides}")
         self._told.attached(disks, left_out)
@@ -37,12 +38,14 @@ class ServiceWords:
 
     def sealed(self, point: RecoveryPoint, writes: int) -> None:
         if self._attached:  # otherwise it is what another run had left
+            self._following = True
             self._say(f"Every write is captured; recovery point {point.point}", READY="1")
         self._told.sealed(point, writes)
 
     def measured(self, figures: Figures) -> None:
-        waiting = figures.taken - figures.sealed
-        self._seldom(f"Every write is captured; {waiting:,} of them since the newest recovery point")
+        if self._following:  # while disks are copied, how far that has come says more
+            waiting = figures.taken - figures.sealed
+            self._seldom(f"Every write is captured; {waiting:,} of them since the newest recovery point")
         self._told.measured(figures)
 
     def shipped(self) -> None:

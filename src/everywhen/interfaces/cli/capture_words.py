@@ -29,7 +29,8 @@ def capture_words(found: Captured) -> str:
     """The same, and what is not in the repository yet."""
     number = found.number
     parts = [load_words(found)]
-    parts.append(f"{found.unshipped:,} writes are only on this host" if found.unshipped else "all are in the repository")
+    if found.following:
+        parts.append(f"{found.unshipped:,} writes are only on this host" if found.unshipped else "all are in the repository")
     if found.left_out:
         parts.append(f"not captured: {', '.join(found.left_out)}")
     if number("waiting_bytes"):

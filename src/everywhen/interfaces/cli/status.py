@@ -75,7 +75,7 @@ def _show(context: Context, found: State, title: str, groups: list[str]) -> None
     columns = ["VM", "STATE", "NEWEST", "AGE", "OLDEST", "MOMENTS", "HELD", "DROPPED", "POLICY", "NEEDS"]
     output.table(columns, rows, right=["MOMENTS", "HELD", "DROPPED"])
     for vm in found.vms:
-        if vm.captured is not None and vm.captured.following:
+        if vm.captured is not None and vm.captured.attached:
             output.line(f"{vm.vm.name}: {capture_words(vm.captured)}")
     for words in groups:
         output.line(words)

@@ -57,6 +57,11 @@ class Captured:
         return self.state == FOLLOWING
 
     @property
+    def attached(self) -> bool:
+        """Whether writes are received, be it that there is no moment yet."""
+        return self.state in (FOLLOWING, COPYING)
+
+    @property
     def nothing_to_capture(self) -> bool:
         """Whether the VM is off, and its newest point shows all that was written before."""
         return self.state == OFF and bool((self.raw or {}).get("in_sync"))

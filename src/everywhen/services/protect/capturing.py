@@ -30,6 +30,7 @@ from everywhen.repository.ledger import Vm
 from everywhen.repository.minutes import add_minutes
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import PointWriter, write_point
+from everywhen.services.ages import SECOND
 from everywhen.services.protect.absence import images_seen
 from everywhen.services.protect.bridging import to_look_at, unknown_of
 from everywhen.services.protect.capture_order import (
@@ -114,6 +115,8 @@ class Capture:
         self._clock = ""
         """The one that its sink shares with those of other VMs."""
         self._latencies = Latencies()
+        self._told_ns = 0
+        """When it was told how the capture stands, while what was not captured is read."""
 
     def run(self, vm: Vm, parent: RecoveryPoint | None, known: dict[PointId, int], gap: Gap | None) -> None:
         """Capture until the end is wanted. `parent` is the VM's newest point, `known` has the numbers of its
@@ -279,6 +282,9 @@ class Capture:
         if reception.durable >= self._seen[1]:
             self.covered_ns = max(self.covered_ns, self._seen[0])
             self._seen = now, taken
+        if not self.stood and now - self._told_ns > SECOND:  # from then on `follow` tells
+            self._told_ns = now
+            self.told.measured(self.figures)
 
     def ship(self) -> None:
         """Put everything that was received into the repository's journal. Raises CaptureLost, StorageError."""

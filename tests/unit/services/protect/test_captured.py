@@ -65,6 +65,7 @@ def test_from_attaching_to_a_loss(state: CaptureState, clock: Clock) -> None:
     state.attached(["vda"], {})
     state.copying(41, 100)
     assert (heard(state).words(UTC), heard(state).needs(clock.now)) == ("copying 41 %", [])
+    assert "repository" not in capture_words(heard(state)), "there is no moment yet"
     following(state, clock)
     found = heard(state)
     assert (found.words(UTC), found.following, found.lag_ns(clock.now)) == ("every write", True, SECOND // 2)
