@@ -6,7 +6,7 @@ from __future__ import annotations
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.block.patched import Patches
 from everywhen.formats.fields import canonical_json
-from everywhen.formats.point import RecoveryPoint
+from everywhen.formats.point import RecoveryPoint, Tree
 from everywhen.formats.segment import (
     MARK,
     WRITE,
@@ -72,7 +72,7 @@ def made(repository: Repository, parent: RecoveryPoint | None, epoch: int, strea
             sealer = Sealer.after(repository, writer, parent, parent.journal)
             sealer.feed(group(parent.journal.sequence, write(0, 0, content)))
         else:
-            disks = [SealedDisk("vda", SIZE, None), SealedDisk("vdb", SIZE, None)]
+            disks = [SealedDisk("vda", SIZE, Tree(SIZE, None)), SealedDisk("vdb", SIZE, Tree(SIZE, None))]
             sealer = Sealer(repository, writer, disks, Replay([Patches(), Patches()], 0, following=False))
             sealer.feed(group(0, *OPENED, *COMPLETE, write(0, BLOCK_SIZE, content)))
         return sealer.commit(parent, Origin(CAPTURED, epoch, stream * 32, {}), 0)

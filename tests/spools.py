@@ -11,7 +11,7 @@ from everywhen.capture.sink_process import SinkOrder
 from everywhen.capture.spool_reader import spool_files
 from everywhen.capture.spool_writer import SpoolWriter
 from everywhen.formats.fields import canonical_json
-from everywhen.formats.point import RecoveryPoint
+from everywhen.formats.point import RecoveryPoint, Tree
 from everywhen.formats.segment import MARK, WRITE, ZERO
 from everywhen.repository.keys.segment_keys import JournalRecipient
 from everywhen.repository.ledger import Vm
@@ -70,7 +70,7 @@ def spooled(repository: Repository, folder: Path) -> RecoveryPoint:
     record(repository, VM)
     with write_point(repository, "test", first_copy=True) as making:
         replay = Replay([Patches()], 0, following=False)
-        sealer = Sealer(repository, making, [SealedDisk("vda", SIZE, None)], replay)
+        sealer = Sealer(repository, making, [SealedDisk("vda", SIZE, Tree(SIZE, None))], replay)
         for group in Spool(repository, folder, 1, STREAM).groups(0):
             sealer.feed(group, 2)
         return sealer.commit(None, Origin(VM.vm, 1, STREAM, {}), 0)

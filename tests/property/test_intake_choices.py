@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ from everywhen.formats.point import Tree
 from everywhen.repository import intake
 from everywhen.repository.blockmap import BlockMap, blocks_of
 from everywhen.repository.ingest import Batch, Taken
-from everywhen.repository.intake import Ranges, take_disk
+from everywhen.repository.intake import Ranges, take_disk, with_edges
 
 BLOCKS = 3 * FANOUT
 
@@ -64,13 +65,9 @@ class Base:
 sizes = st.integers(0, BLOCKS * BLOCK_SIZE)
 
 
-@given(ranges, sizes, st.one_of(st.none(), sizes))
-def test_edges(changed: Ranges, size: int, before: int | None) -> None:
-    base = None if before is None else Base(before)
-    found = intake._with_edges(changed, base, size)  # type: ignore[arg-type]
-    if before is None:
-        assert found is None
-        return
+@given(ranges, sizes, sizes)
+def test_edges(changed: Ranges, size: int, before: int) -> None:
+    found = with_edges(changed, before, size)
     assert found is not None
     wanted = {block for block in members(changed) if block < blocks_of(size)}
     if before != size:
@@ -183,6 +180,36 @@ def test_the_map_is_that_of_the_disk(states: list[tuple[int, int, dict[int, int]
         assert sink.entries(taken.tree) == wanted
         assert told == taken.bytes_read
         tree, before = taken.tree, disk
+
+
+@settings(max_examples=60, deadline=None)
+@given(disks, disks, st.booleans(), st.lists(st.booleans(), max_size=30))
+def test_a_disk_by_pieces(
+    one: tuple[int, int, dict[int, int]], other: tuple[int, int, dict[int, int]], listed: bool, stops: list[bool]
+) -> None:
+    """Another state of a disk, taken in with interruptions: the same map, and no block is taken twice."""
+    sink, states = Sink(), []
+    for blocks, odd, content in (one, other):
+        size = max(0, blocks * BLOCK_SIZE - odd)
+        states.append(Disk(size, {block: fill for block, fill in content.items() if block < blocks_of(size)}))
+    before, disk = states
+    tree = take_disk(sink, before, None, None, lambda _: None).tree  # type: ignore[arg-type]
+    both = disk.blocks.keys() | before.blocks.keys()
+    differing = merged([(b, b + 1) for b in both if disk.blocks.get(b, 0) != before.blocks.get(b, 0)])
+    wanted = take_disk(sink, disk, sink.map(tree), differing if listed else None, lambda _: None)  # type: ignore[arg-type]
+    left: Ranges | None = differing if listed else None
+    asked, read, pieces = iter(stops), 0, 0
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(intake, "_BATCH", 2)
+        while True:
+            base = sink.map(tree)
+            piece = take_disk(sink, disk, base, left, lambda _: None, lambda: next(asked, False))  # type: ignore[arg-type]
+            tree, left = piece.tree, piece.left
+            read, pieces = read + piece.bytes_read, pieces + 1
+            if not left:
+                break
+    assert (tree, read) == (wanted.tree, wanted.bytes_read)
+    assert pieces <= 1 + sum(stops)
 
 
 def test_what_is_not_listed_is_not_read() -> None:

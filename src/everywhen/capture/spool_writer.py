@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, time_ns
@@ -187,7 +188,7 @@ class SpoolWriter:
         size = len(frame) + len(sealed)
         if self._spooled + size > self._place.limit:
             # Whoever consumes the spool removes files: look again before giving up.
-            self._spooled = sum(path.stat().st_size for path in self._place.folder.glob("*.segment"))
+            self._spooled = _size(self._place.folder)
             if self._spooled + size > self._place.limit:
                 self._counters.put(STATE, SPOOL_FULL)
                 return
@@ -257,6 +258,15 @@ class _SpoolFile:
     cipher: GroupCipher
     groups: int = 0
     size: int = HEADER_SIZE
+
+
+def _size(folder: Path) -> int:
+    """Bytes of a spool's files, while others remove some."""
+    size = 0
+    for path in folder.glob("*.segment"):
+        with suppress(FileNotFoundError):
+            size += path.stat().st_size
+    return size
 
 
 def _write_all(descriptor: int, *parts: bytes) -> None:

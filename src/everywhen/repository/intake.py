@@ -44,6 +44,8 @@ class Intake:
     bytes_read: int
     bytes_changed: int
     bytes_stored: int
+    left: Ranges
+    """Blocks that were to be looked at, and were not: it was enough before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,12 @@ class _Leaf:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Blocks of one leaf: their slots in it, (n,), and contents."""
+    """Blocks of one leaf: their slots in it, (n,), and contents. With it everything before block `end` is dealt with."""
 
     leaf: _Leaf
     slots: npt.NDArray[np.intp]
     contents: list[Content]
+    end: int
 
 
 def take_disk(
@@ -69,11 +72,15 @@ def take_disk(
     base: BlockMap | None,
     changed: Ranges | None,
     progress: Callable[[int], None],
+    enough: Callable[[], bool] = lambda: False,
 ) -> Intake:
     """Take in `device`. `changed` None: look at every block; else only at those (and at a resized disk's end).
 
-    `progress` is told bytes of the disk dealt with since it was last called. Raises DeviceError, StorageError, Damaged.
+    `progress` is told bytes of the disk dealt with since it was last called. `enough` is asked after each batch, at least
+    one: then what follows is left as it is in `base`. Raises DeviceError, StorageError, Damaged.
     """
+    looked_at = None if base is None else with_edges(changed, base.size, device.size)
+    left: Ranges = []
     builder = BlockMapBuilder(base, device.size, sink.put_nodes)
     figures = np.zeros(3, np.int64)
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="take") as pool:
@@ -95,13 +102,16 @@ def take_disk(
             progress(read)
 
         try:
-            for parts in _batches(_read(device, base, changed)):
+            for parts in _batches(_read(device, base, looked_at)):
                 contents = [content for part in parts for content in part.contents]
                 batch = Batch(contents, np.concatenate([part.leaf.names[part.slots] for part in parts]))
                 read = sum(len(content) for content in contents if content is not _ZEROES)
                 pending.append((parts, read, pool.submit(sink.take, batch)))
                 if len(pending) > _AHEAD:
                     settle()
+                if enough():
+                    left = _from(parts[-1].end, looked_at, device.size)
+                    break
             while pending:
                 settle()
         finally:
@@ -109,7 +119,8 @@ def take_disk(
                 future.cancel()
         if open_leaf is not None:
             builder.put_leaf(open_leaf.index, open_leaf.names)
-    return Intake(builder.finish(), *figures.tolist())
+    read, changed_bytes, stored = figures.tolist()
+    return Intake(builder.finish(), read, changed_bytes, stored, left)
 
 
 def _batches(parts: Iterator[_Part]) -> Iterator[list[_Part]]:
@@ -126,10 +137,15 @@ def _batches(parts: Iterator[_Part]) -> Iterator[list[_Part]]:
         yield batch
 
 
-def _read(device: BlockDevice, base: BlockMap | None, changed: Ranges | None) -> Iterator[_Part]:
+def _from(block: int, looked_at: Ranges | None, size: int) -> Ranges:
+    """What is to be looked at from this block on."""
+    ranges = [(0, blocks_of(size))] if looked_at is None else looked_at
+    return [(max(first, block), end) for first, end in ranges if end > block]
+
+
+def _read(device: BlockDevice, base: BlockMap | None, looked_at: Ranges | None) -> Iterator[_Part]:
     """What to take, in order, up to `_BATCH` blocks at a time. Known zeroes are `_ZEROES`, and were not read."""
     data = _data_ranges(device)
-    looked_at = _with_edges(changed, base, device.size)
     leaves = _leaves(data, looked_at, base, device.size)
     for place, index in enumerate(leaves):
         if base and place % TOGETHER == 0:
@@ -143,11 +159,11 @@ def _read(device: BlockDevice, base: BlockMap | None, changed: Ranges | None) ->
         is_data = _mask(data, first, inside)
         zeroed = np.flatnonzero(wanted & ~is_data & names[:inside].any(axis=1))
         if len(zeroed):
-            yield _Part(leaf, zeroed, [_ZEROES] * len(zeroed))
+            yield _Part(leaf, zeroed, [_ZEROES] * len(zeroed), first)
         to_read = np.flatnonzero(wanted & is_data)
         for at in range(0, len(to_read), _BATCH):
             slots = to_read[at : at + _BATCH]
-            yield _Part(leaf, slots, _contents(device, first, slots))
+            yield _Part(leaf, slots, _contents(device, first, slots), first + int(slots[-1]) + 1)
 
 
 def _contents(device: BlockDevice, first: int, slots: npt.NDArray[np.intp]) -> list[Content]:
@@ -175,14 +191,14 @@ def _data_ranges(device: BlockDevice) -> Ranges:
     return ranges
 
 
-def _with_edges(changed: Ranges | None, base: BlockMap | None, size: int) -> Ranges | None:
-    """Known changes, plus what a resize makes new: the block at the smaller end, and all that was added."""
-    if changed is None or base is None:
+def with_edges(changed: Ranges | None, before: int, size: int) -> Ranges | None:
+    """Known changes, plus what a resize from `before` bytes makes new: the block at the smaller end, and all that was added."""
+    if changed is None:
         return None
     end = blocks_of(size)
     ranges = [(first, min(last, end)) for first, last in changed if first < end]
-    if base.size != size and end:
-        ranges.append((min(base.size, size) // BLOCK_SIZE, end))
+    if before != size and end:
+        ranges.append((min(before, size) // BLOCK_SIZE, end))
     merged: Ranges = []
     for first, last in sorted(ranges):
         if merged and first <= merged[-1][1]:

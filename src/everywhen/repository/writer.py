@@ -27,22 +27,31 @@ class PointWriter:
         self._own: set[Tree] = set()
         self._kept = {tree for kept in points if kept.point not in repository.condemned_points for tree in kept.trees()}
 
-    def take(self, device: BlockDevice, base: Tree | None, changed: Ranges | None, progress: Callable[[int], None]) -> Intake:
+    def take(
+        self,
+        device: BlockDevice,
+        base: Tree | None,
+        changed: Ranges | None,
+        progress: Callable[[int], None],
+        enough: Callable[[], bool] = lambda: False,
+    ) -> Intake:
         """Store a disk. `base`: the tree it had in the parent; `changed`: blocks to look at, None for all.
 
-        A base that is no longer `usable` is passed over, and every block looked at. Raises DeviceError, StorageError, Damaged.
+        A base that is no longer `usable` is passed over, and every block looked at. `enough`: whether to leave the rest for
+        another time, asked after each batch. Raises DeviceError, StorageError, Damaged.
         """
         base = base if self.usable(base) else None
         if base in self._own:
             self._sink.flush()  # what is built upon must be readable
         base_map = self._repository.block_map(base) if base else None
-        intake = take_disk(self._sink, device, base_map, changed, progress)
+        intake = take_disk(self._sink, device, base_map, changed, progress, enough)
         self._own.add(intake.tree)  # a disk may be taken in by parts, each over the one before
         return intake
 
     def usable(self, base: Tree | None) -> bool:
-        """Whether blocks may be taken over unseen: a point that gc is not about to delete has this tree, or we stored it."""
-        return base in self._kept or base in self._own
+        """Whether blocks may be taken over unseen: a point that gc is not about to delete has this tree, or we stored it; or
+        there is nothing in it."""
+        return base is not None and (base.root is None or base in self._kept or base in self._own)
 
     def take_file(self, content: bytes) -> Tree:
         """Store a configuration file."""

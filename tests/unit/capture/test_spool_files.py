@@ -166,6 +166,16 @@ def test_a_full_spool_takes_nothing_more_until_files_are_gone(tmp_path: Path, co
     assert sum(len(spool.records(file)) for file in spool_files(tmp_path)) == 1
 
 
+def test_a_file_that_goes_while_the_room_is_measured(tmp_path: Path, counters: Counters) -> None:
+    """Whoever consumes the spool removes it between two looks of the writer: seen by name, and not there."""
+    (tmp_path / "0-0.segment").symlink_to("gone")
+    writer = Spool(tmp_path, KEYSET).writer(counters, limit=100_000)
+    for _ in range(2):
+        writer.take(WRITE, 0, 0, 60_000, os.urandom(60_000))
+    writer.close()
+    assert counters.get(STATE) == SPOOL_FULL
+
+
 def test_a_spool_that_cannot_be_written_says_so(tmp_path: Path, counters: Counters) -> None:
     folder = tmp_path / "gone"
     writer = Spool(folder, KEYSET).writer(counters)

@@ -11,7 +11,7 @@ import pytest
 
 from everywhen.block.patched import Patches
 from everywhen.formats.ids import PointId
-from everywhen.formats.point import RecoveryPoint
+from everywhen.formats.point import RecoveryPoint, Tree
 from everywhen.formats.segment import Group
 from everywhen.repository.errors import Damaged
 from everywhen.repository.journal import Journal, streams
@@ -53,7 +53,7 @@ def sealed(repository: Repository, parent: RecoveryPoint | None, stream: str, *g
         if parent and parent.journal and parent.journal.stream == stream:
             sealer = Sealer.after(repository, writer, parent, parent.journal)
         else:
-            disks = [SealedDisk("vda", SIZE, None), SealedDisk("vdb", SIZE, None)]
+            disks = [SealedDisk("vda", SIZE, Tree(SIZE, None)), SealedDisk("vdb", SIZE, Tree(SIZE, None))]
             sealer = Sealer(repository, writer, disks, Replay([Patches(), Patches()], 0, following=False))
         for one in groups:
             sealer.feed(one)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from everywhen.block.patched import Patches
-from everywhen.formats.point import Gap, RecoveryPoint
+from everywhen.formats.point import Gap, RecoveryPoint, Tree
 from everywhen.formats.segment import Group, decode_group, encode_group
 from everywhen.repository.ledger import Ledger, Vm
 from everywhen.repository.repository import Repository
@@ -62,7 +62,7 @@ class Captured:
         stream = f"{self.vm.vm[:30]}{self._streams:02x}"
         put_segment(self.repository, stream, 0, *groups)
         with write_point(self.repository, "test", first_copy=True) as writer:
-            disks = [SealedDisk(name, SIZE, None) for name in ("vda", "vdb")]
+            disks = [SealedDisk(name, SIZE, Tree(SIZE, None)) for name in ("vda", "vdb")]
             sealer = Sealer(self.repository, writer, disks, Replay([Patches(), Patches()], 0, following=False))
             sealer.feed(groups[0])
             origin = Origin(self.vm.vm, self._streams, stream, {}, gap=gap, clock=self._clock)

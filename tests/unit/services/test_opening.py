@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from everywhen.block.patched import Patches
-from everywhen.formats.point import Disk, RecoveryPoint
+from everywhen.formats.point import Disk, RecoveryPoint, Tree
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import parent_link, write_point
@@ -43,7 +43,7 @@ def repository(tmp_path: Path) -> Iterator[Repository]:
     with world.open(store, world.create(store, encrypted=False)) as opened:
         record(opened, VM)
         with write_point(opened, "test", first_copy=True) as writer:
-            disks = [SealedDisk("vda", 65536, None), SealedDisk("vdb", 65536, None)]
+            disks = [SealedDisk("vda", 65536, Tree(65536, None)), SealedDisk("vdb", 65536, Tree(65536, None))]
             sealer = Sealer(opened, writer, disks, Replay([Patches(), Patches()], 0, following=False))
             sealer.feed(GROUPS[0])
             first = sealer.commit(None, Origin(VM.vm, 1, STREAM, {}), 0)
@@ -113,7 +113,7 @@ def test_no_time_leads_to_another_branch(repository: Repository) -> None:
     put_segment(repository, STREAM, 1, GROUPS[2])
     first, last = repository.points.list()[0]
     with write_point(repository, "test", first_copy=True) as writer:
-        disks = [SealedDisk("vda", 65536, None), SealedDisk("vdb", 65536, None)]
+        disks = [SealedDisk("vda", 65536, Tree(65536, None)), SealedDisk("vdb", 65536, Tree(65536, None))]
         sealer = Sealer(repository, writer, disks, Replay([Patches(), Patches()], 0, following=False))
         sealer.feed(group(0, *OPENED, *COMPLETE))
         other = sealer.commit(first, Origin(VM.vm, 2, "cd" * 16, {}), 0)

@@ -12,6 +12,7 @@ import pytest
 
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.block.patched import Patches
+from everywhen.formats.point import Tree
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import write_point
@@ -40,7 +41,7 @@ def repository(tmp_path: Path) -> Iterator[Repository]:
     with world.open(store, world.create(store, encrypted=False)) as opened:
         record(opened, VM)
         with write_point(opened, "test", first_copy=True) as writer:
-            disks = [SealedDisk("vda", SIZE, None), SealedDisk("vdb", BLOCK_SIZE, None)]
+            disks = [SealedDisk("vda", SIZE, Tree(SIZE, None)), SealedDisk("vdb", BLOCK_SIZE, Tree(BLOCK_SIZE, None))]
             sealer = Sealer(opened, writer, disks, Replay([Patches(), Patches()], 0, following=False))
             sealer.feed(begun)
             sealer.commit(None, Origin(VM.vm, 1, STREAM, {}), 0)

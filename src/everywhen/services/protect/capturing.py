@@ -21,10 +21,8 @@ from everywhen.capture.reading import Reader
 from everywhen.capture.reception import Reception
 from everywhen.capture.spool_reader import SpoolDamaged
 from everywhen.capture.tap import Tap, attached
-from everywhen.formats.fields import canonical_json
 from everywhen.formats.ids import PointId
-from everywhen.formats.point import Gap, RecoveryPoint
-from everywhen.nbd.connection import NbdConnection
+from everywhen.formats.point import Gap, RecoveryPoint, Tree
 from everywhen.repository import epochs
 from everywhen.repository.ledger import Vm
 from everywhen.repository.minutes import add_minutes
@@ -32,7 +30,6 @@ from everywhen.repository.repository import Repository
 from everywhen.repository.writer import PointWriter, write_point
 from everywhen.services.ages import SECOND
 from everywhen.services.protect.absence import images_seen
-from everywhen.services.protect.bridging import to_look_at, unknown_of
 from everywhen.services.protect.capture_order import (
     ENDS,
     REPOSITORY_FAILS,
@@ -41,11 +38,12 @@ from everywhen.services.protect.capture_order import (
     DisksChanged,
     Figures,
     Paused,
-    Stopped,
     Time,
     Told,
 )
 from everywhen.services.protect.choosing import Choice, choose
+from everywhen.services.protect.closing_gap import CopyProgress, GapCloser
+from everywhen.services.protect.consuming import Consumer
 from everywhen.services.protect.farewell import shut_down
 from everywhen.services.protect.following import follow
 from everywhen.services.protect.instants import Cut, Instants
@@ -56,7 +54,7 @@ from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
 from everywhen.services.protect.sink_orders import joined_clock, sink_order
 from everywhen.services.protect.spool_import import import_spool
 from everywhen.services.protect.spooling import Spool
-from everywhen.services.protect.wishes import Pause, Wishes, refuse
+from everywhen.services.protect.wishes import Wishes
 from everywhen.services.replay import Replay
 
 _WHY = {
@@ -223,45 +221,26 @@ class Capture:
             add_minutes(self.repository.documents, self.vm.vm, self._stream, self._latencies.days(self._stretch.names))
 
     def _close_gap(self, reader: Reader, pushed: list[Tap]) -> None:
-        """Read what the taps cannot know, or let them push it, lay the journal over it, and make the first point."""
-        stretch = self._stretch
-        totals = [node.size for node in stretch.nodes]  # until it is known how much of each is to be looked at
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            wish = self.wishes.wait(0)
-            if self.wishes.ending:
-                raise Stopped
-            if isinstance(wish, Pause):
-                raise Paused(wish)
-            if wish is not None:
-                refuse(wish, "what was not captured before is being read just now; there is no moment until that is done")
-            self.look()
-            done += count
-            self.told.copying(min(done, sum(totals)), sum(totals))
-
+        """Read what the taps cannot know, or let them push it, with the journal over it, and make the first point."""
+        stretch, reception = self._stretch, self._stretch.reception
+        before = self.parent.disks if self.parent else {}
         with write_point(self.repository, f"protect {self.vm.name}", first_copy=self.parent is None) as writer:
-            disks = []
-            for tap, name in zip(stretch.taps, stretch.names, strict=True):
-                known = self.parent.disks.get(name) if self.parent else None
-                disks.append(disk := SealedDisk(name, tap.disk.size, known.tree if known else None))
-                if tap not in pushed:
-                    with unknown_of(reader, tap.disk, name, self.known) as (device, ranges):
-                        totals[tap.number] = to_look_at(device, ranges)
-                        disk.take_in(writer, device, ranges, advance)
-                    self._mark_complete(stretch.reception, tap.number)
+            trees = {name: disk.tree for name, disk in before.items() if writer.usable(disk.tree)}
+            named = list(zip(stretch.names, (node.size for node in stretch.nodes), strict=True))
+            disks = [SealedDisk(name, size, trees.get(name) or Tree(size, None)) for name, size in named]
             sealer = Sealer(self.repository, writer, disks, Replay([Patches() for _ in disks], 0, following=False))
-            push = Push(stretch.reception, self._spool, self.order, self._until)
+            consumer = Consumer(reception, self._spool, sealer, self.order.spool_limit, self._until)
+            progress = CopyProgress([size for _, size in named], self.wishes, self.told, self.look)
+            sink = str(reception.socket_path)
+            closer = GapCloser(sink, writer, consumer, trees, self.known)
+            for tap, disk in zip(stretch.taps, disks, strict=True):
+                if tap not in pushed:
+                    closer.read(reader, tap, disk, progress)
+            push = Push(sink, self.order, consumer)
             for tap in pushed:
-                push.run(tap, sealer, advance)
-                self._mark_complete(stretch.reception, tap.number)
-            self.told.copying(sum(totals), sum(totals))
+                closer.push(push, tap, progress)
+            progress.end()
             self._seal(writer, sealer, None, quiet=True)
-
-    def _mark_complete(self, reception: Reception, number: int) -> None:
-        with NbdConnection(str(reception.socket_path), f"mark-{number}", timeout=_DURABLE_S) as connection:
-            connection.answer(connection.send(0, canonical_json({"mark": "complete"})))
 
     def look(self) -> None:
         """Raises CaptureLost when a tap, or what receives from it, has ended, or a disk was taken from the VM."""
@@ -302,7 +281,8 @@ class Capture:
         end = self.time.monotonic() + _DURABLE_S
         while not done():
             if not reception.alive or self.time.monotonic() > end:
-                raise CaptureLost("the spool does not become durable")
+                why = "the spool does not become durable" if reception.state == FINE else _WHY[reception.state]
+                raise CaptureLost(why)
             self.time.sleep(0.01)
 
     def _drop(self) -> None:

@@ -33,25 +33,33 @@ _BLOCKS = 1 << 18
 
 @dataclass(slots=True)
 class SealedDisk:
-    """A disk of a VM under capture, as it was taken in last (`tree` None: nothing was), and figures of the point to come."""
+    """A disk of a VM under capture, as it was taken in last (without a root: nothing was), and figures of the point to come."""
 
     name: str
     size: int
-    tree: Tree | None
+    tree: Tree
     read: int = 0
     changed: int = 0
     stored: int = 0
 
-    def take_in(self, writer: PointWriter, device: BlockDevice, ranges: Ranges | None, progress: Callable[[int], None]) -> None:
-        """Store what `device` has in these blocks (None: in all), where it differs.
+    def take_in(
+        self,
+        writer: PointWriter,
+        device: BlockDevice,
+        ranges: Ranges | None,
+        progress: Callable[[int], None],
+        enough: Callable[[], bool] = lambda: False,
+    ) -> Ranges:
+        """Store what `device` has in these blocks (None: in all), where it differs; which are left because it was `enough`.
 
         Raises StorageError, Damaged, DeviceError.
         """
-        intake = writer.take(device, self.tree, ranges, progress)
+        intake = writer.take(device, self.tree, ranges, progress, enough)
         self.tree = intake.tree
         self.read += intake.bytes_read
         self.changed += intake.bytes_changed
         self.stored += intake.bytes_stored
+        return intake.left
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +122,7 @@ class Sealer:
         Raises StorageError, Damaged, Fenced.
         """
         self._take_in()
-        disks = {
-            disk.name: Disk(disk.tree or Tree(disk.size, None), "raw", disk.read, disk.changed, disk.stored)
-            for disk in self._disks
-        }
+        disks = {disk.name: Disk(disk.tree, "raw", disk.read, disk.changed, disk.stored) for disk in self._disks}
         time_ns = max(self.replay.time_ns, self.instant_ns, parent.time_ns + 1 if parent else 0)
         names = tuple(disk.name for disk in self._disks)
         point = RecoveryPoint(
@@ -162,7 +167,7 @@ class Sealer:
 
     def _take_in(self) -> None:
         for disk, patches in zip(self._disks, self.replay.patches, strict=True):
-            below = PointDisk(self._repository.fetcher, disk.tree or Tree(0, None))
+            below = PointDisk(self._repository.fetcher, disk.tree)
             device = PatchedDevice(below, patches, disk.size)
             disk.take_in(self._writer, device, patches.ranges(disk.size), lambda _: None)
             patches.clear()

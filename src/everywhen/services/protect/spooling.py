@@ -70,6 +70,12 @@ class Spool:
             if self._shipped and file.number in self._shipped and begin is not None and begin <= sealed:
                 file.path.unlink()
 
+    def discard(self, closed: int) -> None:
+        """Remove the files with lower numbers than `closed`, unshipped: all their records came before the first moment."""
+        for file in self.files():
+            if file.number < closed:
+                file.path.unlink()
+
     def remove(self) -> None:
         """Remove all files: the sink has ended, and what can be of use is shipped and in a point."""
         for file in self.files():

@@ -10,7 +10,7 @@ import pytest
 
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.block.patched import Patches
-from everywhen.formats.point import RecoveryPoint
+from everywhen.formats.point import RecoveryPoint, Tree
 from everywhen.formats.segment import ZERO, Group, decode_group, encode_group
 from everywhen.repository.disk import PointDisk
 from everywhen.repository.repository import Repository
@@ -38,7 +38,7 @@ def repository(tmp_path: Path) -> Iterator[Repository]:
 
 
 def first(repository: Repository, writer: PointWriter) -> Sealer:
-    disks = [SealedDisk("vda", SIZE, None), SealedDisk("vdb", SIZE, None)]
+    disks = [SealedDisk("vda", SIZE, Tree(SIZE, None)), SealedDisk("vdb", SIZE, Tree(SIZE, None))]
     return Sealer(repository, writer, disks, Replay([Patches(), Patches()], 0, following=False))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from everywhen.block.patched import Patches
-from everywhen.formats.point import RecoveryPoint
+from everywhen.formats.point import RecoveryPoint, Tree
 from everywhen.formats.segment import ZERO, Group, decode_group, encode_group
 from everywhen.repository.ledger import Vm
 from everywhen.repository.minutes import DayOfMinutes, PointRow, Row, add_minutes
@@ -42,7 +42,7 @@ def sealed(repository: Repository, parent: RecoveryPoint | None, *groups: Group)
         if parent is not None and parent.journal is not None:
             sealer = Sealer.after(repository, writer, parent, parent.journal)
         else:
-            disks = [SealedDisk("vda", SIZE, None), SealedDisk("vdb", SIZE, None)]
+            disks = [SealedDisk("vda", SIZE, Tree(SIZE, None)), SealedDisk("vdb", SIZE, Tree(SIZE, None))]
             sealer = Sealer(repository, writer, disks, Replay([Patches(), Patches()], 0, following=False))
         for one in groups:
             sealer.feed(one)

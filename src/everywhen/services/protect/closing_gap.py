@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Closing a gap: what the taps cannot know is read beside them, or pushed by them, until every disk is complete.
+
+The spool is consumed between two pieces of a copy when it has grown, so that a copy may take as long as it wants. Why a piece
+is read and taken in as one: docs/capture.md, "Copies".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from everywhen.block.device import BlockDevice
+from everywhen.capture.reading import Reader
+from everywhen.capture.tap import Tap
+from everywhen.formats.fields import canonical_json
+from everywhen.formats.ids import PointId
+from everywhen.formats.point import Tree
+from everywhen.nbd.connection import NbdConnection
+from everywhen.repository.intake import Ranges, with_edges
+from everywhen.repository.writer import PointWriter
+from everywhen.services.protect.bridging import to_look_at, unknown_of
+from everywhen.services.protect.capture_order import Paused, Stopped, Told
+from everywhen.services.protect.consuming import Consumer
+from everywhen.services.protect.pushing import Push
+from everywhen.services.protect.sealing import SealedDisk
+from everywhen.services.protect.wishes import Pause, Wishes, refuse
+
+_MARK_S = 10.0
+
+
+class CopyProgress:
+    """How much of the disks was dealt with; and whoever copies is asked here whether to go on."""
+
+    def __init__(self, sizes: Sequence[int], wishes: Wishes, told: Told, look: Callable[[], None]) -> None:
+        """`sizes`: bytes of each disk; `look` raises when there is no use in going on."""
+        self._totals = list(sizes)  # until it is known how much of each is to be looked at
+        self._done = 0
+        self._wishes = wishes
+        self._told = told
+        self._look = look
+
+    def expect(self, number: int, count: int) -> None:
+        """So many bytes of this disk are to be looked at."""
+        self._totals[number] = count
+
+    def advance(self, count: int) -> None:
+        """So many bytes more. Raises Stopped, Paused, and what `look` does."""
+        wish = self._wishes.wait(0)
+        if self._wishes.ending:
+            raise Stopped
+        if isinstance(wish, Pause):
+            raise Paused(wish)
+        if wish is not None:
+            refuse(wish, "what was not captured before is being read just now; there is no moment until that is done")
+        self._look()
+        self._done += count
+        total = sum(self._totals)
+        self._told.copying(min(self._done, total), total)
+
+    def end(self) -> None:
+        """All was dealt with."""
+        self._told.copying(sum(self._totals), sum(self._totals))
+
+
+class GapCloser:
+    """Completes disks one after the other. `trees`: of the disks at the VM's newest point, those that can be built upon;
+    `points`: the numbers of its stream's points."""
+
+    def __init__(
+        self, sink: str, writer: PointWriter, consumer: Consumer, trees: Mapping[str, Tree], points: Mapping[PointId, int]
+    ) -> None:
+        """`sink`: the path of its socket."""
+        self._sink = sink
+        self._writer = writer
+        self._consumer = consumer
+        self._trees = trees
+        self._points = points
+
+    def read(self, reader: Reader, tap: Tap, disk: SealedDisk, progress: CopyProgress) -> None:
+        """Copy what the tap, which is attached, cannot know. Raises what the reader, repository, consumer and progress do."""
+        # A bitmap says what changed since a point: of no use where that point's tree is not there to build upon.
+        points = self._points if disk.name in self._trees else {}
+        with unknown_of(reader, tap.disk, disk.name, points) as (device, ranges):
+            progress.expect(tap.number, to_look_at(device, ranges))
+            self.copy(device, ranges, disk, progress.advance)
+        self._complete(tap)
+
+    def copy(self, device: BlockDevice, ranges: Ranges | None, disk: SealedDisk, advance: Callable[[int], None]) -> None:
+        """Take in these blocks of a device (None: all), and consume the spool between two pieces whenever it is due.
+
+        A piece is read anew from its extents on: what was read before a record must not be taken in after it.
+        """
+        tree = self._trees.get(disk.name)
+        # Here and not while taking in: the first records that are laid make the tree as large as the disk.
+        left = ranges if tree is None else with_edges(ranges, tree.size, disk.size)
+        while left := disk.take_in(self._writer, device, left, advance, lambda: self._consumer.is_due):
+            self._consumer.run(advance)
+
+    def push(self, push: Push, tap: Tap, progress: CopyProgress) -> None:
+        """Attach the tap, and let it send the disk. Raises what the push does."""
+        push.run(tap, progress.advance)
+        self._complete(tap)
+
+    def _complete(self, tap: Tap) -> None:
+        with NbdConnection(self._sink, f"mark-{tap.number}", timeout=_MARK_S) as connection:
+            connection.answer(connection.send(0, canonical_json({"mark": "complete"})))
