@@ -59,7 +59,7 @@ def test_what_lies_beyond_the_disk_is_left_out(repository: Repository, tmp_path:
     order = RestoreOrder(vm, opened, ["vda"], str(image), image_format, "new", -1, files=False)
     told: list[tuple[int, int | None]] = []
     restore(repository, order, lambda done, total: told.append((done, total)))
-    assert told[0] == (0, 2 * BLOCK_SIZE)
+    assert told[0] == (0, 2 * BLOCK_SIZE - 4096), "the last block is a part of one"
     back = tmp_path / "back.raw"
     subprocess.run(["qemu-img", "convert", "-f", image_format, "-O", "raw", image, back], check=True)
     expected = (bytes(5) + b"within").ljust(SIZE - 3, b"\0") + b"bey"
