@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from everywhen.interfaces.cli.context import Context
@@ -36,8 +37,9 @@ def restore_group(context: Context, group: str, written: str, into: Into, *, exa
     with context.repository() as repository:
         now = repository.surroundings.clock()
         when = parse_when(written, now_ns=now, zone=context.zone)
-        for vm in members(read_catalog(repository), group):
-            ship_newest(context, vm.name)
+        names = [vm.name for vm in members(read_catalog(repository), group)]
+        with ThreadPoolExecutor(len(names)) as pool:
+            list(pool.map(lambda name: ship_newest(context, name), names))
         catalog = read_catalog(repository)
         found = find_instant(repository, catalog, group, when, now_ns=now, zone=context.zone)
         if exact and isinstance(when.target, Stretch) and found.time_ns < when.target.earliest_ns:
