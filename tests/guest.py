@@ -78,6 +78,7 @@ class Guest:
         self.safe: list[int] = []
         self.beats: list[int] = []
         self.errors: list[str] = []
+        self._begun = b""
         self._writing = False
         self._turn = threading.Lock()
         self._ups = self._starts = 0
@@ -92,9 +93,19 @@ class Guest:
         self._boot(ramdisk(folder))
 
     def _boot(self, archive: Path) -> None:
+        self._archive = archive
+        self._launch()
+        try:
+            self._started(1)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _launch(self, *more: str, before: threading.Thread | None = None) -> None:
+        """Start a QEMU with its monitors and logs in `folder`; `before` it another one had the guest."""
         self._port, theirs = socket.socketpair()
         command = [QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-M", "q35", "-accel", "tcg", "-m", "128"]
-        command += ["-kernel", str(KERNEL / "vmlinuz"), "-initrd", str(archive)]
+        command += ["-kernel", str(KERNEL / "vmlinuz"), "-initrd", str(self._archive)]
         # Warnings and errors of the kernel go to the first port, quiet or not; a panic stays to be seen.
         command += ["-append", "console=ttyS0 loglevel=5 nokaslr mitigations=off panic=0"]
         command += ["-serial", f"file:{self.folder / 'console'}"]
@@ -107,18 +118,38 @@ class Guest:
             command += ["-blockdev", f"driver=file,node-name=file{number},filename={image},discard=unmap"]
             command += ["-blockdev", f"driver={self._format},node-name=node{number},file=file{number},discard=unmap"]
             command += ["-device", f"virtio-blk-pci,drive=node{number},id=vd{number}"]
-        command += self._more
+        command += [*self._more, *more]
         with (self.folder / "qemu.log").open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=[theirs.fileno()])
         theirs.close()
-        self._listener = threading.Thread(target=self._listen)
+        self._listener = threading.Thread(target=self._listen, args=(self._port, before))
         self._listener.start()
         try:
             eventually(lambda: self._answers(own), "QEMU answers")
-            self._started(1)
         except BaseException:
             self.kill()
             raise
+
+    def migrate(self, folder: Path) -> None:
+        """Move to another QEMU with the same disks, its monitors and logs in `folder`. Records rest, the churn goes on."""
+        self.rest()
+        source, port, listener, monitor = self.process, self._port, self._listener, self.folder / "own.sock"
+        folder.mkdir()
+        self.folder, self.qmp = folder, folder / "qmp.sock"
+        address = f"unix:{folder}/incoming.sock"
+        try:
+            self._launch("-incoming", address, before=listener)
+            with QmpMonitor.connect(str(monitor)) as leaving:
+                leaving.execute("migrate", {"uri": address})
+                eventually(lambda: leaving.execute("query-migrate")["status"] in ("completed", "failed"), "it moves", _BOOT_S)
+                assert leaving.execute("query-migrate")["status"] == "completed", leaving.execute("query-migrate")
+                leaving.execute("quit")
+            source.wait(_BOOT_S)
+        finally:
+            source.kill()
+            source.wait()
+            listener.join()
+            port.close()
 
     def __enter__(self) -> Self:
         return self
@@ -217,13 +248,17 @@ class Guest:
             self.issued.append(time.time_ns())
             self._say(f"go {number}")
 
-    def _listen(self) -> None:
+    def _listen(self, port: socket.socket, before: threading.Thread | None) -> None:
         """Take what the guest says until its port is closed, and ask for the next record as soon as one is safe."""
-        with self._port.makefile("rb") as lines:
-            for line in lines:
+        if before is not None:
+            before.join()
+        with port.makefile("rb") as lines:
+            for said in lines:
                 now = time.time_ns()
+                line, self._begun = self._begun + said, b""
                 if not line.endswith(b"\n"):
-                    break  # the end came in the middle of it
+                    self._begun = line  # the end came in the middle of it; after a migration the rest comes at another port
+                    break
                 word, _, rest = line.decode(errors="replace").strip().partition(" ")
                 if word == "safe" and int(rest) == len(self.safe):
                     with self._turn:

@@ -21,11 +21,15 @@ VM = "web1"
 class LibvirtCapture:
     """A guest, called web1 here, a repository, and the capture between them. Left alone, it is killed at the end."""
 
-    def __init__(self, folder: Path, guest: Guest) -> None:
-        """`folder`: of the repository. The sockets lie where QEMU, another user, may come."""
+    def __init__(self, folder: Path, guest: Guest, *, repository: Path | None = None) -> None:
+        """`folder`: of the repository, unless there is one. The sockets lie where QEMU, another user, may come."""
         self.guest = guest
-        state = guest.libvirtd.folder / f"state-{folder.name}"
-        self.program = Program(folder, more={"EVERYWHEN_STATE": str(state)}).init()
+        more = {"EVERYWHEN_STATE": str(guest.libvirtd.folder / f"state-{folder.name}")}
+        if repository is None:
+            self.program = Program(folder, more=more).init()
+        else:
+            self.program = Program(folder, more=more | {"EVERYWHEN_REPO": str(repository)})
+        state = Path(more["EVERYWHEN_STATE"])
         self._sockets = state / VM
         self.process: subprocess.Popen[str] | None = None
 

@@ -27,18 +27,23 @@ _SCRIPT = Path(__file__).with_suffix(".sh")
 
 
 class Libvirtd:
-    """A running libvirtd. `folder`: short, since sockets are below it, and all may enter it, since QEMU is another user."""
+    """A running libvirtd. `folder`: short, since sockets are below it, and all may enter it, since QEMU is another user.
 
-    def __init__(self) -> None:
+    `host`: it takes itself for a host of that name, so that domains can be migrated there; owners of images it leaves alone.
+    """
+
+    def __init__(self, host: str = "") -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="lv-"))
         self.folder.chmod(0o711)
         self.qemu_user = "libvirt-qemu" if os.geteuid() == 0 else "root"
         command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        if host:
+            command += ["--uts"]
         if os.geteuid() != 0:
             command += ["--user", "--map-root-user"]
         self._errors = (self.folder / "errors").open("ab")
         self._init = subprocess.Popen(
-            [*command, "bash", "-eu", str(_SCRIPT), str(self.folder), self.qemu_user],
+            [*command, "bash", "-eu", str(_SCRIPT), str(self.folder), self.qemu_user, host],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -8,56 +8,18 @@ import random
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from everywhen.capture.qmp import CommandFailed
-from tests.captures import Capture
+from tests.bridged import MIB, STORED, captured, figures, filled, same
 from tests.hypervisor import Hypervisor
 from tests.program import Program
-
-MIB = 1 << 20
-SIZES = [16 * MIB, 8 * MIB]
-STORED = 200_000
-"""Bytes that may be stored anew in these tests; the disks hold 3 MiB that do not compress."""
 
 
 @pytest.fixture
 def program(tmp_path: Path) -> Program:
     return Program(tmp_path).init()
-
-
-def filled(folder: Path, image_format: str = "raw") -> Hypervisor:
-    """A VM whose disks have content; it does not run yet when the content is written."""
-    hypervisor = Hypervisor(folder, SIZES, image_format=image_format)
-    hypervisor.quit()
-    chance = random.Random(4)
-    for image, size in zip(hypervisor.images, SIZES, strict=True):
-        raw = folder / "content.raw"
-        raw.write_bytes(chance.randbytes(3 * MIB // 2).ljust(size, b"\0"))
-        subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", image_format, raw, image], check=True)
-    hypervisor.start()
-    return hypervisor
-
-
-def captured(program: Program, hypervisor: Hypervisor) -> Capture:
-    return Capture(program, "web1", hypervisor.qmp, "--pace", "0", "--seal-every", "1h").followed()
-
-
-def same(program: Program, hypervisor: Hypervisor) -> None:
-    """The newest moment holds what the disks hold."""
-    for number in range(len(hypervisor.images)):
-        path = program.folder / "back.raw"
-        program.restore(f"web1/vd{number}", path, "--overwrite")
-        assert path.read_bytes() == hypervisor.content(number), f"disk {number} differs"
-
-
-def figures(program: Program, name: str) -> dict[str, int]:
-    """Sums over all points but the first."""
-    points: list[dict[str, Any]] = program.ok("points", "web1")[:-1]
-    names = {disk for point in points for disk in point["disks"]}
-    return {disk: sum(point["disks"][disk][name] for point in points if disk in point["disks"]) for disk in names}
 
 
 def paused(program: Program, hypervisor: Hypervisor, change: Callable[[], None]) -> None:
@@ -168,6 +130,16 @@ def test_a_revert_to_an_internal_snapshot(program: Program, tmp_path: Path) -> N
 
         between(program, hypervisor, revert)
         assert figures(program, "bytes_stored")["vd0"] < STORED
+
+
+def test_an_image_that_was_replaced_by_an_older_copy(program: Program, tmp_path: Path) -> None:
+    """As a restore by somebody else's tool leaves it: another file by the same name."""
+    with filled(tmp_path) as hypervisor:
+        older = tmp_path / "older.raw"
+        older.write_bytes(hypervisor.images[0].read_bytes())
+        between(program, hypervisor, lambda: older.replace(hypervisor.images[0]))
+        assert figures(program, "bytes_stored")["vd0"] < STORED
+        assert hypervisor.content(0)[MIB : MIB + 4096] != bytes([7]) * 4096, "it is the older one"
 
 
 def test_a_disk_more_and_a_disk_less(program: Program, tmp_path: Path) -> None:

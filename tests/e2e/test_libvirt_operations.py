@@ -6,6 +6,7 @@ An operation may be refused, and may be said to be refused; it may never cost a 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ libvirt = pytest.importorskip("libvirt", reason="libvirt's Python library is not
 from tests.hypervisor import eventually
 from tests.libvirt_capture import LibvirtCapture
 from tests.libvirtd import Guest, Libvirtd
+from tests.program import ended
 
 pytestmark = pytest.mark.xdist_group("libvirt")
 MIB = 1 << 20
@@ -228,17 +230,59 @@ def test_saved_and_restored(capture: LibvirtCapture, guest: Guest) -> None:
     capture.same()
 
 
-def test_set_back_to_a_snapshot(capture: LibvirtCapture, guest: Guest) -> None:
+@pytest.mark.parametrize("meanwhile", ["following", "paused", "ended"])
+def test_set_back_to_a_snapshot(capture: LibvirtCapture, guest: Guest, meanwhile: str) -> None:
     internal_snapshot(guest)
     capture.start()
     guest.write(0, 5 * MIB, 4096, 4)
+    if meanwhile == "paused":
+        capture.pause()
+    elif meanwhile == "ended":
+        capture.stop()
     guest.raw.revertToSnapshot(guest.raw.snapshotLookupByName("inside"))
-    eventually(lambda: capture.state != "following", "it is noticed")
-    capture.follows()
+    if meanwhile == "following":
+        eventually(lambda: capture.state != "following", "it is noticed")
+        capture.follows()
+    elif meanwhile == "paused":
+        capture.resume()
+    else:
+        capture.start()
     guest.write(0, 6 * MIB, 4096, 5)
-    assert "capture was lost" in capture.stop().err
+    assert ("capture was lost" in capture.stop().err) == (meanwhile == "following")
     assert guest.content(0)[5 * MIB] == 0
     capture.same()
+
+
+def test_renamed(capture: LibvirtCapture, guest: Guest) -> None:
+    """Where it is named by its UUID, capture finds it again by itself."""
+    capture.start("--domain", guest.domain.uuid)
+    guest.write(0, 5 * MIB, 4096, 4)
+    guest.raw.destroy()
+    eventually(lambda: capture.state == "off", "the end is noticed")
+    guest.raw.rename("renamed")
+    guest.name = "renamed"
+    guest.start()
+    capture.follows()
+    guest.write(0, 6 * MIB, 4096, 5)
+    capture.stop()
+    capture.same()
+    assert all(point["disks"]["vda"]["bytes_stored"] < MIB / 2 for point in capture.points()[:-1])
+
+
+@pytest.mark.skipif(shutil.which("virtnbdbackup") is None, reason="virtnbdbackup is not installed")
+def test_virtnbdbackup_in_a_pause(capture: LibvirtCapture, guest: Guest, tmp_path: Path) -> None:
+    capture.start()
+    # It wants a name and a password for any address that has a plus in it; libvirtd asks for none.
+    command = ["virtnbdbackup", "-d", guest.name, "-U", guest.libvirtd.uri, "--user", "-", "--password", "-", "-n"]
+    command += ["-l", "full", "-o", str(tmp_path / "theirs")]
+    done = ended(capture.program.start("pause", "web1", "--for", "5m", "--", *command))
+    assert done.code == 0, done
+    assert list((tmp_path / "theirs").glob("vda*"))
+    capture.follows()
+    guest.write(0, 6 * MIB, 4096, 5)
+    capture.stop()
+    capture.same()
+    assert capture.points()[0]["disks"]["vda"]["bytes_read"] <= 2 * 65536, "only what changed was read"
 
 
 def test_anothers_backup_runs_when_the_pause_ends(capture: LibvirtCapture, guest: Guest) -> None:

@@ -68,6 +68,17 @@ class BlockExport:
 
 
 @dataclass(frozen=True, slots=True)
+class Migration:
+    """A guest on its way out of a QEMU: how far it is, `none` where there never was one, and how many milliseconds that took.
+
+    QEMU counts what it writes into a snapshot as one, too, and says that it took no time.
+    """
+
+    status: str
+    took_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Graph:
     """How nodes and jobs hang together; ids are QEMU's and good for one answer only."""
 
@@ -178,6 +189,20 @@ def version(monitor: Monitor) -> tuple[int, int, int]:
     with _reading("query-version"):
         qemu = mapping(_object(monitor.execute("query-version")), "qemu")
         return whole(qemu, "major"), whole(qemu, "minor"), whole(qemu, "micro")
+
+
+def run_state(monitor: Monitor) -> str:
+    """What the guest does: `running`, `paused`, `inmigrate`, `postmigrate`, … Raises MonitorError, CommandFailed."""
+    with _reading("query-status"):
+        return text(_object(monitor.execute("query-status")), "status")
+
+
+def migration(monitor: Monitor) -> Migration:
+    """The newest one of the guest out of this QEMU. Raises MonitorError, CommandFailed."""
+    with _reading("query-migrate"):
+        found = _object(monitor.execute("query-migrate"))
+        # Of one into this QEMU nothing but the status is told.
+        return Migration(text(found, "status", "none") if "ram" in found else "none", whole(found, "total-time", 0))
 
 
 def commands(monitor: Monitor) -> set[str]:

@@ -19,6 +19,9 @@ from everywhen.formats.ids import PointId, is_point_id
 GRANULARITY = 65536
 """Bytes a bit stands for: a block, which is what is compared and stored."""
 FROZEN = f"{OURS}frozen"
+GUARD = f"{OURS}guard"
+_SET_BACK = ("qcow2", "rbd")
+"""Drivers of nodes that QEMU can set back to a snapshot (QEMU 7.2: those with bdrv_snapshot_goto)."""
 _POINT = len("p-") + 12
 
 
@@ -40,6 +43,18 @@ def recordings(monitor: Monitor, node: str) -> list[Recording]:
         if bitmap.name.startswith(OURS) and is_point_id(point) and bitmap.recording:
             found.append(Recording(bitmap.name, PointId(point), disk))
     return found
+
+
+def guard(monitor: Monitor, node: str) -> None:
+    """Have QEMU refuse to set back to a snapshot what lies below a disk's node, as it refuses where a bitmap is.
+
+    A revert passes by bitmaps, so where the disk's node is a filter the ones there would miss it, and the next point would be
+    wrong (QEMU, block/snapshot.c: bdrv_snapshot_goto refuses "active dirty bitmaps" on the very node alone).
+    """
+    nodes = answers.block_nodes(monitor)
+    below = [nodes[name] for name in answers.graph(monitor).chain(node)[1:] if name in nodes]
+    bare = [one.name for one in below if one.driver in _SET_BACK and GUARD not in [bitmap.name for bitmap in one.bitmaps]]
+    _transaction(monitor, [_add(name, GUARD, disabled=True) for name in bare])
 
 
 def begin(monitor: Monitor, disks: Mapping[str, str], point: PointId) -> None:

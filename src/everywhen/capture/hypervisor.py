@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from everywhen.capture import leftovers, migration
 from everywhen.capture.nodes import DiskNode, find_disks
 from everywhen.capture.qmp import Monitor, QmpMonitor, VmOff
 from everywhen.capture.socket_access import let_in
@@ -47,7 +48,10 @@ class Hypervisor(Protocol):
         nobody can read. Empty where nobody knows."""
 
     def monitor(self) -> Monitor:
-        """Its monitor, connected; close it."""
+        """Its monitor, connected; close it. Bitmaps of ours that do not have all that was written are gone."""
+
+    def why_away(self, monitor: Monitor) -> str | None:
+        """Why its guest is not there any more, though the monitor is: it was migrated."""
 
     def disks(self, monitor: Monitor) -> list[DiskNode]:
         """Its disks that can be written to. Raises NoDisks, CommandFailed."""
@@ -76,16 +80,28 @@ class QmpSocket:
 
     def is_off(self) -> bool:
         try:
-            QmpMonitor.connect(self.place).close()
+            with QmpMonitor.connect(self.place) as monitor:
+                return migration.why_away(monitor) is not None
         except VmOff:
             return True
-        return False
 
     def images(self) -> dict[str, StoredDisk]:
         return {}
 
     def monitor(self) -> Monitor:
-        return QmpMonitor.connect(self.place)
+        monitor = QmpMonitor.connect(self.place)
+        try:
+            if (why := migration.why_away(monitor)) is not None:
+                raise VmOff(f"{self.place}: {why}")
+            if migration.may_have_run_elsewhere(monitor):
+                leftovers.clear_bitmaps(monitor)
+        except BaseException:
+            monitor.close()
+            raise
+        return monitor
+
+    def why_away(self, monitor: Monitor) -> str | None:
+        return migration.why_away(monitor)
 
     def disks(self, monitor: Monitor) -> list[DiskNode]:
         return find_disks(monitor)

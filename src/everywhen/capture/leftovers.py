@@ -22,7 +22,7 @@ _END_S = 10.0
 
 
 def clear(monitor: Monitor) -> None:
-    """Remove all of ours but the bitmaps that record. Raises MonitorError, CommandFailed."""
+    """Remove all of ours but the bitmaps that record, and what guards them. Raises MonitorError, CommandFailed."""
     for job in answers.jobs(monitor):
         if job.name.startswith(OURS):
             _end(monitor, job.name)

@@ -153,6 +153,12 @@ class Domain:
         state, reason = within(ANSWER_S, self.domain.state)
         return bool(state == libvirt.VIR_DOMAIN_SHUTOFF and reason == libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED)
 
+    @property
+    def is_arriving(self) -> bool:
+        """Whether there is a QEMU to which it is being migrated. Raises MonitorError."""
+        state, reason = within(ANSWER_S, self.domain.state)
+        return bool(state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_MIGRATION)
+
     def xml(self, *, running: bool) -> str:
         """Its definition, with all secrets: as it runs now, or as it will be started next. Raises NotRunning, MonitorError."""
         if running and not self.runs:

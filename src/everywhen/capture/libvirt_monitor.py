@@ -51,6 +51,8 @@ class LibvirtMonitor:
         self._gone: str | None = None
         if not self._domain.runs:
             raise NotRunning(f'the domain "{name}" is not running')
+        if self._domain.is_arriving:
+            raise NotRunning(f'the domain "{name}" is about to arrive by migration')
         host.when_gone(self._lose)
         connection, domain = host.connection, self._domain.domain
         kind = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE

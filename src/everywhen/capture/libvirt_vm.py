@@ -37,7 +37,8 @@ class LibvirtVm:
 
     def is_off(self) -> bool:
         with LibvirtHost(self.uri) as host:
-            return not host.domain(self.domain).runs
+            domain = host.domain(self.domain)
+            return not domain.runs or domain.is_arriving
 
     def images(self) -> dict[str, StoredDisk]:
         with LibvirtHost(self.uri) as host:
@@ -49,6 +50,9 @@ class LibvirtVm:
 
     def monitor(self) -> Monitor:
         return LibvirtMonitor.connect(self.uri, self.domain)
+
+    def why_away(self, monitor: Monitor) -> str | None:  # noqa: ARG002 - libvirt ends such a QEMU, and its monitor says why
+        return None
 
     def disks(self, monitor: Monitor) -> list[DiskNode]:
         with LibvirtHost(self.uri) as host:

@@ -6,7 +6,7 @@ F3: no `blockdev-add` before a handshake of our own has succeeded, and never wit
 
 from __future__ import annotations
 
-from everywhen.capture import answers
+from everywhen.capture import answers, bitmaps
 from everywhen.capture.nodes import OURS, DiskNode
 from everywhen.capture.qmp import CommandFailed, Event, Monitor
 from everywhen.formats.fields import Json
@@ -98,6 +98,7 @@ class Tap:
             "filter-node-name": f"{OURS}filter-{self.number}",
         }
         try:
+            bitmaps.guard(self._monitor, self.disk.node)
             self._monitor.execute("blockdev-add", target)
             self._monitor.execute("blockdev-mirror", job | how)
         except CommandFailed as error:

@@ -199,6 +199,12 @@ def judge_hypervisor(survey: Survey) -> list[Check]:
     return checks
 
 
+_LET = {
+    "apparmor": 'If not, dmesg says so: add "/var/lib/everywhen/*/sockets/** rw," to '
+    "/etc/apparmor.d/local/abstractions/libvirt-qemu (Debian, Ubuntu), and start the VM anew."
+}
+
+
 def judge_domain(*, running: bool, confined: Iterable[str], barred: tuple[int, Path] | None) -> list[Check]:
     """What libvirt tells about a domain as a whole.
 
@@ -214,7 +220,7 @@ def judge_domain(*, running: bool, confined: Iterable[str], barred: tuple[int, P
         checks.append(Check("state", Verdict.CARE, words, "Start it; or back its images up: everywhen backup"))
     for module in confined:
         words = f"QEMU is confined by {module}, with which capture was never tried: it may not let QEMU use our sockets"
-        checks.append(Check(module, Verdict.CARE, words))
+        checks.append(Check(module, Verdict.CARE, words, _LET.get(module, "")))
     return checks
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 import everywhen
+from everywhen.capture import migration
 from everywhen.capture.qmp import CommandFailed, MonitorError, QmpMonitor
 from everywhen.capture.socket_access import NoAccess
 from everywhen.capture.survey import survey
@@ -88,7 +89,7 @@ def _looked_at(context: Context, names: list[str], qmp: str | None, uri: str | N
         raise WrongUsage(f"A monitor is one VM's; its name may have a-z, 0-9, dot, dash and underscore: {' '.join(names)}.")
     try:
         with QmpMonitor.connect(qmp, _ANSWER_S) as monitor:
-            found = survey(monitor)
+            found, why_away = survey(monitor), migration.why_away(monitor)
     except (MonitorError, CommandFailed) as error:
         raise Failed(
             f"The monitor cannot be asked: {error}.",
@@ -99,7 +100,10 @@ def _looked_at(context: Context, names: list[str], qmp: str | None, uri: str | N
                 "Is it a QMP monitor, and may this user use it?",
             ],
         ) from error
-    return [_Vm(names[0] if names else "the VM", qmp, judge(found), judge_hypervisor(found))]
+    checks = judge_hypervisor(found)
+    if why_away is not None:
+        checks.append(Check("guest", Verdict.NO, why_away, "Protect it where it runs: --qmp with the monitor of that QEMU."))
+    return [_Vm(names[0] if names else "the VM", qmp, judge(found), checks)]
 
 
 def _through_libvirt(context: Context, uri: str, names: list[str]) -> list[_Vm]:

@@ -257,6 +257,8 @@ class Capture:
             # Its tap goes on; what is attached in its place is another device, with no tap.
             if detached(self._stretch.monitor, tap.disk):
                 raise DisksChanged(f"{tap.disk.device} was detached")
+        if (why := self.order.hypervisor.why_away(self._stretch.monitor)) is not None:
+            raise CaptureLost(why)
         # The taps stand now, so they stood then.
         if reception.durable >= self._seen[1]:
             self.covered_ns = max(self.covered_ns, self._seen[0])

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""`virsh migrate` of a domain under capture, between two real libvirtds that take themselves for two hosts, and back.
+
+They are on one machine: images, sockets and page cache are shared as no two hosts share them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+libvirt = pytest.importorskip("libvirt", reason="libvirt's Python library is not installed")
+
+from everywhen.capture.libvirt_host import NoDomain
+from tests.hypervisor import eventually
+from tests.libvirt_capture import LibvirtCapture
+from tests.libvirtd import Guest, Libvirtd
+
+pytestmark = pytest.mark.xdist_group("libvirt")
+MIB = 1 << 20
+
+
+class ThatGuest(Guest):
+    """A guest as another host has it, where it was not defined, and arrives."""
+
+    def __init__(self, guest: Guest, libvirtd: Libvirtd) -> None:
+        self.libvirtd = libvirtd
+        self.name = guest.name
+        self.folder = guest.folder
+        self.images = list(guest.images)
+        self.formats = guest.formats
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(NoDomain):
+            if self.domain.runs:
+                self.raw.destroy()
+        with suppress(NoDomain):
+            self.raw.undefine()
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[tuple[Libvirtd, Libvirtd]]:
+    with Libvirtd("first.example") as first, Libvirtd("second.example") as second:
+        yield first, second
+
+
+@pytest.fixture
+def here(hosts: tuple[Libvirtd, Libvirtd]) -> Iterator[Guest]:
+    with Guest(hosts[0], "moving", [(8 * MIB, "qcow2"), (4 * MIB, "raw")]) as made:
+        made.folder.chmod(0o777)  # QEMU, another user, makes sockets there
+        for image in made.images:
+            image.chmod(0o666)
+        made.start()
+        made.write(0, 0, MIB, 1)
+        made.write(1, MIB, MIB, 2)
+        yield made
+
+
+@pytest.fixture
+def there(hosts: tuple[Libvirtd, Libvirtd], here: Guest) -> Iterator[Guest]:
+    with ThatGuest(here, hosts[1]) as made:
+        yield made
+
+
+@pytest.fixture
+def capture(tmp_path: Path, here: Guest) -> Iterator[LibvirtCapture]:
+    (tmp_path / "here").mkdir()
+    with LibvirtCapture(tmp_path / "here", here) as made:
+        yield made
+
+
+def migrate(source: Guest, to: Guest, more: dict[str, Any] | None = None, flags: int = 0) -> None:
+    """As `virsh migrate --live --persistent --unsafe` does it; the images are on storage that both have."""
+    uri = {libvirt.VIR_MIGRATE_PARAM_URI: f"unix://{source.folder}/migration.sock"}
+    flags |= libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PERSIST_DEST | libvirt.VIR_MIGRATE_UNSAFE
+    source.raw.migrate3(to.libvirtd.connection, uri | (more or {}), flags)
+
+
+def test_away_and_back(capture: LibvirtCapture, here: Guest, there: Guest, tmp_path: Path) -> None:
+    capture.start()
+    here.write(0, 5 * MIB, 4096, 4)
+    migrate(here, there)
+    eventually(lambda: capture.state == "off", "it waits")
+    shown = capture.wish("status")
+    assert not shown["in_sync"]
+    assert not here.domain.runs
+    capture.guest = there
+    capture.same()  # the last write is in
+    there.write(0, 6 * MIB, 4096, 5)
+
+    (tmp_path / "there").mkdir()
+    with LibvirtCapture(tmp_path / "there", there, repository=capture.program.repo) as other:
+        other.start()
+        there.write(1, 3 * MIB, 4096, 6)
+        migrate(there, here)
+        capture.follows()
+        here.write(1, 2 * MIB, 4096, 7)
+        other.stop()
+    assert "the VM has moved to another host" in capture.stop().err
+    capture.guest = here
+    capture.same()
+    points = capture.points()[:-1]
+    assert all(disk["bytes_stored"] < 100_000 for point in points for disk in point["disks"].values()), points
+
+
+def test_with_its_storage(capture: LibvirtCapture, here: Guest, there: Guest) -> None:
+    """libvirt copies the disks by jobs of its own, which do not stand beside a tap."""
+    moved = [image.with_name(f"moved-{image.name}") for image in here.images]
+    xml = here.raw.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE)
+    for old, new in zip(here.images, moved, strict=True):
+        shutil.copy(old, new)  # of that size, and with what is not to be there
+        new.chmod(0o666)
+        xml = xml.replace(str(old), str(new))
+    sockets = {
+        libvirt.VIR_MIGRATE_PARAM_DISKS_URI: f"unix://{here.folder}/disks.sock",
+        libvirt.VIR_MIGRATE_PARAM_DEST_XML: xml,
+    }
+    capture.start()
+    with pytest.raises(libvirt.libvirtError, match="Need a root block node|in use by block job"):
+        migrate(here, there, sockets, libvirt.VIR_MIGRATE_NON_SHARED_DISK)
+    here.write(0, 5 * MIB, 4096, 4)
+    assert capture.state == "following"
+    capture.pause()
+    migrate(here, there, sockets, libvirt.VIR_MIGRATE_NON_SHARED_DISK)
+    there.write(0, 6 * MIB, 4096, 5)
+    capture.stop()
+    with LibvirtCapture(capture.program.folder, there, repository=capture.program.repo) as other:
+        other.start()
+        other.stop()
+        other.same()
+        assert all(disk["bytes_stored"] < 100_000 for disk in other.points()[0]["disks"].values())

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Live migration of a VM under capture, from one real QEMU to another: it goes on, nothing is claimed of what is written where
+nobody captures, and afterwards only what changed is stored. Both are on one host: two hosts with shared storage were not tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.bridged import MIB, STORED, captured, figures, filled, same
+from tests.captures import Capture
+from tests.hypervisor import Hypervisor, eventually
+from tests.migrating import Destination, leaves, migration, moves, run_state
+from tests.program import Program, ended
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    return Program(tmp_path).init()
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> Iterator[Hypervisor]:
+    """Its guest runs: nothing but firmware that finds nothing to boot."""
+    with filled(tmp_path / "first") as made:
+        made.monitor.execute("cont")
+        yield made
+
+
+@pytest.fixture
+def second(tmp_path: Path, first: Hypervisor) -> Iterator[Destination]:
+    with Destination(first, tmp_path / "second") as made:
+        yield made
+
+
+def test_away_and_back(program: Program, first: Hypervisor, second: Destination, tmp_path: Path) -> None:
+    with captured(program, first) as capture:
+        first.write(0, MIB, 4096, 7)
+        leaves(first, second)
+        capture.reaches("off")
+        same(program, second)  # the last write is in
+        second.monitor.execute("cont")
+        second.write(0, 2 * MIB, 4096, 8)
+        assert not capture.ask({"wish": "status"})["in_sync"], "what it writes there is not captured"
+        assert "the VM was migrated" in capture.said
+        assert first.ours() == set() or all(name.startswith("everywhen-p-") for name in first.ours()), "bitmaps alone"
+        first.quit()
+        capture.stop()
+    with captured(program, second) as capture, Destination(second, tmp_path / "third") as third:
+        same(program, second)
+        second.write(1, MIB, 4096, 9)
+        moves(second, third)
+        third.write(1, 3 * MIB, 4096, 10)
+        capture.reaches("off")
+        capture.stop()
+        second.quit()
+        with captured(program, third) as capture:
+            capture.stop()
+        same(program, third)
+    stored = figures(program, "bytes_stored")
+    assert max(stored.values()) < STORED, stored
+
+
+def test_where_it_will_arrive_capture_waits(program: Program, first: Hypervisor, second: Destination) -> None:
+    done = program.run("protect", "web1", "--qmp", second.qmp)
+    assert done.code == 1, done
+    assert "about to arrive by migration" in done.err
+    with captured(program, first) as capture:
+        capture.stop()
+    with Capture(program, "web1", second.qmp, "--pace", "0") as capture:
+        capture.reaches("off")
+        first.write(0, MIB, 4096, 7)
+        moves(first, second)
+        capture.reaches("following")
+        second.write(0, 2 * MIB, 4096, 8)
+        capture.stop()
+    same(program, second)
+    assert max(figures(program, "bytes_stored").values()) < STORED
+
+
+def test_a_migration_that_fails_costs_nothing(program: Program, first: Hypervisor, second: Destination) -> None:
+    with captured(program, first) as capture:
+        first.monitor.execute("migrate-set-parameters", {"max-bandwidth": 65536})
+        first.monitor.execute("migrate", {"uri": second.address})
+        eventually(lambda: migration(first) == "active", "it is under way")
+        first.write(0, MIB, 4096, 7)
+        second.kill()
+        eventually(lambda: migration(first) == "failed", "it fails")
+        assert run_state(first) == "running"
+        first.write(0, 2 * MIB, 4096, 8)
+        assert first.write_errors(0) == 0
+        assert capture.state() == "following"
+        capture.stop()
+        assert "capture was lost" not in capture.said
+    same(program, first)
+
+
+@pytest.mark.parametrize("meanwhile", ["following", "paused", "ended"])
+def test_back_in_the_qemu_that_it_had_left(
+    program: Program, first: Hypervisor, second: Destination, meanwhile: str, tmp_path: Path
+) -> None:
+    """Where it had gone it wrote, and that QEMU crashed: bitmaps in the first one have nothing of that."""
+    with captured(program, first) as capture:
+        if meanwhile == "paused":
+            assert "error" not in capture.ask({"wish": "pause", "seconds": 600})
+            capture.reaches("paused")
+        elif meanwhile == "ended":
+            capture.stop()
+        moves(first, second)
+        second.write(0, 2 * MIB, 4096, 8)
+        if meanwhile == "following":
+            capture.reaches("off")
+        second.kill()
+        first.monitor.execute("cont")
+        if meanwhile == "paused":
+            capture.ask({"wish": "resume"})
+        if meanwhile != "ended":
+            capture.reaches("following")
+            first.write(0, 5 * MIB, 4096, 9)
+            capture.stop()
+    with captured(program, first) as capture:
+        capture.stop()
+    same(program, first)
+    assert max(figures(program, "bytes_stored").values()) < STORED
+
+
+def test_during_the_first_copy(program: Program, first: Hypervisor, second: Destination) -> None:
+    process = program.start("protect", "web1", "--qmp", first.qmp, "--pace", "200k")
+    try:
+        eventually(lambda: "everywhen-export" in first.ours(), "the copy goes on")
+        moves(first, second)
+        done = ended(process)
+    finally:
+        process.kill()
+    assert done.code == 1, done
+    assert "the VM was migrated" in done.err
+    assert first.ours() == set()
+    second.write(0, MIB, 4096, 7)
+    assert second.write_errors(0) == 0
+
+
+def test_while_a_disk_is_pushed(program: Program, tmp_path: Path) -> None:
+    """Its tap writes by itself then, also when the guest stands still already."""
+    with (
+        filled(tmp_path / "first", "qcow2", iothread=True, scsi=True) as first,
+        Destination(first, tmp_path / "second") as second,
+    ):
+        first.monitor.execute("cont")
+        process = program.start("protect", "web1", "--qmp", first.qmp, "--pace", "200k")
+        try:
+            eventually(lambda: "everywhen-tap-0" in first.ours(), "it is pushed")
+            moves(first, second)
+            done = ended(process)
+        finally:
+            process.kill()
+        assert done.code == 1, done
+        assert "the VM was migrated" in done.err
+        second.write(0, MIB, 4096, 7)
+        assert second.write_errors(0) == 0
+
+
+def test_doctor_says_that_the_guest_has_left(program: Program, first: Hypervisor, second: Destination) -> None:
+    leaves(first, second)
+    done = program.run("doctor", "--qmp", first.qmp, "--json")
+    assert done.code == 5, done
+    (check,) = [check for check in done.document["vms"][0]["checks"] if check["check"] == "guest"]
+    assert "its guest runs in another QEMU" in check["words"]
+    assert program.run("doctor", "--qmp", second.qmp).code == 0
