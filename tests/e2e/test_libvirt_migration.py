@@ -6,7 +6,10 @@ They are on one machine: images, sockets and page cache are shared as no two hos
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -134,3 +137,38 @@ def test_with_its_storage(capture: LibvirtCapture, here: Guest, there: Guest) ->
         other.stop()
         other.same()
         assert all(disk["bytes_stored"] < 100_000 for disk in other.points()[0]["disks"].values())
+
+
+@pytest.mark.skipif("EVERYWHEN_SOAK" not in os.environ, reason="it takes half a minute: EVERYWHEN_SOAK=1")
+def test_a_long_one(capture: LibvirtCapture, here: Guest, there: Guest) -> None:
+    """libvirt lets nobody ask a QEMU whose guest is on its way: no point can be made, and capture goes on."""
+    capture.start("--seal-every", "1s")
+    thread = threading.Thread(target=migrate, args=(here, there))
+    thread.start()
+    try:
+        eventually(lambda: arriving(here.name) is not None, "the other QEMU waits for the guest")
+        process = arriving(here.name)
+        assert process is not None
+        os.kill(process, signal.SIGSTOP)
+        try:
+            eventually(lambda: capture.wish("status")["waiting"] is not None, "no point can be made", 40)
+            assert thread.is_alive(), "it is on its way"
+            assert capture.state == "following"
+        finally:
+            os.kill(process, signal.SIGCONT)
+    finally:
+        thread.join(60)
+    eventually(lambda: capture.state == "off", "it waits")
+    capture.guest = there
+    capture.same()
+    assert "libvirt does not answer within 10 s" in capture.stop().err
+
+
+def arriving(name: str) -> int | None:
+    """The process that waits for a domain from another host."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended
+            words = path.read_bytes().split(b"\0")
+            if b"-incoming" in words and any(word.startswith(f"guest={name},".encode()) for word in words):
+                return int(path.parent.name)
+    return None

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import libvirt
 
 from everywhen.capture.domain_xml import DomainXml, parse_domain
-from everywhen.capture.qmp import MonitorError, VmOff
+from everywhen.capture.qmp import MonitorBusy, MonitorError, VmOff
 from everywhen.formats.errors import Corrupt
 
 T = TypeVar("T")
@@ -42,8 +42,8 @@ class NotRunning(VmOff):
     """The domain is known, and shut off."""
 
 
-class LibvirtLate(MonitorError):
-    """libvirt does not answer: it is blocked, or the domain is."""
+class LibvirtLate(MonitorBusy):
+    """libvirt does not answer, as long as it migrates, saves or dumps the domain; or it is blocked, or the domain is."""
 
 
 @cache

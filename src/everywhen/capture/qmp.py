@@ -35,6 +35,10 @@ class VmOff(MonitorError):
     """Nobody is at the monitor: its VM is off, as far as can be seen from here."""
 
 
+class MonitorBusy(MonitorError):
+    """It is there, and takes no commands now: somebody else does something with the VM that takes its time."""
+
+
 class CommandFailed(Exception):
     """QEMU refused a command. `kind` is its error class, the message its description."""
 

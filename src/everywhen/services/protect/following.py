@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+from everywhen.capture.qmp import MonitorBusy
 from everywhen.formats.point import RecoveryPoint
 from everywhen.services.protect.capture_order import (
     ENDS,
@@ -96,10 +97,10 @@ def follow(standing: Standing, order: CaptureOrder, told: Told, time: Time, wish
 
 
 def _tried(work: Callable[[], None], told: Told) -> str | None:
-    """Do what needs the repository, or an instant; why it failed. Capture goes on, with the spool for what is not taken."""
+    """Do what needs the repository, the monitor or an instant; why it failed. Capture goes on: the spool has what is in no point."""
     try:
         work()
-    except (*REPOSITORY_FAILS, MissedInstant) as error:
+    except (*REPOSITORY_FAILS, MonitorBusy, MissedInstant) as error:
         told.waiting(str(error))
         return str(error)
     return None

@@ -9,6 +9,7 @@ from typing import cast
 
 import pytest
 
+from everywhen.capture.qmp import MonitorBusy
 from everywhen.formats.errors import Corrupt
 from everywhen.formats.point import RecoveryPoint
 from everywhen.repository.errors import Damaged, Fenced, LowOnSpace
@@ -114,9 +115,13 @@ def test_a_busy_vm_ships_and_seals_by_amount() -> None:
 
 
 @pytest.mark.parametrize(
-    "fails", [Unavailable("x", "away"), LowOnSpace("full"), Damaged("a chunk"), Fenced("dead"), Corrupt("bytes")]
+    "fails",
+    [
+        *(Unavailable("x", "away"), LowOnSpace("full"), Damaged("a chunk"), Fenced("dead"), Corrupt("bytes")),
+        MonitorBusy("libvirt migrates it just now"),
+    ],
 )
-def test_a_repository_that_takes_nothing_ends_no_capture(fails: Exception) -> None:
+def test_what_takes_no_point_now_ends_no_capture(fails: Exception) -> None:
     world = World([later(1, taken=100_001), *[later(1)] * 30], fails=fails)
     run(world)
     assert 2 <= world.done.count("point") <= 5, "tried again, but not at each look"
