@@ -253,6 +253,26 @@ def test_set_back_to_a_snapshot(capture: LibvirtCapture, guest: Guest, meanwhile
     capture.same()
 
 
+def test_a_snapshot_with_its_memory(capture: LibvirtCapture, guest: Guest) -> None:
+    """libvirt has QEMU migrate its guest into a file for that, before the disks' turn comes."""
+
+    def snapshot() -> None:
+        memory = f"<memory snapshot='external' file='{guest.folder}/memory'/>"
+        guest.raw.snapshotCreateXML(f"<domainsnapshot><name>whole</name>{memory}</domainsnapshot>", 0)
+
+    capture.start()
+    with pytest.raises(libvirt.libvirtError, match="in use by block job: mirror"):
+        snapshot()
+    guest.write(0, 5 * MIB, 4096, 4)
+    assert capture.state == "following"
+    capture.pause()
+    snapshot()
+    guest.write(0, 6 * MIB, 4096, 5)
+    capture.resume()
+    assert "warning" not in capture.stop().err
+    capture.same()
+
+
 def test_renamed(capture: LibvirtCapture, guest: Guest) -> None:
     """Where it is named by its UUID, capture finds it again by itself."""
     capture.start("--domain", guest.domain.uuid)
