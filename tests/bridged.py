@@ -18,15 +18,17 @@ STORED = 200_000
 """Bytes that may be stored anew in these tests; the disks hold 3 MiB that do not compress."""
 
 
-def filled(folder: Path, image_format: str = "raw", *, iothread: bool = False, scsi: bool = False) -> Hypervisor:
-    """A VM whose disks have content; it does not run yet when the content is written."""
+def filled(
+    folder: Path, image_format: str = "raw", *, content: int = 3 * MIB // 2, iothread: bool = False, scsi: bool = False
+) -> Hypervisor:
+    """A VM whose disks have `content` bytes that do not compress; it does not run yet when they are written."""
     folder.mkdir(exist_ok=True)
     hypervisor = Hypervisor(folder, SIZES, image_format=image_format, iothread=iothread, scsi=scsi)
     hypervisor.quit()
     chance = random.Random(4)
     for image, size in zip(hypervisor.images, SIZES, strict=True):
         raw = folder / "content.raw"
-        raw.write_bytes(chance.randbytes(3 * MIB // 2).ljust(size, b"\0"))
+        raw.write_bytes(chance.randbytes(content).ljust(size, b"\0"))
         subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", image_format, raw, image], check=True)
     hypervisor.start()
     return hypervisor

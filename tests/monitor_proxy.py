@@ -161,6 +161,9 @@ class Rules:
         self._must(data["node-name"].startswith(OURS), "our names", message)
         if data["driver"] == "null-co":
             return  # a stand-in; K3: a node on a disk with an iothread would be refused below
+        if data["driver"] == "vpc":  # an empty image, for which QEMU refuses to migrate during a push
+            self._must(data["read-only"] is True and data["file"]["read-only"] is True, "nothing is written to it", message)
+            return
         self._must(data["driver"] == "nbd", "K2, K3: no node but a tap's target or a stand-in", message)
         self._must(1 <= data.get("open-timeout", 0) <= 2, "F3: open-timeout is set", message)
         self._must(data.get("reconnect-delay") == 0, "a killed sink does not stall", message)

@@ -54,13 +54,12 @@ def test_read_beside_the_guest(program: Program, guest: Guest) -> None:
 @pytest.mark.parametrize("guest", ["qcow2"], indirect=True)
 def test_pushed_while_it_writes_and_boots(program: Program, guest: Guest) -> None:
     with Capture(program, "web1", guest.qmp, "--pace", "8M") as capture:
-        capture.says("capture attached")
+        guest.wait(lambda: any('"full"' in line for line in guest.commands(guest.issued[0], time.time_ns())), "it is pushed")
         began = time.time_ns()
         guest.reach(len(guest.safe) + 30)
         gaps = sorted(later - earlier for earlier, later in pairwise(time_ns for time_ns in guest.safe if time_ns > began))
         print(f"ms between two records during the push: {gaps[len(gaps) // 2] / 1e6:.0f}, at most {gaps[-1] / 1e6:.0f}")
         assert gaps[-1] < 2e9, "a push does not hold the guest up"
-        assert any('"full"' in line for line in guest.commands(guest.issued[0], time.time_ns())), "it is pushed"
         os.kill(capture.sink(), signal.SIGKILL)
         guest.reach(len(guest.safe) + 5)
         eventually(lambda: "capture was lost" in capture.said, "the loss is noticed", 60)

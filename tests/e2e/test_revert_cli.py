@@ -197,6 +197,8 @@ def test_an_external_snapshot_that_was_thrown_away(program: Program, tmp_path: P
         monitor.execute("device_del", {"id": "vd0"})
         eventually(lambda: "vd0" not in str(monitor.execute("query-block")), "it is detached")
         monitor.execute("blockdev-del", {"node-name": "over"})
+        again = {"driver": "raw", "node-name": "node0", "file": "file0", "read-only": False}
+        monitor.execute("blockdev-reopen", {"options": [again]})  # below an overlay it was not written to
         monitor.execute("device_add", {"driver": "scsi-hd", "drive": "node0", "id": "vd0"})
         resume(capture)
         hypervisor.write(0, 5 * MIB, 4096, 9)

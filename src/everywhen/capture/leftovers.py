@@ -16,6 +16,7 @@ from everywhen.capture.nbd_server import is_used, withdraw
 from everywhen.capture.nodes import OURS
 from everywhen.capture.qmp import CommandFailed, Monitor
 from everywhen.capture.reading import STAND_IN
+from everywhen.capture.staying import STAY
 from everywhen.capture.tap import ENDED
 
 _END_S = 10.0
@@ -36,7 +37,7 @@ def clear(monitor: Monitor) -> None:
         # On any node: where another tool's filter lies on a disk's now, that is no longer the topmost.
         if any(bitmap.name == bitmaps.FROZEN for bitmap in node.bitmaps):
             bitmaps.remove(monitor, node.name, bitmaps.FROZEN)
-        if node.name == STAND_IN or node.name.startswith(f"{OURS}tap-"):
+        if node.name in (STAND_IN, STAY) or node.name.startswith(f"{OURS}tap-"):
             monitor.execute("blockdev-del", {"node-name": node.name})
 
 

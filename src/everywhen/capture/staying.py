@@ -4,7 +4,7 @@
 At the end of a migration the guest stands still, and QEMU closes all images for writing; the job of a push writes on, and QEMU
 ends itself over it (`Assertion !(bs->open_flags & BDRV_O_INACTIVE)`), with a guest that may have arrived or not. No command
 forbids a migration. But a node of a format that QEMU does not migrate does: one of an empty VHD, which nothing uses. Its name
-is what the administrator reads in the refusal. Under a migration that goes on QEMU does not take it, and then nothing is pushed.
+is what the administrator reads in the refusal. While a migration goes on QEMU does not take it: then nothing is pushed.
 (QEMU, migration/migration.c, migrate_add_blocker; block/vpc.c, vpc_open.)
 """
 

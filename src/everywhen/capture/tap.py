@@ -6,9 +6,12 @@ F3: no `blockdev-add` before a handshake of our own has succeeded, and never wit
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from everywhen.capture import answers, bitmaps
 from everywhen.capture.nodes import OURS, DiskNode
 from everywhen.capture.qmp import CommandFailed, Event, Monitor
+from everywhen.capture.staying import let_go, stay
 from everywhen.formats.fields import Json
 from everywhen.nbd.connection import NbdConnection
 
@@ -47,7 +50,14 @@ class Tap:
             raise TapFailed(f"{self.disk.device}: the job does not become ready")
 
     def push(self, socket_path: str, rate: int) -> None:
-        """As `attach`, and let QEMU send what the disk holds, too, `rate` bytes a second: all was sent when `is_ready`."""
+        """As `attach`, and let QEMU send what the disk holds, too, `rate` bytes a second: all was sent when `is_ready`.
+
+        Meanwhile its guest cannot be migrated: `sent_all` ends that.
+        """
+        try:
+            stay(self._monitor, Path(socket_path).parent)
+        except CommandFailed as error:
+            raise TapFailed(f"{self.disk.device} must be sent by its tap, and not while its VM moves: {error}") from error
         self._begin(socket_path, {"sync": "full", "speed": rate, "buf-size": _PUSHED_AT_ONCE})
 
     def is_ready(self, timeout: float) -> bool:
@@ -56,6 +66,10 @@ class Tap:
         if event is not None and event.name != "BLOCK_JOB_READY":
             raise TapEnded(f"{self.disk.device}: {event.data.get('error', 'the job ended')}")
         return event is not None
+
+    def sent_all(self) -> None:
+        """The push is over. Raises MonitorError, CommandFailed."""
+        let_go(self._monitor)
 
     def sent(self) -> int:
         """Bytes of the disk that a push has dealt with. Raises MonitorError, CommandFailed."""

@@ -42,4 +42,5 @@ class Push:
                 tap.rest()
                 self._consumer.run(advance)
                 tap.go_on()
+        tap.sent_all()
         advance(tap.disk.size - done)
