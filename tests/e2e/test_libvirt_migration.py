@@ -72,8 +72,7 @@ def there(hosts: tuple[Libvirtd, Libvirtd], here: Guest) -> Iterator[Guest]:
 
 @pytest.fixture
 def capture(tmp_path: Path, here: Guest) -> Iterator[LibvirtCapture]:
-    (tmp_path / "here").mkdir()
-    with LibvirtCapture(tmp_path / "here", here) as made:
+    with LibvirtCapture(tmp_path, here) as made:
         yield made
 
 
@@ -93,15 +92,19 @@ def test_away_and_back(capture: LibvirtCapture, here: Guest, there: Guest, tmp_p
     assert not shown["in_sync"]
     assert not here.domain.runs
     capture.guest = there
+    there.raw.resume()  # QEMU opens its images to write only then
     capture.same()  # the last write is in
     there.write(0, 6 * MIB, 4096, 5)
 
-    (tmp_path / "there").mkdir()
-    with LibvirtCapture(tmp_path / "there", there, repository=capture.program.repo) as other:
+    folder = tmp_path / f"{tmp_path.name}-there"
+    folder.mkdir()
+    with LibvirtCapture(folder, there, repository=capture.program.repo) as other:
         other.start()
         there.write(1, 3 * MIB, 4096, 6)
+        there.raw.suspend()
         migrate(there, here)
-        capture.follows()
+        capture.follows()  # also a guest that stands still, whose images QEMU has not opened to write
+        here.raw.resume()
         here.write(1, 2 * MIB, 4096, 7)
         other.stop()
     assert "the VM has moved to another host" in capture.stop().err
@@ -130,6 +133,7 @@ def test_with_its_storage(capture: LibvirtCapture, here: Guest, there: Guest) ->
     assert capture.state == "following"
     capture.pause()
     migrate(here, there, sockets, libvirt.VIR_MIGRATE_NON_SHARED_DISK)
+    there.raw.resume()
     there.write(0, 6 * MIB, 4096, 5)
     capture.stop()
     with LibvirtCapture(capture.program.folder, there, repository=capture.program.repo) as other:
@@ -143,10 +147,11 @@ def test_with_its_storage(capture: LibvirtCapture, here: Guest, there: Guest) ->
 def test_a_long_one(capture: LibvirtCapture, here: Guest, there: Guest) -> None:
     """libvirt lets nobody ask a QEMU whose guest is on its way: no point can be made, and capture goes on."""
     capture.start("--seal-every", "1s")
+    here.raw.migrateSetMaxSpeed(1)  # MiB a second
     thread = threading.Thread(target=migrate, args=(here, there))
     thread.start()
     try:
-        eventually(lambda: arriving(here.name) is not None, "the other QEMU waits for the guest")
+        eventually(lambda: here.raw.jobStats().get("memory_total", 0) > 0, "it is on its way")
         process = arriving(here.name)
         assert process is not None
         os.kill(process, signal.SIGSTOP)
