@@ -5,6 +5,7 @@ nobody captures, and afterwards only what changed is stored. Both are on one hos
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from tests.captures import Capture
 from tests.hypervisor import Hypervisor, eventually
 from tests.migrating import Destination, leaves, migration, moves, run_state
 from tests.program import Program, ended
+
+SOAK = pytest.mark.skipif("EVERYWHEN_SOAK" not in os.environ, reason="the quicker of these run always: EVERYWHEN_SOAK=1")
 
 
 @pytest.fixture
@@ -99,7 +102,7 @@ def test_a_migration_that_fails_costs_nothing(program: Program, first: Hyperviso
     same(program, first)
 
 
-@pytest.mark.parametrize("meanwhile", ["following", "paused", "ended"])
+@pytest.mark.parametrize("meanwhile", ["following", pytest.param("paused", marks=SOAK), pytest.param("ended", marks=SOAK)])
 def test_back_in_the_qemu_that_it_had_left(
     program: Program, first: Hypervisor, second: Destination, meanwhile: str, tmp_path: Path
 ) -> None:

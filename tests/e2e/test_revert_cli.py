@@ -7,6 +7,7 @@ tests sees; and whatever it answers, the next point must be what the disk holds.
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 from collections.abc import Iterator
@@ -22,6 +23,10 @@ from tests.hypervisor import Hypervisor, eventually
 from tests.program import Program
 
 REFUSED = "Device has active dirty bitmaps"
+SOAK = pytest.mark.skipif("EVERYWHEN_SOAK" not in os.environ, reason="the quicker of these run always: EVERYWHEN_SOAK=1")
+MEANWHILE = pytest.mark.parametrize(
+    "meanwhile", ["paused", pytest.param("following", marks=SOAK), pytest.param("ended", marks=SOAK)]
+)
 
 
 @pytest.fixture
@@ -75,7 +80,7 @@ def settled(hypervisor: Hypervisor) -> None:
         hypervisor.io(number, "flush")
 
 
-@pytest.mark.parametrize("meanwhile", ["following", "paused", "ended"])
+@MEANWHILE
 def test_a_revert_is_never_missed(program: Program, hypervisor: Hypervisor, meanwhile: str) -> None:
     with captured(program, hypervisor) as capture:
         hypervisor.write(0, MIB, 4096, 7)
@@ -147,7 +152,7 @@ def refusal(hypervisor: Hypervisor, command: str, arguments: dict[str, Any]) -> 
     return ""
 
 
-@pytest.mark.parametrize("meanwhile", ["following", "paused", "ended"])
+@MEANWHILE
 def test_a_revert_below_a_filter(program: Program, tmp_path: Path, meanwhile: str) -> None:
     """The disk's topmost node is a throttle; what reverts, if it is named, is the one below."""
     image = tmp_path / "disk0.qcow2"
