@@ -127,6 +127,7 @@ class Rules:
         self._found: list[str] = []
         self._running: set[str] = set()
         self._yanked: set[str] = set()
+        self._stays: set[str] = set()
         self._servers = 0
         for message in log:
             if message.kind == "event" and message.name in _ENDS:
@@ -163,6 +164,7 @@ class Rules:
             return  # a stand-in; K3: a node on a disk with an iothread would be refused below
         if data["driver"] == "vpc":  # an empty image, for which QEMU refuses to migrate during a push
             self._must(data["read-only"] is True and data["file"]["read-only"] is True, "nothing is written to it", message)
+            self._stays.add(data["node-name"])
             return
         self._must(data["driver"] == "nbd", "K2, K3: no node but a tap's target or a stand-in", message)
         self._must(1 <= data.get("open-timeout", 0) <= 2, "F3: open-timeout is set", message)
@@ -172,6 +174,7 @@ class Rules:
         self._mirrored = data["job-id"]
         self._running.add(self._mirrored)
         self._yanked.discard(self._mirrored)
+        self._must(data["sync"] == "none" or bool(self._stays), "K4: not migrated during a push", message)
         how = (data["copy-mode"], data["on-target-error"], data["job-id"] == data["target"])
         self._must(how == ("write-blocking", "report", True), "every write, and an end with the sink", message)
         self._must(data["job-id"].startswith(OURS) and data["filter-node-name"].startswith(OURS), "our names", message)
@@ -194,6 +197,7 @@ class Rules:
     def _blockdev_del(self, message: Said, data: dict[str, Any]) -> None:
         self._must(data["node-name"].startswith(OURS), "only our nodes", message)
         self._must(data["node-name"] not in self._running, "F4: only when its job has ended", message)
+        self._stays.discard(data["node-name"])
 
     def _block_export_add(self, message: Said, data: dict[str, Any]) -> None:
         self._must(data["node-name"] not in self.iothreads, "K1: never of a disk with an iothread", message)

@@ -137,7 +137,11 @@ def test_an_image_that_was_replaced_by_an_older_copy(program: Program, tmp_path:
     with filled(tmp_path) as hypervisor:
         older = tmp_path / "older.raw"
         older.write_bytes(hypervisor.images[0].read_bytes())
-        between(program, hypervisor, lambda: older.replace(hypervisor.images[0]))
+
+        def put_back() -> None:
+            older.replace(hypervisor.images[0])
+
+        between(program, hypervisor, put_back)
         assert figures(program, "bytes_stored")["vd0"] < STORED
         assert hypervisor.content(0)[MIB : MIB + 4096] != bytes([7]) * 4096, "it is the older one"
 

@@ -127,7 +127,7 @@ def test_with_its_storage(capture: LibvirtCapture, here: Guest, there: Guest) ->
         libvirt.VIR_MIGRATE_PARAM_DEST_XML: xml,
     }
     capture.start()
-    with pytest.raises(libvirt.libvirtError, match=r"Need a root block node|in use by block job"):
+    with pytest.raises(libvirt.libvirtError, match="Need a root block node"):
         migrate(here, there, sockets, libvirt.VIR_MIGRATE_NON_SHARED_DISK)
     here.write(0, 5 * MIB, 4096, 4)
     assert capture.state == "following"

@@ -218,7 +218,7 @@ def test_an_external_snapshot_that_was_committed(program: Program, tmp_path: Pat
         monitor = hypervisor.monitor
         pause(capture)
         overlay = tmp_path / "overlay.qcow2"
-        base = ["-b", hypervisor.images[0], "-F", "qcow2"]
+        base = ["-b", str(hypervisor.images[0]), "-F", "qcow2"]
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *base, overlay], check=True)
         file = {"driver": "file", "filename": str(overlay)}
         monitor.execute("blockdev-add", {"driver": "qcow2", "node-name": "over", "file": file, "backing": None})

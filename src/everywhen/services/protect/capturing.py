@@ -15,7 +15,7 @@ from everywhen.block.patched import Patches
 from everywhen.capture import bitmaps, leftovers
 from everywhen.capture.counters import FINE, SPOOL_FAILED, SPOOL_FULL, SPOOL_SLOW
 from everywhen.capture.export import Pace
-from everywhen.capture.nodes import DiskNode, detached
+from everywhen.capture.nodes import DiskNode
 from everywhen.capture.qmp import CommandFailed, Monitor, MonitorError
 from everywhen.capture.reading import Reader
 from everywhen.capture.reception import Reception
@@ -54,6 +54,7 @@ from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
 from everywhen.services.protect.sink_orders import joined_clock, sink_order
 from everywhen.services.protect.spool_import import import_spool
 from everywhen.services.protect.spooling import Spool
+from everywhen.services.protect.taps_standing import demand_taps
 from everywhen.services.protect.wishes import Wishes
 from everywhen.services.replay import Replay
 
@@ -251,14 +252,7 @@ class Capture:
             raise CaptureLost(_WHY[reception.state])
         if reception.silent_s > _HUNG_S:
             raise CaptureLost("the sink hangs, and the watchdog did not take it away")
-        for tap in self._stretch.taps:
-            if (why := tap.ended(0)) is not None:
-                raise CaptureLost(f"{tap.disk.device}: {why}")
-            # Its tap goes on; what is attached in its place is another device, with no tap.
-            if detached(self._stretch.monitor, tap.disk):
-                raise DisksChanged(f"{tap.disk.device} was detached")
-        if (why := self.order.hypervisor.why_away(self._stretch.monitor)) is not None:
-            raise CaptureLost(why)
+        demand_taps(self.order.hypervisor, self._stretch.monitor, self._stretch.taps)
         # The taps stand now, so they stood then.
         if reception.durable >= self._seen[1]:
             self.covered_ns = max(self.covered_ns, self._seen[0])
