@@ -97,7 +97,7 @@ def follow(standing: Standing, order: CaptureOrder, told: Told, time: Time, wish
 
 
 def _tried(work: Callable[[], None], told: Told) -> str | None:
-    """Do what needs the repository, the monitor or an instant; why it failed. Capture goes on: the spool has what is in no point."""
+    """Do what needs the repository, the monitor or an instant; why it failed. Capture goes on: the spool has what is left."""
     try:
         work()
     except (*REPOSITORY_FAILS, MonitorBusy, MissedInstant) as error:
