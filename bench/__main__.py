@@ -27,6 +27,7 @@ from bench import (
     host_load,
     incremental,
     index_size,
+    interval_cost,
     many_vms,
     next_backup,
     report,
@@ -53,8 +54,9 @@ ON_THE_MAIN_IMAGE: tuple[Step, ...] = (
 
 
 def _tap(lab: Lab) -> None:
-    """P5 from both sides: the guest's, and the host's."""
+    """P5 from both sides: the guest's, in both modes, and the host's."""
     tap_speed.measure(lab)
+    interval_cost.measure(lab)
     host_load.measure_one(lab)
 
 

@@ -117,12 +117,13 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Writes:
-    """What the guest had: writes a second, and microseconds within which 50, 99 and 99.9 % of them were answered."""
+    """What the guest had: writes a second; microseconds within which 50, 99 and 99.9 % of them were answered, and each one."""
 
     rate: float
     p50: float
     p99: float
     p999: float
+    worst: float
     count: int
 
 
@@ -185,4 +186,4 @@ class Fio:
             raise ToolFailed(f"fio: error {job['error']} after {written['total_ios']} writes: {self._log.read_text()[-1000:]}")
         within = written["clat_ns"]["percentile"]
         p50, p99, p999 = (within[share] / 1e3 for share in ("50.000000", "99.000000", "99.900000"))
-        return Writes(written["iops"], p50, p99, p999, written["total_ios"])
+        return Writes(written["iops"], p50, p99, p999, written["clat_ns"]["max"] / 1e3, written["total_ios"])

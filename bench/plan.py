@@ -40,6 +40,9 @@ class Plan:
     tap_rounds: int
     tap_seconds: float
     """P5, what a tap costs the guest: seconds of each kind of writes."""
+    interval_s: int
+    intervals: int
+    """P5, points at intervals: how far apart, and how many while each kind of writes is measured."""
     load_disk: int
     load_windows: int
     load_window_s: float
@@ -85,6 +88,8 @@ FULL = Plan(
     tap_disk=256 << 20,
     tap_rounds=5,
     tap_seconds=5,
+    interval_s=10,
+    intervals=4,
     load_disk=1 << 30,
     load_windows=5,
     load_window_s=12,
@@ -117,6 +122,8 @@ QUICK = Plan(
     tap_disk=16 << 20,
     tap_rounds=1,
     tap_seconds=0.5,
+    interval_s=1,
+    intervals=2,
     load_disk=16 << 20,
     load_windows=2,
     load_window_s=2,

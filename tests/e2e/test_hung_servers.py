@@ -146,3 +146,24 @@ def test_new_bitmaps_under_a_hung_sink_wait_for_the_watchdog_at_most(hypervisor:
         assert hypervisor.write_errors(0) == hypervisor.write_errors(1) == 0
         leftovers.clear(monitor)
     assert hypervisor.ours() == {f"everywhen-{POINT}-vd{number}" for number in range(2)}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_backup_job_in_a_taps_place_fails_a_write_of_the_guest(
+    hypervisor: Hypervisor, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Why points at intervals are made by taps (docs/decisions/0006). Should this fail, QEMU does not do that any more."""
+    with reception(tmp_path) as running:
+        server = {"type": "unix", "path": str(running.socket_path)}
+        target = {"driver": "nbd", "node-name": "everywhen-tap-0", "server": server, "export": "disk-0"}
+        hypervisor.monitor.execute("blockdev-add", target)
+        # So slow that the job itself does not notice before the guest does.
+        job = {"job-id": "everywhen-tap-0", "device": "node0", "target": "everywhen-tap-0", "sync": "full", "speed": 1}
+        hypervisor.monitor.execute("blockdev-backup", job | {"x-perf": {"max-workers": 1}})
+        hypervisor.write(0, MIB - 65536, 65536, 1)
+        assert hypervisor.write_errors(0) == 0
+        os.kill(running.sink.pid, number)
+        hypervisor.io(0, "aio_write -P 7 524288 65536")
+        eventually(lambda: hypervisor.write_errors(0) == 1, "the guest's write fails")
+        eventually(lambda: not running.alive, "the sink was taken away")
+    leftovers.clear(hypervisor.monitor)

@@ -116,7 +116,9 @@ class Tap:
             self._monitor.execute("blockdev-add", target)
             self._monitor.execute("blockdev-mirror", job | how)
         except CommandFailed as error:
-            raise TapFailed(f"{self.disk.device}: {error}") from error
+            # We had a handshake just now: since then the watchdog, on a busy machine, has taken the sink away.
+            kind = TapEnded if "Connection refused" in str(error) else TapFailed
+            raise kind(f"{self.disk.device}: {error}") from error
 
     def ended(self, timeout: float) -> str | None:
         """Why the tap has ended, waiting so long for its end; None while it goes on."""

@@ -18,8 +18,12 @@ _EVERY_S = 1.0
 class ServiceWords:
     """Is `services.capture_order.Told`."""
 
-    def __init__(self, told: Told, manager: ServiceManager, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self, told: Told, manager: ServiceManager, monotonic: Callable[[], float], well: str = "Every write is captured"
+    ) -> None:
+        """`well`: what is so while nothing is wrong."""
         self._told = told
+        self._well = well
         self._manager = manager
         self._monotonic = monotonic
         self._next = 0.0
@@ -39,20 +43,21 @@ class ServiceWords:
     def sealed(self, point: RecoveryPoint, writes: int) -> None:
         if self._attached:  # otherwise it is what another run had left
             self._following = True
-            self._say(f"Every write is captured; recovery point {point.point}", READY="1")
+            self._say(f"{self._well}; recovery point {point.point}", READY="1")
         self._told.sealed(point, writes)
 
     def measured(self, figures: Figures) -> None:
-        if self._following:  # while disks are copied, how far that has come says more
+        # While disks are copied, how far that has come says more; and of points alone `sealed` has said all.
+        if self._following and not figures.tapped_s:
             waiting = figures.taken - figures.sealed
-            self._seldom(f"Every write is captured; {waiting:,} of them since the newest recovery point")
+            self._seldom(f"{self._well}; {waiting:,} of them since the newest recovery point")
         self._told.measured(figures)
 
     def shipped(self) -> None:
         self._told.shipped()
 
     def waiting(self, why: str) -> None:
-        self._say(f"Every write is captured; no recovery point can be made: {why}")
+        self._say(f"{self._well}; no recovery point can be made: {why}")
         self._told.waiting(why)
 
     def left_behind(self, what: str) -> None:

@@ -113,7 +113,7 @@ _TRANSIENT = Reason(Verdict.NO, "it is transient: what is written to it is throw
 _PUSHED = Reason(
     Verdict.CARE,
     "an iothread serves it, and it is no raw image or device of this host: after every loss of capture all of it is sent again",
-    "To have only its changes read: run it without an iothread, or from a raw image.",
+    "To have only its changes read, and for points at intervals: run it without an iothread, or from a raw image.",
 )
 _FLASH = Reason(
     Verdict.LEFT_OUT,

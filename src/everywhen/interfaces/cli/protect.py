@@ -38,16 +38,17 @@ from everywhen.services.naming import is_name
 from everywhen.services.protect.capture_order import CaptureOrder, Figures, Time
 from everywhen.services.protect.capture_state import CaptureState
 from everywhen.services.protect.protection import protect
-from everywhen.services.sizes import parse_size
+from everywhen.services.sizes import parse_size, size
 
 
 class _Told:
     """Says on standard error how it goes."""
 
-    def __init__(self, context: Context, vm: str, job: Progress) -> None:
+    def __init__(self, context: Context, vm: str, job: Progress, *, every_write: bool) -> None:
         self._context = context
         self._vm = vm
         self._job = job
+        self._every_write = every_write
 
     def attached(self, disks: list[str], left_out: Mapping[str, str]) -> None:
         besides = "; ".join(f"{name} ({why})" for name, why in left_out.items())
@@ -60,7 +61,9 @@ class _Told:
             self._job.report(done, total)
 
     def sealed(self, point: RecoveryPoint, writes: int) -> None:
-        self._context.output.note(f"{self._vm}: recovery point {point.point}, {writes:,} writes{_beside_crash(point)}")
+        changed = size(sum(disk.bytes_changed for disk in point.disks.values()))
+        amount = f"{writes:,} writes" if self._every_write else f"{changed} changed"
+        self._context.output.note(f"{self._vm}: recovery point {point.point}, {amount}{_beside_crash(point)}")
 
     def measured(self, figures: Figures) -> None:
         """For `status`: it changes all the time."""
@@ -122,6 +125,10 @@ def protect_command(
         str | None,
         typer.Option("--group", metavar="NAME", help="Of VMs that have points of the same instants; '' for none. Is kept."),
     ] = None,
+    interval: Annotated[
+        str | None,
+        typer.Option("--interval", metavar="SPAN", help="Points alone, so far apart, instead of every write: for slow disks."),
+    ] = None,
     pace: Annotated[str, typer.Option("--pace", metavar="SIZE", help="Copies read so much a second; 0: no limit.")] = "50M",
     repo: Repo = None,
     passphrase_file: PassphraseFile = None,
@@ -145,12 +152,14 @@ def protect_command(
         disks=_disks(disk or []),
         waits=libvirt is not None or manager.there,
         group=group,
+        interval_s=(apart := _apart(interval, group)) / SECOND,
     )
     thaw_again(context, vm)
     with context.repository() as repository, context.progress(f"copy of {vm}") as job, ExitStack() as stack:
         where = {"agent": asdict(address) if address else None}
-        identity = {"vm": vm, "repository": repository.id.hex(), **where}
-        told = ServiceWords(_Told(context, vm, job), manager, time.monotonic)
+        identity = {"vm": vm, "repository": repository.id.hex(), "interval_ns": apart, **where}
+        well = f"A point is made every {span(apart)}" if apart else "Every write is captured"
+        told = ServiceWords(_Told(context, vm, job, every_write=not apart), manager, time.monotonic, well)
         state = CaptureState(told, repository.surroundings.clock, identity)
         wishes = stack.enter_context(Listener(order.folder, state.document))
 
@@ -165,6 +174,16 @@ def protect_command(
         point = protect(repository, vm, order, state, Time(time.monotonic, time.sleep), wishes)
     context.output.document({"vm": vm, "point": point.point if point else None})
     context.output.line(f"{vm}: capture ended; newest recovery point {point.point if point else 'none'}")
+
+
+def _apart(interval: str | None, group: str | None) -> int:
+    """Nanoseconds between two points where these alone are wanted; 0 where every write is. Raises WrongUsage."""
+    apart = parse_span(interval) if interval is not None else 0
+    if apart and group:
+        raise WrongUsage("--interval and --group: only where every write is captured do VMs have points of the same instants.")
+    if interval is not None and apart < SECOND:
+        raise WrongUsage(f"--interval {interval}: points are at least a second apart.", on=interval)
+    return apart
 
 
 def _disks(given: list[str]) -> dict[str, str]:

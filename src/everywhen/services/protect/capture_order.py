@@ -17,14 +17,20 @@ from everywhen.capture.socket_access import NoAccess
 from everywhen.capture.spool_reader import SpoolDamaged
 from everywhen.capture.tap import TapFailed
 from everywhen.formats.errors import FormatError
-from everywhen.formats.point import RecoveryPoint
+from everywhen.formats.ids import PointId
+from everywhen.formats.point import Gap, RecoveryPoint
 from everywhen.nbd.connection import NbdError
 from everywhen.repository.errors import RepositoryError
+from everywhen.repository.ledger import Vm
+from everywhen.services.ages import SECOND
 from everywhen.services.protect.choosing import CannotCapture
 from everywhen.services.protect.quieting import Quieting
 from everywhen.services.protect.spool_import import ForeignSpool, SpoolInUse
 from everywhen.services.protect.wishes import Pause
 from everywhen.storage.base import StorageError
+
+_LATE = 1.5
+"""So many intervals without a point, and one is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +39,7 @@ class CaptureOrder:
     (0: no limit); seconds between two points; the disks that were named (`choosing.choose`), none: all;
     whether a VM that is off is waited for although it was never captured; how
     its guest is made quiet for points by time, None: it is not; the group that the VM is put into, '': into none, None: it
-    stays where it is."""
+    stays where it is; seconds between two points where these alone are captured, 0: every write is."""
 
     hypervisor: Hypervisor
     folder: Path
@@ -44,6 +50,11 @@ class CaptureOrder:
     waits: bool = False
     quieting: Quieting | None = None
     group: str | None = None
+    interval_s: float = 0.0
+
+    def gap(self, gap: Gap | None, until_ns: int) -> Gap | None:
+        """What of a time without captured writes is a gap: with points alone, only one in which a point is missing."""
+        return gap if gap is not None and until_ns - gap.from_ns > _LATE * self.interval_s * SECOND else None
 
     @property
     def spool(self) -> Path:
@@ -74,7 +85,8 @@ class Figures:
     """How a capture stands: numbers after the newest record that was taken, that is durable on this host, and that is in a
     point; bytes of data taken and of spool written for them, and those that wait in the spool now; the instant up to which
     every write is known to be durable on this host; within how many nanoseconds the sink answered half of the writes, 99 of
-    100, and each one; nanoseconds of processor time that the sink, the watchdog and `protect` have had since they began."""
+    100, and each one; nanoseconds of processor time that the sink, the watchdog and `protect` have had since they began; for
+    how many seconds the taps stood that came off again with the newest point."""
 
     taken: int
     durable: int
@@ -89,6 +101,7 @@ class Figures:
     sink_ns: int = 0
     watchdog_ns: int = 0
     protect_ns: int = 0
+    tapped_s: float = 0.0
 
 
 class Told(Protocol):
@@ -122,6 +135,41 @@ class Told(Protocol):
 
     def alive(self) -> None:
         """There is nothing to tell, and that goes well."""
+
+
+class Stretch(Protocol):
+    """Capture of a VM from its beginning to a loss or the wish to end: of every write, or of points alone."""
+
+    @property
+    def parent(self) -> RecoveryPoint | None:
+        """The VM's newest point."""
+
+    @property
+    def stood(self) -> bool:
+        """Whether it has made a point."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the VM ended in order, and the newest point has its last write."""
+
+    @property
+    def images(self) -> tuple[object, ...]:
+        """Its images as they were seen when it had ended in order (`absence.images_seen`)."""
+
+    @property
+    def covered_ns(self) -> int:
+        """The last instant of which it is known that nothing is missing up to there."""
+
+    @property
+    def epoch(self) -> int:
+        """What was claimed for it last; 0: nothing yet."""
+
+    def run(self, vm: Vm, parent: RecoveryPoint | None, known: dict[PointId, int], gap: Gap | None) -> None:
+        """Capture until the end is wanted. `parent` is the VM's newest point, `known` has the numbers of those since which
+        there may be bitmaps here, `gap` is what was not captured since.
+
+        Raises CaptureLost, Paused, Stopped, and the errors of the layers below (ENDS).
+        """
 
 
 class CaptureLost(Exception):

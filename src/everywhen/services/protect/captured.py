@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import tzinfo
 
 from everywhen.formats.fields import Json, optional_text, text, whole
-from everywhen.services.ages import SECOND, age
+from everywhen.services.ages import SECOND, age, span
 from everywhen.services.protect.capture_states import (
     COPYING,
     DETACHED,
@@ -23,6 +23,8 @@ from everywhen.services.times import local_time
 
 SILENT = "silent"
 """The state of one that is there and does not answer."""
+_MISSED = 3
+"""So many intervals without a point need a person: one that comes late does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Captured:
 
     @property
     def following(self) -> bool:
-        """Whether every write is captured."""
+        """Whether it goes as it should: every write is captured, or points are made at intervals."""
         return self.state == FOLLOWING
 
     @property
@@ -78,6 +80,11 @@ class Captured:
         return found if isinstance(found, int) else 0
 
     @property
+    def interval_ns(self) -> int:
+        """How far apart points are made, where these alone are captured; 0 where every write is."""
+        return self.number("interval_ns")
+
+    @property
     def unshipped(self) -> int:
         """How many records are not in the repository yet."""
         return max(0, self.number("taken") - self.number("shipped")) if self.following else 0
@@ -89,13 +96,9 @@ class Captured:
             return f"copying {share} %"
         if self.state == PAUSED and self.until_ns is not None:
             return f"paused until {local_time(self.until_ns, zone)[11:]}"
-        return (
-            "every write"
-            if self.following
-            else self.state.upper()
-            if self.state in (DETACHED, DISPLACED, SILENT)
-            else self.state
-        )
+        if self.following:
+            return f"every {span(self.interval_ns)}" if self.interval_ns else "every write"
+        return self.state.upper() if self.state in (DETACHED, DISPLACED, SILENT) else self.state
 
     def needs(self, now_ns: int) -> list[str]:
         """Sentences about what needs a person."""
@@ -108,6 +111,9 @@ class Captured:
             return [f"not captured for {since} ({self.why}); it begins again by itself", *needs]
         if self.state == DISPLACED:
             return [f"not captured by this host's run, which stands aside: {self.why}", *needs]
+        old = now_ns - self.number("point_time_ns")
+        if self.following and self.interval_ns and old > _MISSED * self.interval_ns:
+            return [f"its newest point is {age(old)} old, and one was to be made every {span(self.interval_ns)}", *needs]
         return [f"no recovery point could be made: {self.waiting}", *needs] if self.waiting else needs
 
     @property

@@ -95,6 +95,8 @@ class Capture:
         """The VM's newest point."""
         self.known: dict[PointId, int] = {}
         """Numbers of the points since each of which the changes up to the newest one are those of the disks here."""
+        self.mark: str | None = None  # what the first point is to be called
+        self.apart = ""  # as `Origin.apart`
         self.stood = False
         """Whether all taps were attached, and a point was made."""
         self._in_order = False
@@ -185,13 +187,18 @@ class Capture:
                     raise
                 # The first point is there; what could not be done is to end its session, which gc sees to.
                 self.told.waiting(str(error))
-            try:
-                follow(self, self.order, self.told, self.time, self.wishes)
-            except DisksChanged:
-                raise
-            except ENDS:
-                self._in_order = reception.alive and reception.state == FINE and shut_down(monitor)
-                raise
+            self._stay()
+
+    def _stay(self) -> None:
+        """From the first point on, as long as the taps are to stand."""
+        reception, monitor = self._stretch.reception, self._stretch.monitor
+        try:
+            follow(self, self.order, self.told, self.time, self.wishes)
+        except DisksChanged:
+            raise
+        except ENDS:
+            self._in_order = reception.alive and reception.state == FINE and shut_down(monitor)
+            raise
 
     @property
     def figures(self) -> Figures:
@@ -241,7 +248,7 @@ class Capture:
             for tap in pushed:
                 closer.push(push, tap, progress)
             progress.end()
-            self._seal(writer, sealer, None, quiet=True)
+            self._seal(writer, sealer, self.mark, quiet=True)
 
     def look(self) -> None:
         """Raises CaptureLost when a tap, or what receives from it, has ended, or a disk was taken from the VM."""
@@ -332,9 +339,11 @@ class Capture:
             cut.demand(sealer.replay, self.parent.time_ns if self.parent else 0)
             sealer.instant_ns = cut.at_ns or 0
             position = self.parent.journal if self.parent else None
-            of_stream = (position.began_ns, position.gap) if position and self.stood else (0, self._gap)
+            gap = self.order.gap(self._gap, sealer.replay.time_ns)
+            of_stream = (position.began_ns, position.gap) if position and self.stood else (0, gap)
             files = {name: writer.take_file(content) for name, content in self.order.hypervisor.definition().items()}
-            origin = Origin(self.vm.vm, self.epoch, self._stream, files, *of_stream, self._clock or None)
+            of_stream = (*of_stream, self._clock or None, self.apart)
+            origin = Origin(self.vm.vm, self.epoch, self._stream, files, *of_stream)
             latencies, now = self._latencies.days(stretch.names), self.repository.surroundings.clock()
             point = sealer.commit(self.parent, origin, self.time.monotonic() - began, mark, cut.consistency, latencies)
         except BaseException:

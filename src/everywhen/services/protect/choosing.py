@@ -99,3 +99,14 @@ def _refusal(refused: list[DiskJudged], others: list[str]) -> CannotCapture:
     if others:
         ways.append(f"Or protect only what can be: {' '.join(f'--disk {name}' for name in others)}")
     return CannotCapture(f"{first.device}: {reason.why}{more}", *ways)
+
+
+def refuse_pushed(devices: list[str]) -> CannotCapture:
+    """That disks which nobody can read are not captured point by point: all of them would be sent for each."""
+    why = "an iothread serves it, and it is no raw image or device of this host: all of it would be sent for every point"
+    more = f" (so it is with {', '.join(devices[1:])})" if devices[1:] else ""
+    return CannotCapture(
+        f"{devices[0]}: {why}{more}",
+        "Capture every write of it: without --interval.",
+        "Or run it without an iothread, or from a raw image.",
+    )

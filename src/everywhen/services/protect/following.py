@@ -20,7 +20,7 @@ from everywhen.services.protect.capture_order import (
     Told,
 )
 from everywhen.services.protect.instants import ByTime
-from everywhen.services.protect.wishes import Mark, Pause, Resume, Ship, Wish, Wishes, refuse
+from everywhen.services.protect.wishes import Mark, Pause, Resume, Ship, Wish, Wishes, marked, refuse
 
 _LOOK_S, _MEASURE_S, _AGAIN_S = 0.25, 1.0, 10.0
 _SHIP_S, _SHIP_BYTES = 60.0, 16 << 20
@@ -113,7 +113,6 @@ def _answer(standing: Standing, wish: Wish, why: str | None) -> None:
         case Resume():
             wish.reply({"resumed": False})
         case Mark() if why is None and standing.parent is not None:
-            names = ("point", "time_ns", "asked", "reached", "why")
-            wish.reply({name: getattr(standing.parent, name) for name in names})
+            marked(wish, standing.parent)
         case _:
             wish.reply({"error": why} if why else {})

@@ -27,11 +27,13 @@ from everywhen.services.protect.capture_order import (
     DisksChanged,
     Paused,
     Stopped,
+    Stretch,
     Time,
     Told,
 )
 from everywhen.services.protect.capture_states import NOT_RUNNING
 from everywhen.services.protect.capturing import Capture
+from everywhen.services.protect.interval import Interval
 from everywhen.services.protect.lineage import Displaced, demand_turn, stand_aside
 from everywhen.services.protect.spool_import import Imported, import_left
 from everywhen.services.protect.wishes import Wishes
@@ -68,7 +70,7 @@ def _captured(
     seen: tuple[object, ...] = ()
     epoch = 0
     while True:
-        capture = Capture(repository, order, told, time, wishes)
+        capture = _stretch(repository, order, told, time, wishes)
         began = time.monotonic()
         try:
             vm, parent, known, left_ns = _beginning(repository, name, order, told)
@@ -132,6 +134,13 @@ def _back_off(last_s: float, error: Exception, *, lasted_s: float) -> float:
     """Seconds to wait: a capture that lasted, or only has to have other disks, has earned a quick try."""
     quick = lasted_s > _LASTED_S or isinstance(error, DisksChanged)
     return _BACK_OFF_S if quick else min(2 * last_s, _LONGEST_BACK_OFF_S)
+
+
+def _stretch(repository: Repository, order: CaptureOrder, told: Told, time: Time, wishes: Wishes) -> Stretch:
+    """Of every write, or of points alone."""
+    if order.interval_s:
+        return Interval(repository, order, told, time, wishes)
+    return Capture(repository, order, told, time, wishes)
 
 
 def _beginning(

@@ -67,7 +67,8 @@ class Origin:
     """Whose points these are: the VM, the capture's epoch, its journal's stream, and the configuration files of the VM.
 
     `began_ns`: the stream's first moment, 0 for the point that shows it; `gap`: what was not captured before that; `clock`: the
-    one that stamped its records, where VMs share it.
+    one that stamped its records, where VMs share it; `apart`: where points alone are captured, each of a stream of its own,
+    what is named in place of that in their common statistics.
     """
 
     vm: str
@@ -77,6 +78,7 @@ class Origin:
     began_ns: int = 0
     gap: Gap | None = None
     clock: str | None = None
+    apart: str = ""
 
 
 class Sealer:
@@ -148,13 +150,14 @@ class Sealer:
         days = self._days(point.time_ns, origin, self._writer.flush())
         for number, day in (latencies or {}).items():
             days.setdefault(number, DayOfMinutes()).merge(day)
-        add_minutes(self._repository.documents, origin.vm, origin.stream, days)
+        add_minutes(self._repository.documents, origin.vm, origin.apart or origin.stream, days)
         self._writer.commit(point)
         return point
 
     def _days(self, time_ns: int, origin: Origin, sealed: int) -> dict[int, DayOfMinutes]:
         """What is to be known of the point's minutes when it is long gone; `sealed`: bytes of its packs."""
-        days = self._minutes.days([disk.name for disk in self._disks])
+        # Where points alone are captured, only those writes are seen that come while one is made.
+        days = {} if origin.apart else self._minutes.days([disk.name for disk in self._disks])
         minute = time_ns // MINUTE
         of_point = days.setdefault(minute // PER_DAY, DayOfMinutes())
         for disk in self._disks:

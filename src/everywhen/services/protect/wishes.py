@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from everywhen.formats.fields import Json
+from everywhen.formats.point import RecoveryPoint
 
 Reply = Callable[[Json], None]
 """Told once what became of a wish."""
@@ -70,6 +71,11 @@ class Wishes(Protocol):
 
     def wait(self, seconds: float) -> Wish | None:
         """The next wish, as soon as there is one; None after so many seconds, or at once when the end is wanted."""
+
+
+def marked(wish: Mark, point: RecoveryPoint) -> None:
+    """Answer a wish that was fulfilled by this point."""
+    wish.reply({name: getattr(point, name) for name in ("point", "time_ns", "asked", "reached", "why")})
 
 
 def refuse(wish: Wish, why: str) -> None:

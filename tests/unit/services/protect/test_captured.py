@@ -112,6 +112,18 @@ def test_rates_are_of_the_last_measurements_of_one_stretch(state: CaptureState, 
     assert heard(state).number("sink_ns_per_s") == 0, "a process that has ended takes nothing"
 
 
+def test_points_at_intervals(clock: Clock) -> None:
+    state = CaptureState(Deaf(), clock, {"vm": "web1", "repository": "ab", "interval_ns": 60 * SECOND})  # type: ignore[arg-type]
+    state.attached(["vda"], {})
+    assert heard(state).words(UTC) == "copying 0 %"
+    state.sealed(type("Point", (), {"point": "p-1", "time_ns": clock.now})(), 0)
+    state.measured(Figures(0, 0, 0, 0, 0, 0, 0, 1000, 2000, 3000, tapped_s=1.5))
+    found = heard(state)
+    assert (found.words(UTC), found.lag_ns(clock.now), found.needs(clock.now + 180 * SECOND)) == ("every 1 min", None, [])
+    assert (found.reach.covered_ns, found.reach.lost) == (None, None), "there is no moment after the newest point"
+    assert "every 1 min" in found.needs(clock.now + 181 * SECOND)[0]
+
+
 def test_one_that_does_not_answer() -> None:
     found = Captured(SILENT, 0, "timed out")
     assert found.needs(5) == ["its capture does not answer (timed out)"]

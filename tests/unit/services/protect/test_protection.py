@@ -26,6 +26,7 @@ class World:
     now: float = 0.0
     ending: bool = False
     end_wish: None = None
+    interval_s: float = 0.0
     ended: bool = False
     absent_at: list[tuple[float, object]] = field(default_factory=list)
 
