@@ -342,8 +342,7 @@ class Capture:
             gap = self.order.gap(self._gap, sealer.replay.time_ns)
             of_stream = (position.began_ns, position.gap) if position and self.stood else (0, gap)
             files = {name: writer.take_file(content) for name, content in self.order.hypervisor.definition().items()}
-            of_stream = (*of_stream, self._clock or None, self.apart)
-            origin = Origin(self.vm.vm, self.epoch, self._stream, files, *of_stream)
+            origin = Origin(self.vm.vm, self.epoch, self._stream, files, *of_stream, self._clock or None, self.apart)
             latencies, now = self._latencies.days(stretch.names), self.repository.surroundings.clock()
             point = sealer.commit(self.parent, origin, self.time.monotonic() - began, mark, cut.consistency, latencies)
         except BaseException:

@@ -11,12 +11,14 @@ from typing import Any, cast
 import pytest
 
 from everywhen.formats.point import Gap
+from everywhen.repository.ledger import Vm
 from everywhen.services.ages import SECOND
 from everywhen.services.protect import interval
 from everywhen.services.protect.capture_order import CaptureLost, CaptureOrder, Figures, Paused, Time
 from everywhen.services.protect.interval import LATE, Interval
 from everywhen.services.protect.wishes import Mark, Pause, Resume, Ship, Wish
 
+VM = Vm("a" * 32, "web1", "web1", "", "", 1, group="shop")
 APART = 60.0
 ROUND = 7.0
 
@@ -74,7 +76,8 @@ def rounds(monkeypatch: pytest.MonkeyPatch) -> None:
             self._world, self._told, self._wishes = order, told, wishes
             self.parent: Made | None = None
 
-        def run(self, vm: object, parent: Made | None, known: dict[str, int], gap: Gap | None) -> None:
+        def run(self, vm: Vm, parent: Made | None, known: dict[str, int], gap: Gap | None) -> None:
+            assert not vm.group
             world = self._world
             world.rounds.append((world.now, self.mark, gap, known))
             self.epoch = len(world.rounds)
@@ -104,7 +107,7 @@ def run(world: World) -> Interval:
     anything = cast("Any", world)
     repository = cast("Any", SimpleNamespace(surroundings=SimpleNamespace(randomness=bytes), demanded=world.demanded))
     capture = Interval(repository, cast("CaptureOrder", world), anything, Time(lambda: world.now, lambda _: None), anything)
-    capture.run(anything, None, {}, None)
+    capture.run(VM, None, {}, None)
     return capture
 
 
