@@ -148,17 +148,21 @@ class _ToldOnce:
         self._told = told
         self._time = time
         self._since = 0.0
+        self._sealed = False
         self._sink_ns = self._watchdog_ns = 0
         self._attached: tuple[list[str], Mapping[str, str]] | None = None
         self.again = False
 
     def attached(self, disks: list[str], left_out: Mapping[str, str]) -> None:
-        self._since = self._time.monotonic()
+        self._since, self._sealed = self._time.monotonic(), False
         if self._attached != (disks, left_out):
             self._attached = disks, left_out
             self._told.attached(disks, left_out)
 
     def measured(self, figures: Figures) -> None:
+        if not self._sealed:
+            self._told.alive()  # a round is measured once, as a whole
+            return
         # Nothing of a round is counted on in the next one, and nothing is captured after it; what its processes took adds up.
         nothing = dict.fromkeys(("taken", "durable", "sealed", "data_bytes", "spool_bytes", "waiting_bytes", "covered_ns"), 0)
         self._sink_ns += figures.sink_ns
@@ -173,6 +177,7 @@ class _ToldOnce:
             self._told.copying(done, total)
 
     def sealed(self, point: RecoveryPoint, writes: int) -> None:
+        self._sealed = True
         self._told.sealed(point, writes)
 
     def shipped(self) -> None:

@@ -96,7 +96,9 @@ def rounds(monkeypatch: pytest.MonkeyPatch) -> None:
                 raise world.fails
             number = parent.number + 1 if parent else 1
             self.parent, self.stood = Made(f"p-{number}", number, int(world.now * SECOND)), True
-            self._told.measured(Figures(9, 9, 9, 9, 9, 9, 9, 1, 2, 3))
+            for _ in range(2):
+                self._told.measured(Figures(9, 9, 9, 9, 9, 9, 9, 1, 2, 3))
+                self._told.sealed(self.parent, 9)
 
     monkeypatch.setattr(interval, "_Round", Round)
     monkeypatch.setattr(interval, "demand_turn", lambda world, _, epoch: world.demanded.append(epoch))
@@ -126,7 +128,10 @@ def test_points_lie_so_far_apart_from_begin_to_begin() -> None:
     assert [known for *_, known in world.rounds] == [{}, {"p-1": 1}, {"p-2": 2}, {"p-3": 3}]
     assert world.demanded == [1, "p-1", 2, "p-2", 3, "p-3"], "before each further one: is it still our turn, on that point?"
     assert (capture.stood, capture.covered_ns, capture.complete) == (True, 157 * SECOND, False)
-    assert [one for one in world.told if one != "alive"] == ["attached", *["copying"] * 7, *["measured"] * 4]
+    told = [one for one in world.told if one != "alive"]
+    assert told == ["attached", *["copying"] * 7, *["sealed", "measured", "sealed"] * 4], (
+        "each round is measured when it is over"
+    )
 
 
 @pytest.mark.usefixtures("rounds")
