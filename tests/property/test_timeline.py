@@ -167,7 +167,7 @@ def two_captures(draw: st.DrawFn) -> tuple[list[RecoveryPoint], dict[str, int]]:
     for at, name in sorted([(at, one) for one in "ab" for at in times[one]] + [(at, "") for at in backups]):
         # A capture follows its own newest point; who begins, and a backup, whichever it has read, which may be an older one.
         parent = newest.get(name) or (draw(st.sampled_from(made)) if made else None)
-        gap = Gap(parent.time_ns, "not running") if parent and name == "b" else None
+        gap = Gap(parent.time_ns, "not running") if parent and parent.journal and name == "b" else None
         if name and newest.get(name):
             gap = newest[name].journal.gap  # type: ignore[union-attr]
         position = JournalPosition(name * 32, at, ("vda",), begins[name], gap) if name else None

@@ -124,8 +124,8 @@ def _captured(
 def _gap_after(parent: RecoveryPoint | None, gap: Gap | None, left_ns: int) -> Gap | None:
     """What is not captured when a stretch begins after `parent`; `gap`: what is known of it; `left_ns`: until when what other
     runs left has every write."""
-    if parent is None or (gap is None and parent.journal is None):
-        return gap
+    if parent is None or parent.journal is None:
+        return gap  # a backup that lies in a gap does not end it: before it, too, nothing was captured
     gap = gap or Gap(left_ns, NOT_RUNNING)
     return Gap(max(gap.from_ns, parent.time_ns), gap.why)
 

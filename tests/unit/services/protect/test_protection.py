@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from everywhen.capture.qmp import VmOff
+from everywhen.formats.point import Gap, JournalPosition
 from everywhen.repository.ledger import Vm
 from everywhen.services.protect import protection
 from everywhen.services.protect.capture_order import CaptureLost, CaptureOrder, Time
+from everywhen.services.protect.capture_states import NOT_RUNNING
 from everywhen.services.protect.wishes import Wish
 
 POINT = "a point"
@@ -73,3 +76,13 @@ def test_a_vm_that_ended_in_order_is_looked_after_at_once(
     anything = cast("Any", world)
     protection.protect(anything, "web1", cast("CaptureOrder", world), anything, time, anything)
     assert world.absent_at == [(after, POINT if in_order else None)]
+
+
+def test_a_gap_begins_where_capture_ended_not_at_a_backup_within_it() -> None:
+    position = JournalPosition("a" * 32, 1, ("vda",))
+    captured, backup = (cast("Any", SimpleNamespace(time_ns=at, journal=of)) for at, of in ((10, position), (20, None)))
+    assert protection._gap_after(captured, None, 12) == Gap(12, NOT_RUNNING)
+    assert protection._gap_after(captured, Gap(7, "lost"), 0) == Gap(10, "lost"), "what was spooled reaches further"
+    assert protection._gap_after(backup, Gap(15, "lost"), 0) == Gap(15, "lost")
+    assert protection._gap_after(backup, None, 0) is None
+    assert protection._gap_after(None, None, 0) is None
