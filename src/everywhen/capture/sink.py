@@ -43,12 +43,15 @@ class _Connection:
 class Sink:
     """Serves the connections that come over `control`, until it is closed or the spool takes no more."""
 
-    def __init__(self, sizes: list[int], take: Take, counters: Counters, control: socket.socket) -> None:
-        """`sizes`: bytes of each disk."""
+    def __init__(
+        self, sizes: list[int], take: Take, counters: Counters, control: socket.socket, rest: Callable[[], None]
+    ) -> None:
+        """`sizes`: bytes of each disk; `rest` waits a little when the spool falls behind."""
         self._exports = {f"{_TAP}-{disk}": Export(size, _FLAGS) for disk, size in enumerate(sizes)}
         self._exports |= {f"{_MARKS}-{disk}": Export(_LONGEST_MARK, 0) for disk in range(len(sizes))}
         self._exports["probe"] = Export(0, p.READ_ONLY)
         self._take = take
+        self._rest = rest
         self._counters = counters
         self._control = control
         self._poll = select.epoll()
@@ -69,6 +72,8 @@ class Sink:
                             return
                     elif not self._serve(connection):
                         self._end(connection)
+                # What was taken is answered; and once for all connections, or the last of many would wait too long.
+                self._rest()
         finally:
             for connection in list(self._connections.values()):
                 self._end(connection)

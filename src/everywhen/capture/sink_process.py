@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> int:
     clock = SharedClock(order.clock, order.folder) if order.clock else None
     writer = SpoolWriter(order.place(), counters, clock)
     try:
-        Sink(order.sizes, writer.take, counters, socket.socket(fileno=control)).run()
+        Sink(order.sizes, writer.take, counters, socket.socket(fileno=control), writer.rest).run()
     finally:
         writer.close()
     return 0

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
@@ -193,6 +194,43 @@ def test_a_spool_that_is_too_slow_is_let_go(tmp_path: Path, counters: Counters, 
     assert [writer.take(WRITE, 0, 0, 600, bytes(600)) for _ in range(3)] == [0, 1, None]
     assert counters.get(STATE) == SPOOL_SLOW
     writer.close()
+
+
+def test_a_guest_that_is_faster_than_the_spool_is_slowed(
+    tmp_path: Path, counters: Counters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I-6: it would take 16 times the memory that there is, if nobody rested."""
+    monkeypatch.setattr(spool_writer, "_SLOWEST", 1_000_000)
+    monkeypatch.setattr(spool_writer, "_WAITING_BYTES", 1 << 20)
+    monkeypatch.setattr(spool_writer, "_GROUP_BYTES", 64 << 10)
+    write = SpoolWriter._write_group
+    monkeypatch.setattr(SpoolWriter, "_write_group", lambda self, group: threading.Event().wait(0.002) or write(self, group))
+    writer = Spool(tmp_path, KEYSET).writer(counters)
+    for number in range(256):
+        assert writer.take(WRITE, 0, 0, 64 << 10, bytes(64 << 10)) == number
+        writer.rest()
+    writer.close()
+    assert (counters.get(STATE), counters.get(DURABLE)) == (FINE, 256)
+
+
+def test_nobody_rests_for_long_where_the_spool_hangs(
+    tmp_path: Path, counters: Counters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I-6: the watchdog would take the sink away."""
+    monkeypatch.setattr(spool_writer, "_WAITING_BYTES", 1 << 20)
+    hanging, write = threading.Event(), SpoolWriter._write_groups
+    monkeypatch.setattr(SpoolWriter, "_write_groups", lambda self: hanging.wait() and write(self))
+    writer = Spool(tmp_path, KEYSET).writer(counters)
+    rested = []
+    for length in (64 << 10, 640 << 10):
+        assert writer.take(WRITE, 0, 0, length, bytes(length)) is not None
+        began = monotonic()
+        writer.rest()
+        rested.append(monotonic() - began)
+    hanging.set()
+    writer.close()
+    assert 0.006 < rested[1] < 1, "640 KiB at 100 MB/s"
+    assert rested[0] < rested[1]
 
 
 def test_zeroes_that_wait_take_memory_too(tmp_path: Path, counters: Counters, monkeypatch: pytest.MonkeyPatch) -> None:
