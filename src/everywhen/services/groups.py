@@ -168,6 +168,8 @@ def _asked(catalog: Catalog, group: str, vms: Sequence[Vm], when: When, *, now_n
 
 def _before_gap(points: Sequence[RecoveryPoint], at_ns: int) -> int:
     """That, or where the gap begins that it is in: the journal before reaches into a gap where one disk's tap went first."""
+    if any(point.time_ns == at_ns for point in points):
+        return at_ns  # a backup's, within the gap
     for point in points:
         position = point.journal
         if position is not None and position.gap is not None and position.gap.from_ns < at_ns < position.began_ns:

@@ -137,6 +137,14 @@ def test_no_instant_within_a_gap_of_one_of_them(repository: Repository) -> None:
     assert [found(repository, time(at)).time_ns for at in (2100, 2400, 3999, 4000, 8000)] == [2100, 2300, 2300, 4000, 8000]
 
 
+def test_a_point_within_a_gap_can_be_opened_itself(repository: Repository) -> None:
+    one, other = Captured(repository, "web1"), Captured(repository, "web2", None)
+    one.stream(began(1000), witness(4, 9000))
+    other.stream(began(1000), points=((3000, "by hand"),))
+    other.stream(began(5000), witness(4, 9000), gap=Gap(2000, "the sink ended"))
+    assert (found(repository, '"by hand"').time_ns, found(repository, time(3500)).time_ns) == (3000, 1000)
+
+
 def test_times_of_two_clocks_are_called_that(repository: Repository) -> None:
     Captured(repository, "web1").stream(began(1000), witness(4, 4000))
     other = Captured(repository, "web2", "d" * 32)
