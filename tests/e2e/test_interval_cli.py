@@ -109,7 +109,7 @@ def test_points_are_the_only_moments(program: Program, hypervisor: Hypervisor) -
 
 
 def test_points_come_by_themselves_and_missing_ones_are_a_gap(program: Program, hypervisor: Hypervisor) -> None:
-    with captured(program, hypervisor.qmp, "2s").followed() as capture:
+    with captured(program, hypervisor.qmp, "1s").followed() as capture:
         for value in range(2):
             hypervisor.write(1, 4096 * value, 4096, 10 + value)
             capture.another_point()
@@ -120,7 +120,7 @@ def test_points_come_by_themselves_and_missing_ones_are_a_gap(program: Program, 
         hypervisor.write(1, 0, 4096, 20)
         assert program.ok("timeline", "web1")["gaps"][-1]["why"] == "paused"
         in_it = time.time()
-        time.sleep(3.5)  # more than one and a half times the interval, or no point was missed
+        time.sleep(2)  # more than one and a half times the interval, or no point was missed
         program.ok("resume", "web1")
         capture.another_point()
         capture.stop()
@@ -135,10 +135,10 @@ def test_points_come_by_themselves_and_missing_ones_are_a_gap(program: Program, 
 def test_a_lost_round_costs_the_guest_nothing_and_is_made_up_for(program: Program, hypervisor: Hypervisor) -> None:
     """A sink that is killed, and one that hangs with a write in flight; all that QEMU is told is held against the rules."""
     proxy = MonitorProxy(program.folder / "proxy", hypervisor.qmp)
-    with proxy, captured(program, proxy.path, "1h", "--pace", "2M").followed() as capture:
+    with proxy, captured(program, proxy.path, "1h", "--pace", "4M").followed() as capture:
         for number in (signal.SIGKILL, signal.SIGSTOP):
             rests(program, hypervisor)
-            hypervisor.write(0, 4 * MIB, 2 * MIB, number)
+            hypervisor.write(0, 4 * MIB, 4 * MIB, number)
             asking = ThreadPoolExecutor().submit(program.run, "mark", "web1", "lost")
             eventually(lambda: {"everywhen-tap-0", "everywhen-tap-1"} <= hypervisor.ours(), "a round is under way")
             points = capture.said.count("recovery point p-")
