@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("libvirt", reason="libvirt's Python library is not installed")
+libvirt = pytest.importorskip("libvirt", reason="libvirt's Python library is not installed")
 
+from everywhen.capture.staying import STAY
+from tests.hypervisor import eventually
 from tests.libvirt_capture import LibvirtCapture
 from tests.libvirtd import Guest, Libvirtd
 from tests.program import qemu_img
@@ -43,3 +46,21 @@ def test_disks_with_iothreads(tmp_path: Path, libvirtd: Libvirtd) -> None:
             capture.program.restore("web1", folder)
         for image, kind in zip(guest.images, guest.formats, strict=True):
             qemu_img("compare", "-f", "raw", "-F", kind, folder / f"web1-{image.stem}.raw", image)
+
+
+def test_what_libvirt_says_while_one_is_pushed(tmp_path: Path, libvirtd: Libvirtd) -> None:
+    """To save a domain is to migrate it into a file, which QEMU must not do over a push."""
+    with Guest(libvirtd, "saved", [(16 * MIB, "qcow2")]) as guest:
+        content = tmp_path / "content"
+        content.write_bytes(random.Random(3).randbytes(8 * MIB).ljust(16 * MIB, b"\0"))
+        qemu_img("convert", "-f", "raw", "-O", "qcow2", content, guest.images[0])
+        xml = guest.domain.xml(running=False).replace("<vcpu", "<iothreads>1</iothreads><vcpu", 1)
+        libvirtd.connection.defineXML(xml.replace("type='qcow2'", "type='qcow2' iothread='1'", 1))
+        guest.start()
+        with LibvirtCapture(tmp_path, guest) as capture:
+            capture.begin("--pace", "1M")
+            eventually(lambda: STAY in guest.ours(), "it is pushed")
+            with pytest.raises(libvirt.libvirtError, match=f"'{STAY}' does not support live migration"):
+                guest.raw.managedSave()
+            guest.write(0, MIB, 4096, 7)
+            assert capture.state == "copying"
