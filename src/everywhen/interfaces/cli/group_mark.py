@@ -18,8 +18,8 @@ from everywhen.services.groups import PREFIX, members
 from everywhen.services.protect.captured import SILENT
 from everywhen.services.times import local_time, rfc3339, zone_label
 
-_AHEAD = 3 * SECOND
-"""Time for each capture to hear of it, to end what it is at, and to begin what must begin before the instant."""
+_AHEAD = 5 * SECOND
+"""Time for each capture to hear of it, to end what it is at (a point by time waits for 2 s), and to begin what comes before."""
 _ABSENT = "no capture of it into this repository runs on this host"
 _ANOTHER = "it has a point of that name, of another instant: its capture keeps no common ones"
 _SILENT = "its capture does not answer"
