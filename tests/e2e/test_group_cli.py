@@ -134,7 +134,7 @@ def marked(program: Program, text: str) -> Done:
 
 
 def marked_in_time(program: Program, code: int) -> tuple[str, Done]:
-    """The first mark that ends so: on a busy host a capture may be at something else for too long, or a guest is frozen late."""
+    """The first mark that ends so: on a busy host a capture may be at something else for too long, or a freeze be late."""
     for name in ("before update", "again", "once more"):
         mark = marked(program, name)
         if mark.code == code:
