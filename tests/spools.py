@@ -50,14 +50,14 @@ def spooled(repository: Repository, folder: Path) -> RecoveryPoint:
 
     def mark(what: str) -> None:
         text = canonical_json({"mark": what})
-        writer.take(MARK, 0, 0, len(text), text)
+        writer.take([(MARK, 0, 0, len(text), text)])
 
     mark("tap opened")
     mark("complete")
     for number in range(WRITES):
         offset, length = number * 15_013 % (SIZE - 70_000), [512, 66_000, 4096][number % 3]
         zero = number % 5 == 4
-        taken = writer.take(ZERO if zero else WRITE, 0, offset, length, b"" if zero else bytes([number + 1]) * length)
+        taken = writer.take([(ZERO if zero else WRITE, 0, offset, length, b"" if zero else bytes([number + 1]) * length)])
         assert taken is not None
         if number in (5, 11):
             counters.put(ROLL, counters.get(ROLL) + 1)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic_ns
 
 from everywhen.capture.counters import BEAT_NS, FINE, STATE, TAP, Counters
+from everywhen.capture.spool_writer import Record
 from everywhen.formats.fields import canonical_json
 from everywhen.formats.segment import MARK, WRITE, ZERO
 from everywhen.nbd import protocol as p
@@ -26,7 +27,12 @@ _RECEIVE = 1 << 20
 _TAP, _MARKS = "disk", "mark"
 _LONGEST_MARK = 64 << 10
 
-Take = Callable[[int, int, int, int, bytes], int | None]
+_PROBE = "probe"
+_KINDS = {_TAP: {p.CMD_WRITE: WRITE, p.CMD_WRITE_ZEROES: ZERO}, _MARKS: {p.CMD_WRITE: MARK}, _PROBE: {}}
+"""By an export's name up to the dash: what becomes which kind of record."""
+_DONE = {p.CMD_WRITE, p.CMD_WRITE_ZEROES, p.CMD_FLUSH}
+
+Take = Callable[[Sequence[Record]], int | None]
 """`SpoolWriter.take`."""
 
 
@@ -49,7 +55,7 @@ class Sink:
         """`sizes`: bytes of each disk; `rest` waits a little when the spool falls behind."""
         self._exports = {f"{_TAP}-{disk}": Export(size, _FLAGS) for disk, size in enumerate(sizes)}
         self._exports |= {f"{_MARKS}-{disk}": Export(_LONGEST_MARK, 0) for disk in range(len(sizes))}
-        self._exports["probe"] = Export(0, p.READ_ONLY)
+        self._exports[_PROBE] = Export(0, p.READ_ONLY)
         self._take = take
         self._rest = rest
         self._counters = counters
@@ -102,11 +108,10 @@ class Sink:
             began = monotonic_ns()
             requests = connection.session.receive(self._buffer[:count])
             self._counters.received(connection.number, count, len(requests), began)
-            if not connection.kind and connection.session.phase is Phase.TRANSMISSION:
+            if not connection.kind and connection.session.name:
                 self._chosen(connection)
-            for request in requests:
-                if not self._answer(connection, request):
-                    return False
+            if requests and not self._answer(connection, requests):
+                return False
             output = connection.session.take_output()
             if output:
                 connection.socket.sendall(output)
@@ -116,18 +121,18 @@ class Sink:
             self._counters.answered(connection.number, len(requests), monotonic_ns() - began)
         return connection.session.phase is not Phase.ENDED
 
-    def _answer(self, connection: _Connection, request: Request) -> bool:
-        """Take one request; False when the spool takes no more: then nothing is answered, and the tap ends."""
-        if request.command == p.CMD_FLUSH:
-            connection.session.reply(request.cookie)
-            return True
-        if request.command not in (p.CMD_WRITE, p.CMD_WRITE_ZEROES):
-            connection.session.reply(request.cookie, p.EINVAL)
-            return True
-        kind = MARK if connection.kind == _MARKS else WRITE if request.command == p.CMD_WRITE else ZERO
-        if request.length and self._take(kind, connection.disk, request.offset, request.length, request.data) is None:
+    def _answer(self, connection: _Connection, requests: list[Request]) -> bool:
+        """Take requests; False when the spool takes no more: then nothing is answered, and the tap ends."""
+        kinds, disk = _KINDS[connection.kind], connection.disk
+        records = [
+            (kinds[command], disk, offset, length, data)
+            for command, _, _, offset, length, data in requests
+            if command in kinds and length
+        ]
+        if records and self._take(records) is None:
             return False
-        connection.session.reply(request.cookie)
+        for request in requests:
+            connection.session.reply(request.cookie, 0 if request.command in _DONE else p.EINVAL)
         return True
 
     def _chosen(self, connection: _Connection) -> None:
@@ -150,4 +155,4 @@ class Sink:
         """Say in the sequence what becomes of a tap."""
         if connection.kind == _TAP:
             text = canonical_json({"mark": what})
-            self._take(MARK, connection.disk, 0, len(text), text)
+            self._take([(MARK, connection.disk, 0, len(text), text)])

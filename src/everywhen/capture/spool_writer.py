@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +60,10 @@ _LONGEST_NS = 0xFFFFFFFF
 """Between the first and the last record of a group: 32 bits in the format."""
 
 
+Record = tuple[int, int, int, int, bytes]
+"""Kind, disk, offset, length, and the data that was written; b"" for zeroes."""
+
+
 class GroupCipher(Protocol):
     """Seals the groups of one file."""
 
@@ -105,8 +109,8 @@ class SpoolWriter:
         self._thread = threading.Thread(target=self._run, name="spool")
         self._thread.start()
 
-    def take(self, kind: int, disk: int, offset: int, length: int, data: bytes) -> int | None:
-        """A record, stamped with the time now; its sequence number, or None when nothing is taken any more."""
+    def take(self, records: Sequence[Record]) -> int | None:
+        """Take records that came together; the first one's number, or None when nothing is taken any more."""
         with self._lock:
             if self._counters.get(STATE) != FINE or self._ending:
                 return None
@@ -123,15 +127,20 @@ class SpoolWriter:
             group = self._open
             if not group.records:
                 group.time_ns, group.began = now, monotonic()
-            group.records.append((kind, disk, offset, length, now - group.time_ns))
-            if data:
-                group.parts.append(data)
-            group.bytes += len(data)
-            self._waiting += len(data) + _RECORD_BYTES
+            after, size = now - group.time_ns, 0
+            for kind, disk, offset, length, data in records:
+                group.records.append((kind, disk, offset, length, after))
+                if data:
+                    group.parts.append(data)
+                    size += len(data)
+                else:
+                    # Zeroes hold no data, but what is made of them does: some 300 bytes for each block.
+                    self._taken_bytes += length // 256
+            group.bytes += size
+            self._waiting += size + len(records) * _RECORD_BYTES
             number = self._next
-            self._next += 1
-            # Zeroes hold no data, but what is made of them does: some 300 bytes for each block.
-            self._taken_bytes += len(data) or length // 256
+            self._next += len(records)
+            self._taken_bytes += size
             self._counters.put(TAKEN, self._next)
             self._counters.put(TAKEN_BYTES, self._taken_bytes)
             if group.bytes >= _GROUP_BYTES or len(group.records) >= _GROUP_RECORDS:

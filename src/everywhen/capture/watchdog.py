@@ -32,6 +32,10 @@ class Watchdog:
         self._sink = sink
         self._counters = counters
         self._held: dict[int, tuple[socket.socket, Seen]] = {}
+        self._poll = select.poll()
+        self._poll.register(listening, select.POLLIN)
+        self._poll.register(sink, select.POLLIN)
+        self._count = array.array("i", [0])
 
     def accept(self) -> None:
         """Hand a new connection to the sink."""
@@ -43,19 +47,24 @@ class Watchdog:
         self._counters.clear(number)
         socket.send_fds(self._to_sink, [bytes([number])], [connection.fileno()])
         self._held[number] = (connection, Seen())
+        self._poll.register(connection, 0)  # for what is always told: that it was hung up
 
     def stalls(self) -> int | None:
-        """Look at all connections; the number of one that stalls. Those that ended are let go of."""
-        now = time.monotonic_ns()
-        for number, (connection, seen) in list(self._held.items()):
-            if _hung_up(connection):
-                connection.close()
-                del self._held[number]
-                continue
-            words = (self._counters.of(number, word) for word in (RECEIVED, ANSWERED, OLDEST_NS))
-            if look(seen, now, _unread(connection), *words):
+        """Look at all connections; the number of one that stalls."""
+        now, of = time.monotonic_ns(), self._counters.of
+        for number, (connection, seen) in self._held.items():
+            fcntl.ioctl(connection, termios.FIONREAD, self._count)
+            if look(seen, now, self._count[0], of(number, RECEIVED), of(number, ANSWERED), of(number, OLDEST_NS)):
                 return number
         return None
+
+    def let_go(self, ready: set[int]) -> None:
+        """Of those connections among these descriptors: they were hung up."""
+        for number, (connection, _) in list(self._held.items()):
+            if connection.fileno() in ready:
+                self._poll.unregister(connection)
+                connection.close()
+                del self._held[number]
 
     def hang_up(self) -> None:
         """Free the guest, whatever the sink does."""
@@ -65,30 +74,20 @@ class Watchdog:
 
     def run(self, parent: socket.socket) -> int:
         """Watch until the parent or the sink ends; 1 when the sink had to be taken away."""
-        waiting: list[socket.socket | int] = [self._listening, parent, self._sink]
+        self._poll.register(parent, select.POLLIN)
         while True:
-            ready = select.select(waiting, [], [], EVERY_S if self._held else None)[0]
-            if self._listening in ready:
+            ready = {descriptor for descriptor, _ in self._poll.poll(EVERY_S * 1000 if self._held else None)}
+            if ready:
+                self.let_go(ready)
+            if self._listening.fileno() in ready:
                 self.accept()
             if self.stalls() is not None:
                 self.hang_up()
                 signal.pidfd_send_signal(self._sink, signal.SIGKILL)
                 return 1
-            if parent in ready or self._sink in ready:
+            if parent.fileno() in ready or self._sink in ready:
                 self.hang_up()
                 return 0
-
-
-def _unread(connection: socket.socket) -> int:
-    count = array.array("i", [0])
-    fcntl.ioctl(connection, termios.FIONREAD, count)
-    return count[0]
-
-
-def _hung_up(connection: socket.socket) -> bool:
-    poll = select.poll()
-    poll.register(connection, 0)
-    return any(what & (select.POLLHUP | select.POLLERR) for _, what in poll.poll(0))
 
 
 def main(arguments: list[str]) -> int:

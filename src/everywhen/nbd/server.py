@@ -66,17 +66,23 @@ class ServerSession:
 
     def receive(self, data: bytes | memoryview) -> list[Request]:
         """Take what the client sent; gives the requests that are complete now. Raises ProtocolError."""
+        if self._input or self.phase is not Phase.TRANSMISSION:
+            return self._receive_after_what_is_left(data)
+        view = memoryview(data)
+        requests, end = self._requests(view)
+        if end < len(view):
+            self._input += view[end:]
+        return requests
+
+    def _receive_after_what_is_left(self, data: bytes | memoryview) -> list[Request]:
         self._input += data
         while self.phase in (Phase.FLAGS, Phase.OPTIONS) and self._negotiate():
             pass
-        requests: list[Request] = []
-        while self.phase is Phase.TRANSMISSION and (request := self._request()) is not None:
-            if request.command == p.CMD_DISC:
-                self.phase = Phase.ENDED
-            elif error := self._refused(request):
-                self.reply(request.cookie, error)
-            else:
-                requests.append(request)
+        if self.phase is not Phase.TRANSMISSION:
+            return []
+        with memoryview(self._input) as view:
+            requests, end = self._requests(view)
+        del self._input[:end]
         return requests
 
     def reply(self, cookie: int, error: int = 0, data: bytes = b"") -> None:
@@ -158,32 +164,40 @@ class ServerSession:
     def _answer(self, option: int, kind: int, data: bytes = b"") -> None:
         self._output += (p.OPTION_REPLY.pack(p.OPTION_REPLY_MAGIC, option, kind, len(data)), data)
 
-    def _request(self) -> Request | None:
-        """The next request with all its data, or None while it is not all there."""
-        if len(self._input) < p.REQUEST.size:
-            return None
-        magic, flags, command, cookie, offset, length = p.REQUEST.unpack_from(self._input)
-        if magic != p.REQUEST_MAGIC:
-            raise p.ProtocolError(f"request magic {magic:#x}")
-        if command != p.CMD_WRITE:
-            del self._input[: p.REQUEST.size]
-            return Request(command, flags, cookie, offset, length, b"")
-        if length > self.export.maximum:
-            raise p.ProtocolError(f"a write of {length} bytes where at most {self.export.maximum} were allowed")
-        end = p.REQUEST.size + length
-        if len(self._input) < end:
-            return None
-        with memoryview(self._input) as view:
-            data = bytes(view[p.REQUEST.size : end])
-        del self._input[:end]
-        return Request(command, flags, cookie, offset, length, data)
+    def _requests(self, view: memoryview) -> tuple[list[Request], int]:
+        """The requests that are complete at the beginning of what came in, and where the first one begins that is not."""
+        requests: list[Request] = []
+        begin, size = 0, len(view)
+        unpack, header = p.REQUEST.unpack_from, p.REQUEST.size
+        writable = -1 if self.export.flags & p.READ_ONLY else self.export.size
+        while (start := begin + header) <= size:
+            magic, flags, command, cookie, offset, length = unpack(view, begin)
+            if magic != p.REQUEST_MAGIC:
+                raise p.ProtocolError(f"request magic {magic:#x}")
+            end = start
+            if command == p.CMD_WRITE:
+                if length > self.export.maximum:
+                    raise p.ProtocolError(f"a write of {length} bytes where at most {self.export.maximum} were allowed")
+                end += length
+                if end > size:
+                    break
+            begin = end
+            request = Request(command, flags, cookie, offset, length, bytes(view[start:end]))
+            if command == p.CMD_WRITE and offset + length <= writable:
+                requests.append(request)  # nearly all are of this kind
+            elif command == p.CMD_DISC:
+                self.phase = Phase.ENDED
+                break
+            elif error := self._refused(request):
+                self.reply(cookie, error)
+            else:
+                requests.append(request)
+        return requests, begin
 
     def _refused(self, request: Request) -> int:
         """The error number for a request that this export does not take, else 0."""
         flags = self.export.flags
         inside = request.offset + request.length <= self.export.size
-        if request.command == p.CMD_WRITE and inside and not flags & p.READ_ONLY:
-            return 0  # nearly all are of this kind
         offered = {
             p.CMD_READ: True,
             p.CMD_WRITE: not flags & p.READ_ONLY,

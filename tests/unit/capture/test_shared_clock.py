@@ -122,7 +122,7 @@ class Spooled:
         self._writer = SpoolWriter(SinkOrder.decode(order.encode()).place(), self._counters, clock)
 
     def write(self) -> None:
-        self._writer.take(WRITE, 0, 0, 1, b"x")
+        self._writer.take([(WRITE, 0, 0, 1, b"x")])
 
     def times(self) -> list[int]:
         self._writer.close()

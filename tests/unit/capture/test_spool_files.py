@@ -16,7 +16,7 @@ from everywhen.capture import spool_writer
 from everywhen.capture.counters import DURABLE, FINE, SPOOL_FAILED, SPOOL_FULL, SPOOL_SLOW, STATE, Counters
 from everywhen.capture.sink_process import SinkOrder
 from everywhen.capture.spool_reader import SpoolDamaged, SpoolFile, read_spooled, spool_files
-from everywhen.capture.spool_writer import SpoolWriter
+from everywhen.capture.spool_writer import Record, SpoolWriter
 from everywhen.formats.errors import Corrupt, UnsupportedVersion
 from everywhen.formats.keyslot import Keyset
 from everywhen.formats.segment import MARK, WRITE, ZERO, SegmentHeader
@@ -26,7 +26,6 @@ from tests.hypervisor import eventually
 
 REPOSITORY = bytes(range(16))
 KEYSET = Keyset(b"n" * 32, {1: b"a" * 32, 2: b"b" * 32})
-Record = tuple[int, int, int, int, bytes]
 
 
 @dataclass
@@ -79,7 +78,7 @@ def written(spool: Spool, counters: Counters, count: int = 30) -> list[Record]:
             (ZERO, 1, number, 1 << 31, b""),
             (MARK, 0, 0, len(data), data),
         ][number % 3]
-        assert writer.take(*record) == number
+        assert writer.take([record]) == number
         taken.append(record)
         if number % 10 == 9:
             eventually(lambda upto=number + 1: counters.get(DURABLE) >= upto, "durable")  # type: ignore[misc]
@@ -147,7 +146,7 @@ def test_what_came_in_while_the_disk_was_slow_can_be_read(
     spool = Spool(tmp_path, KEYSET)
     writer = spool.writer(counters)
     taken = [(WRITE, 0, 512 * number, 30_000, os.urandom(30_000)) for number in range(40)]
-    assert [writer.take(*record) for record in taken] == list(range(40))
+    assert [writer.take([record]) for record in taken] == list(range(40))
     slow.set()
     writer.close()
     (file,) = spool_files(tmp_path)
@@ -159,7 +158,7 @@ def test_a_full_spool_takes_nothing_more_until_files_are_gone(tmp_path: Path, co
     spool = Spool(tmp_path, KEYSET)
     writer = spool.writer(counters, limit=100_000)
     for number in range(20):
-        if writer.take(WRITE, 0, 0, 50_000, os.urandom(50_000)) is None:
+        if writer.take([(WRITE, 0, 0, 50_000, os.urandom(50_000))]) is None:
             break
         eventually(lambda upto=number + 1: counters.get(DURABLE) >= upto or counters.get(STATE) != FINE, "written")  # type: ignore[misc]
     writer.close()
@@ -172,7 +171,7 @@ def test_a_file_that_goes_while_the_room_is_measured(tmp_path: Path, counters: C
     (tmp_path / "0-0.segment").symlink_to("gone")
     writer = Spool(tmp_path, KEYSET).writer(counters, limit=100_000)
     for _ in range(2):
-        writer.take(WRITE, 0, 0, 60_000, os.urandom(60_000))
+        writer.take([(WRITE, 0, 0, 60_000, os.urandom(60_000))])
     writer.close()
     assert counters.get(STATE) == SPOOL_FULL
 
@@ -180,9 +179,9 @@ def test_a_file_that_goes_while_the_room_is_measured(tmp_path: Path, counters: C
 def test_a_spool_that_cannot_be_written_says_so(tmp_path: Path, counters: Counters) -> None:
     folder = tmp_path / "gone"
     writer = Spool(folder, KEYSET).writer(counters)
-    assert writer.take(ZERO, 0, 0, 1, b"") == 0
+    assert writer.take([(ZERO, 0, 0, 1, b"")]) == 0
     eventually(lambda: counters.get(STATE) == SPOOL_FAILED, "failed")
-    assert writer.take(ZERO, 0, 0, 1, b"") is None
+    assert writer.take([(ZERO, 0, 0, 1, b"")]) is None
     writer.close()
     assert counters.get(DURABLE) == 0
 
@@ -191,7 +190,7 @@ def test_a_spool_that_is_too_slow_is_let_go(tmp_path: Path, counters: Counters, 
     monkeypatch.setattr(spool_writer, "_WAITING_BYTES", 1500)
     monkeypatch.setattr(SpoolWriter, "_write_groups", lambda self: None)
     writer = Spool(tmp_path, KEYSET).writer(counters)
-    assert [writer.take(WRITE, 0, 0, 600, bytes(600)) for _ in range(3)] == [0, 1, None]
+    assert [writer.take([(WRITE, 0, 0, 600, bytes(600))]) for _ in range(3)] == [0, 1, None]
     assert counters.get(STATE) == SPOOL_SLOW
     writer.close()
 
@@ -207,7 +206,7 @@ def test_a_guest_that_is_faster_than_the_spool_is_slowed(
     monkeypatch.setattr(SpoolWriter, "_write_group", lambda self, group: threading.Event().wait(0.002) or write(self, group))
     writer = Spool(tmp_path, KEYSET).writer(counters)
     for number in range(256):
-        assert writer.take(WRITE, 0, 0, 64 << 10, bytes(64 << 10)) == number
+        assert writer.take([(WRITE, 0, 0, 64 << 10, bytes(64 << 10))]) == number
         writer.rest()
     writer.close()
     assert (counters.get(STATE), counters.get(DURABLE)) == (FINE, 256)
@@ -223,7 +222,7 @@ def test_nobody_rests_for_long_where_the_spool_hangs(
     writer = Spool(tmp_path, KEYSET).writer(counters)
     rested = []
     for length in (64 << 10, 640 << 10):
-        assert writer.take(WRITE, 0, 0, length, bytes(length)) is not None
+        assert writer.take([(WRITE, 0, 0, length, bytes(length))]) is not None
         began = monotonic()
         writer.rest()
         rested.append(monotonic() - began)
@@ -238,7 +237,7 @@ def test_zeroes_that_wait_take_memory_too(tmp_path: Path, counters: Counters, mo
     slow, write = threading.Event(), SpoolWriter._write_groups
     monkeypatch.setattr(SpoolWriter, "_write_groups", lambda self: slow.wait() and write(self))
     writer = Spool(tmp_path, KEYSET).writer(counters)
-    taken = [writer.take(ZERO, 0, 0, 4096, b"") for _ in range(100)]
+    taken = [writer.take([(ZERO, 0, 0, 4096, b"")]) for _ in range(100)]
     slow.set()
     writer.close()
     assert taken[-1] is None
@@ -249,7 +248,7 @@ def test_what_was_written_does_not_wait_any_more(tmp_path: Path, counters: Count
     monkeypatch.setattr(spool_writer, "_WAITING_BYTES", 10_000)
     writer = Spool(tmp_path, KEYSET).writer(counters)
     for number in range(0, 90, 30):
-        assert [writer.take(ZERO, 0, 0, 4096, b"") for _ in range(30)] == list(range(number, number + 30))
+        assert [writer.take([(ZERO, 0, 0, 4096, b"")]) for _ in range(30)] == list(range(number, number + 30))
         eventually(lambda upto=number + 30: counters.get(DURABLE) >= upto, "durable")  # type: ignore[misc]
     writer.close()
 
@@ -265,7 +264,7 @@ def test_each_record_has_its_own_time_however_long_the_spool_hangs(
     spool = Spool(tmp_path, KEYSET)
     writer = spool.writer(counters)
     for number in range(8):
-        assert writer.take(WRITE, 0, number, 1, b"x") == number
+        assert writer.take([(WRITE, 0, number, 1, b"x")]) == number
     writer.close()
     (file,) = spool_files(tmp_path)
     groups = [group for group, _ in read_spooled(file, spool.opener, last=False)]

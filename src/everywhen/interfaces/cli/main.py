@@ -9,10 +9,10 @@ import sys
 
 import typer
 
-from everywhen.interfaces.cli.allocator import keep_large_buffers
 from everywhen.interfaces.cli.app import app, running_output
 from everywhen.interfaces.cli.failures import guarded, two_step_interrupt
 from everywhen.interfaces.cli.output import Output
+from everywhen.storage.allocator import keep_large_buffers
 
 ALONE = {
     "backup": "backup",

@@ -56,7 +56,7 @@ class Receiving:
         self._take(WRITE, block * BLOCK_SIZE, data)
 
     def _take(self, kind: int, offset: int, data: bytes) -> None:
-        assert self.writer.take(kind, 0, offset, len(data), data) == self.taken
+        assert self.writer.take([(kind, 0, offset, len(data), data)]) == self.taken
         self.taken += 1
         eventually(lambda: self._counters.get(DURABLE) >= self.taken or self._counters.get(STATE) != FINE, "durable")
         assert self._counters.get(STATE) == FINE

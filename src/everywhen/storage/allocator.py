@@ -3,7 +3,7 @@
 
 Reading and writing go in buffers of 4 MiB. By default glibc gives each of them back to the kernel when it is freed, and
 the kernel zeroes 1,024 new pages for the next one: measured, restoring 4.3 GB spent 5.8 to 7.6 s of system time so, and
-2.4 to 2.9 s without.
+2.4 to 2.9 s without. A capture's sink got 6.2 new pages for each 16 KiB that a guest wrote, and 0.7 without.
 """
 
 from __future__ import annotations
