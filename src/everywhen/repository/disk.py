@@ -33,7 +33,7 @@ class PointDisk:
         return b"".join(blocks)[start : start + length]
 
     def read_blocks(self, blocks: list[int]) -> list[bytes]:
-        """Some blocks by their numbers, at most 64, the last of the disk with what its chunk has.
+        """Some blocks by their numbers, at most 64, the last of the disk with what its chunk has. For who changes them.
 
         All together: a search in the index costs 100 µs, for one name or for 64. Raises Damaged.
         """
@@ -44,7 +44,8 @@ class PointDisk:
             if entries is not None and entries[block % FANOUT].any():
                 names[row] = entries[block % FANOUT]
         if names:
-            for row, content in zip(names, self._fetcher.read_many(np.stack(list(names.values()))), strict=True):
+            found = self._fetcher.read_many_to_follow(np.stack(list(names.values())))
+            for row, content in zip(names, found, strict=True):
                 contents[row] = content
         return contents
 

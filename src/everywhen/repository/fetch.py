@@ -29,6 +29,8 @@ from everywhen.repository.twins import twin_of
 from everywhen.storage.base import ObjectNotFound
 
 _BASE_CACHE = 64 << 20
+_FORMS_KEPT = 4096
+"""Deltas whose bases' names are remembered, at about 250 bytes each: more than are read before they are asked for."""
 _ATTEMPTS = 8
 
 T = TypeVar("T")
@@ -45,6 +47,8 @@ class ChunkFetcher:
         self._opened: dict[PackId, OpenPack] = {}
         self._contents: OrderedDict[bytes, bytes] = OrderedDict()
         self._contents_size = 0
+        self._bases: OrderedDict[bytes, tuple[bytes, ...]] = OrderedDict()
+        """Of deltas that were read, by name."""
         self._lock = threading.Lock()
 
     @property
@@ -64,7 +68,11 @@ class ChunkFetcher:
         """Contents of chunks given as (n, 32), none all-zero, in that order. Raises Damaged."""
         return list(self.each(names))
 
-    def each(self, names: Names) -> Iterator[bytes]:
+    def read_many_to_follow(self, names: Names) -> list[bytes]:
+        """`read_many` for who makes successors of these chunks: so that `full_forms` need not read and unpack them again."""
+        return list(self.each(names, followed=True))
+
+    def each(self, names: Names, *, followed: bool = False) -> Iterator[bytes]:
         """`read_many` for who uses them one by one: all are read together, each is unpacked when its turn comes."""
         keys = [row.tobytes() for row in names]
         contents: dict[bytes, bytes] = {}
@@ -81,6 +89,8 @@ class ChunkFetcher:
                 except Damaged:
                     # A copy that can be opened need not be one that can be decoded: gc may have left a delta without its base.
                     content = self._salvage(key)
+            if followed and key in records:
+                self._remember_form(records[key], content)
             yield content
 
     def full_forms(self, names: Names) -> list[list[tuple[bytes, bytes]]]:
@@ -105,9 +115,12 @@ class ChunkFetcher:
         # The cache of contents does not know how a chunk is stored: only the index does.
         full = self._found(keys, full_only=True)
         forms: dict[bytes, tuple[bytes, ...]] = {key: (key,) for key in full}
-        records = _each(list(self._found([key for key in keys if key not in full])), self._records)
-        whole = self._found(list({base for record in records.values() for base in record.bases}), full_only=True)
-        forms |= {key: record.bases for key, record in records.items() if whole.issuperset(record.bases)}
+        with self._lock:
+            deltas = {key: self._bases[key] for key in keys if key not in full and key in self._bases}
+        records = _each(list(self._found([key for key in keys if key not in full and key not in deltas])), self._records)
+        deltas |= {key: record.bases for key, record in records.items()}
+        whole = self._found(list(set(itertools.chain(*deltas.values()))), full_only=True)
+        forms |= {key: bases for key, bases in deltas.items() if whole.issuperset(bases)}
         return forms
 
     def _found(self, keys: list[bytes], *, full_only: bool = False) -> set[bytes]:
@@ -239,6 +252,15 @@ class ChunkFetcher:
             if content is not None:
                 self._contents.move_to_end(key)
             return content
+
+    def _remember_form(self, record: Record, content: bytes) -> None:
+        if not record.bases:
+            self._remember(record.name, content)
+            return
+        with self._lock:
+            self._bases[record.name] = record.bases
+            if len(self._bases) > _FORMS_KEPT:
+                self._bases.popitem(last=False)
 
     def _remember(self, key: bytes, content: bytes) -> None:
         with self._lock:

@@ -15,6 +15,7 @@ from everywhen.repository.ingest import ChunkSink
 from everywhen.repository.repository import Repository
 from everywhen.repository.twins import twin_of
 from everywhen.storage.memory import MemoryStore
+from everywhen.storage.metered import MeteredStore
 from tests.laboratory import SparseDisk, World, block, names_of, shrink_packs, touched, truth_of
 
 DISK = SparseDisk(40 * BLOCK_SIZE, {at: block(at) for at in range(0, 40, 2)})
@@ -155,3 +156,18 @@ def test_a_base_is_always_full(bench: Bench) -> None:
         ((itself,),) = repository.fetcher.full_forms(names_of(codec.name(DISK.blocks[6])))
         assert itself == (codec.name(DISK.blocks[6]), DISK.blocks[6])
         assert repository.fetcher.full_forms(names_of(codec.name(b"never stored"))) == [[]]
+
+
+def test_what_was_read_to_be_followed_is_not_read_again(bench: Bench) -> None:
+    """A full chunk is remembered, and of a delta what its base is, which was read for it."""
+    metered = MeteredStore(bench.store)
+    with bench.world.open(metered, bench.unlocked) as repository:
+        repository.refresh()
+        codec = repository.codec
+        delta, full = touched(DISK.blocks[4], "later"), DISK.blocks[6]
+        names = names_of(codec.name(delta), codec.name(full))
+        assert repository.fetcher.read_many_to_follow(names) == [delta, full]
+        before = metered.operations["get_range"]
+        forms = repository.fetcher.full_forms(names)
+        assert metered.operations["get_range"] == before > 0
+        assert forms == [[(codec.name(DISK.blocks[4]), DISK.blocks[4])], [(codec.name(full), full)]]

@@ -99,12 +99,43 @@ def test_what_is_gone_from_the_repository_is_no_base_although_it_is_remembered(w
     content = FILE[:BLOCK_SIZE]
     world.back_up(repository, {"vda": disk_of(content)})
     name = repository.codec.name(content)
-    (likeness,) = repository.similarity.search([content])
+    (likeness,) = repository.similarity.search([content], [np.zeros(BLOCK_SIZE // PAGE, bool)])
     assert [base for base, _ in repository.similarity.bases(likeness)] == [name]
     found = repository.index.lookup_one(name)
     assert found is not None
     repository.index.exclude([found.pack])
-    assert repository.similarity.bases(Likeness(likeness.pages, [])) == []
+    assert repository.similarity.bases(Likeness(likeness.pages, likeness.sought, [])) == []
+
+
+def changed(content: bytes, pages: dict[int, bytes]) -> bytes:
+    return b"".join(pages.get(page, content[page * PAGE : (page + 1) * PAGE]) for page in range(PAGES))
+
+
+def form(repository: Repository, content: bytes) -> list[bytes]:
+    """The bases that a stored block has."""
+    repository.refresh()
+    names = np.frombuffer(repository.codec.name(content), np.uint8).reshape(1, -1)
+    return [base for base, _ in repository.fetcher.full_forms(names)[0]]
+
+
+def test_what_was_in_a_blocks_place_is_its_base_while_most_of_it_is_there(world: World, repository: Repository) -> None:
+    first = world.back_up(repository, {"vda": disk_of(FILE[: 2 * BLOCK_SIZE])})
+    here, there = (repository.codec.name(FILE[at : at + BLOCK_SIZE]) for at in (0, BLOCK_SIZE))
+    fresh = random.Random(5).randbytes(6 * PAGE)
+    new = {
+        "six new pages": {page: fresh[page * PAGE : (page + 1) * PAGE] for page in range(6)},
+        "six from elsewhere": {page + 3: FILE[BLOCK_SIZE + page * PAGE :][:PAGE] for page in range(6)},
+        "ten from elsewhere": {page + 3: FILE[BLOCK_SIZE + page * PAGE :][:PAGE] for page in range(10)},
+    }
+    stored, bases = {}, {}
+    for what, pages in new.items():
+        content = changed(FILE[:BLOCK_SIZE], pages)
+        point = world.back_up(repository, {"vda": disk_of(content + FILE[BLOCK_SIZE : 2 * BLOCK_SIZE])}, parent=first)
+        assert truth_of(repository, point) == world.truths[point.point]
+        stored[what], bases[what] = point.disks["vda"].bytes_stored, form(repository, content)
+    assert bases == {"six new pages": [here], "six from elsewhere": [here, there], "ten from elsewhere": [there, here]}
+    assert 6 * PAGE < stored["six new pages"] < 6 * PAGE + 500
+    assert max(stored["six from elsewhere"], stored["ten from elsewhere"]) < 500
 
 
 def test_the_block_map_of_a_clone_costs_what_differs(world: World, repository: Repository) -> None:
