@@ -13,7 +13,7 @@ from time import monotonic
 import pytest
 
 from everywhen.capture import spool_writer
-from everywhen.capture.counters import DURABLE, FINE, SPOOL_FAILED, SPOOL_FULL, SPOOL_SLOW, STATE, Counters
+from everywhen.capture.counters import DURABLE, FINE, SPOOL_FAILED, SPOOL_FULL, SPOOL_SLOW, STATE, TAKEN, TAKEN_BYTES, Counters
 from everywhen.capture.sink_process import SinkOrder
 from everywhen.capture.spool_reader import SpoolDamaged, SpoolFile, read_spooled, spool_files
 from everywhen.capture.spool_writer import Record, SpoolWriter
@@ -97,6 +97,18 @@ def test_records_come_back_and_are_unreadable_without_the_keys(spool: Spool, cou
         assert other.records(file) == []
         with pytest.raises(SpoolDamaged):
             other.records(file, last=False)
+
+
+def test_what_came_together_is_numbered_one_by_one_and_has_one_time(spool: Spool, counters: Counters) -> None:
+    writer = spool.writer(counters)
+    together: list[Record] = [(WRITE, 0, 512, 3, b"one"), (ZERO, 0, 4096, 1 << 20, b""), (WRITE, 1, 0, 5, b"three")]
+    assert [writer.take(together), writer.take(together[:1])] == [0, 3]
+    assert (counters.get(TAKEN), counters.get(TAKEN_BYTES)) == (4, 3 + 4096 + 5 + 3)
+    writer.close()
+    (file,) = spool_files(spool.folder)
+    assert spool.records(file) == [*together, together[0]]
+    times = [time for group, _ in read_spooled(file, spool.opener, last=True) for time in group.times.tolist()]
+    assert times[0] == times[1] == times[2] <= times[3]
 
 
 def test_every_cut_leaves_the_records_before_it(spool: Spool, counters: Counters) -> None:
