@@ -57,7 +57,7 @@ def _excused(reason: str) -> bool:
 
 
 def test_the_table_is_complete(tmp_path: Path) -> None:
-    measures = list(KEYS) if SOAK else ["P1", "P2c", "P5c", "P6"]
+    measures = list(KEYS) if SOAK else ["P1", "P2c"]
     done = _bench(tmp_path, "--only", ",".join(measures))
     assert done.returncode == 0, done.stderr
     found = _targets(done.stdout)

@@ -19,6 +19,7 @@ from tests.guest import needs_kernel
 from tests.guest_agent import HOOK, AgentGuest, needs_agent
 from tests.guest_states import check, restored
 from tests.hypervisor import eventually
+from tests.long_forms import in_soak
 from tests.program import Program
 
 pytestmark = [needs_kernel, needs_agent]
@@ -113,6 +114,7 @@ def test_hooks_make_it_application(program: Program, guest: AgentGuest, tmp_path
     assert guest.content("/hook-log") == "freeze\nthaw\n"
 
 
+@in_soak
 @pytest.mark.parametrize("end", ["7", ""])
 def test_a_hook_that_fails_leaves_what_was_reached(program: Program, guest: AgentGuest, end: str) -> None:
     if end:

@@ -18,6 +18,7 @@ import pytest
 from tests.agent_double import GuestDouble, listening
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor, eventually
+from tests.long_forms import in_soak
 from tests.program import Done, Program
 from tests.shared_clocks import forgotten
 
@@ -182,6 +183,7 @@ def test_nothing_without_what_came_before_it(program: Program, machines: list[Hy
     assert program.run("verify").code == 0
 
 
+@in_soak
 def test_one_that_ends_takes_no_other_with_it(program: Program, machines: list[Hypervisor], captures: list[Capture]) -> None:
     with Counting(machines) as writer:
         writer.reach(20)
@@ -232,6 +234,7 @@ def test_hosts_have_the_same_clock_time_only(program: Program, machines: list[Hy
     assert "the same clock time, not in write order across them" in shown
 
 
+@in_soak
 def test_a_frozen_guest_at_the_instant_of_its_group(program: Program, tmp_path: Path) -> None:
     guest, agent = GuestDouble(), tmp_path / "agent.sock"
     with (

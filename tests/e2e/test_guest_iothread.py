@@ -20,6 +20,7 @@ from tests.captures import Capture
 from tests.guest import Guest, needs_kernel
 from tests.guest_states import inspect, restored
 from tests.hypervisor import eventually
+from tests.long_forms import in_soak
 from tests.program import Program, same
 
 pytestmark = needs_kernel
@@ -51,6 +52,7 @@ def test_read_beside_the_guest(program: Program, guest: Guest) -> None:
     assert inspect(restored(program, "web1@latest")[0]).records == len(guest.safe)
 
 
+@in_soak
 @pytest.mark.parametrize("guest", ["qcow2"], indirect=True)
 def test_pushed_while_it_writes_and_boots(program: Program, guest: Guest) -> None:
     with Capture(program, "web1", guest.qmp, "--pace", "8M") as capture:

@@ -15,6 +15,7 @@ from tests.captures import Capture
 from tests.guest import Guest, needs_kernel
 from tests.guest_states import check, restored, rfc3339
 from tests.hypervisor import eventually
+from tests.long_forms import in_soak
 from tests.program import Program
 
 pytestmark = needs_kernel
@@ -36,6 +37,7 @@ def guest(tmp_path: Path) -> Iterator[Guest]:
         running.healthy()
 
 
+@in_soak
 def test_every_point_is_a_state_of_its_time(program: Program, guest: Guest) -> None:
     with Capture(program, "web1", guest.qmp, "--pace", "0", "--seal-every", "1s") as capture:
         eventually(lambda: capture.said.count("recovery point p-") >= 4, "four points", 60)

@@ -19,6 +19,7 @@ from tests.captures import Capture, child
 from tests.guest import Guest, needs_kernel
 from tests.guest_states import check, inspect, restored, rfc3339
 from tests.hypervisor import eventually
+from tests.long_forms import in_soak
 from tests.program import Program, same
 
 pytestmark = needs_kernel
@@ -125,6 +126,7 @@ def test_while_a_sink_hangs_the_rest_of_the_guest_goes_on(program: Program, gues
     assert inspect(restored(program, "web1@latest")[0]).records == len(guest.safe)
 
 
+@in_soak
 def test_a_guest_that_boots_again_stays_captured(program: Program, guest: Guest) -> None:
     with captured(program, guest, "1s") as capture:
         follows(capture, 1)

@@ -17,6 +17,7 @@ import pytest
 
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor, eventually
+from tests.long_forms import in_soak
 from tests.monitor_proxy import MonitorProxy, Rules
 from tests.program import Program
 
@@ -154,6 +155,7 @@ def test_a_lost_round_costs_the_guest_nothing_and_is_made_up_for(program: Progra
     assert Rules().broken(log) == []
 
 
+@in_soak
 def test_after_any_end_only_what_changed_is_read(program: Program, hypervisor: Hypervisor) -> None:
     """Killed between two points; killed in a round; from points alone to every write, and back."""
     with captured(program, hypervisor.qmp, "1h").followed() as capture:

@@ -21,6 +21,7 @@ import pytest
 from everywhen.nbd.connection import NbdConnection, NbdError
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor, eventually
+from tests.long_forms import in_soak
 from tests.monitor_proxy import MonitorProxy, Rules
 from tests.program import Program
 
@@ -144,6 +145,7 @@ def test_disks_with_and_without_an_iothread(program: Program, tmp_path: Path) ->
         assert set(program.ok("points", "web1")[0]["disks"]) == {"vd0", "vd1", "plain"}
 
 
+@in_soak
 def test_ended_in_the_middle_of_a_copy(program: Program, hypervisor: Hypervisor) -> None:
     """By kill, by a sink that is killed or hangs, and in order: nothing is left, and the guest's writes go on."""
     fill(hypervisor)

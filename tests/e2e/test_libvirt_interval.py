@@ -13,6 +13,7 @@ libvirt = pytest.importorskip("libvirt", reason="libvirt's Python library is not
 from tests.hypervisor import eventually
 from tests.libvirt_capture import LibvirtCapture
 from tests.libvirtd import Guest, Libvirtd
+from tests.long_forms import in_soak
 
 pytestmark = pytest.mark.xdist_group("libvirt")
 MIB = 1 << 20
@@ -38,6 +39,7 @@ def marked(capture: LibvirtCapture, text: str) -> None:
     assert "error" not in answer, answer
 
 
+@in_soak
 def test_what_is_refused_under_a_tap_is_not_between_two_points(tmp_path: Path, guest: Guest) -> None:
     """A snapshot and its commit, and a resize."""
     with LibvirtCapture(tmp_path, guest) as capture:

@@ -23,6 +23,7 @@ from everywhen.capture.libvirt_host import NoDomain
 from tests.hypervisor import eventually
 from tests.libvirt_capture import LibvirtCapture
 from tests.libvirtd import Guest, Libvirtd
+from tests.long_forms import in_soak
 
 pytestmark = pytest.mark.xdist_group("libvirt")
 MIB = 1 << 20
@@ -83,6 +84,7 @@ def migrate(source: Guest, to: Guest, more: dict[str, Any] | None = None, flags:
     source.raw.migrate3(to.libvirtd.connection, uri | (more or {}), flags)
 
 
+@in_soak
 def test_away_and_back(capture: LibvirtCapture, here: Guest, there: Guest, tmp_path: Path) -> None:
     capture.start()
     here.write(0, 5 * MIB, 4096, 4)
@@ -114,6 +116,7 @@ def test_away_and_back(capture: LibvirtCapture, here: Guest, there: Guest, tmp_p
     assert all(disk["bytes_stored"] < 100_000 for point in points for disk in point["disks"].values()), points
 
 
+@in_soak
 def test_with_its_storage(capture: LibvirtCapture, here: Guest, there: Guest) -> None:
     """libvirt copies the disks by jobs of its own, which do not stand beside a tap."""
     moved = [image.with_name(f"moved-{image.name}") for image in here.images]

@@ -11,6 +11,7 @@ import pytest
 
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor, eventually
+from tests.long_forms import in_soak
 from tests.program import Program
 
 MIB = 1 << 20
@@ -66,6 +67,7 @@ def program(tmp_path: Path, systemd: Systemd) -> Program:
     return Program(tmp_path, more={"NOTIFY_SOCKET": str(tmp_path / "notify")}).init()
 
 
+@in_soak
 def test_a_vm_that_is_off_on_and_off_again(program: Program, systemd: Systemd, tmp_path: Path) -> None:
     qmp = tmp_path / "qmp.sock"
     with Capture(program, "web1", qmp, "--pace", "0") as capture:

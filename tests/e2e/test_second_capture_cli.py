@@ -46,8 +46,9 @@ def capture(program: Program, hypervisor: Hypervisor) -> Iterator[Capture]:
 @pytest.fixture
 def elsewhere(program: Program, tmp_path: Path) -> Program:
     """The same repository as another host would have it open: its own state and caches."""
-    (tmp_path / "elsewhere").mkdir()
-    made = Program(tmp_path / "elsewhere")
+    # A short name: sockets lie below, and 107 bytes are the kernel's limit for theirs.
+    (tmp_path / "b").mkdir()
+    made = Program(tmp_path / "b")
     made.environment["EVERYWHEN_REPO"] = str(program.repo)
     return made
 

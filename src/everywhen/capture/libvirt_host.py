@@ -157,7 +157,10 @@ class Domain:
     def is_arriving(self) -> bool:
         """Whether there is a QEMU to which it is being migrated. Raises MonitorError."""
         state, reason = within(ANSWER_S, self.domain.state)
-        return bool(state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_MIGRATION)
+        if state != libvirt.VIR_DOMAIN_PAUSED or reason != libvirt.VIR_DOMAIN_PAUSED_MIGRATION:
+            return False
+        # One that was restored from a file, and is to stand still, has the same reason for good; but no job any more.
+        return bool(within(ANSWER_S, self.domain.jobInfo)[0] != libvirt.VIR_DOMAIN_JOB_NONE)
 
     def xml(self, *, running: bool) -> str:
         """Its definition, with all secrets: as it runs now, or as it will be started next. Raises NotRunning, MonitorError."""
