@@ -13,6 +13,7 @@ import pytest
 
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor, eventually
+from tests.long_forms import in_soak
 from tests.program import Program, await_, ended
 
 MIB = 1 << 20
@@ -172,6 +173,7 @@ def test_a_capture_that_hangs_is_told_from_none(program: Program, capture: Captu
     assert done.code == 4, done
 
 
+@in_soak
 def test_a_first_copy_can_be_paused_and_not_marked(program: Program, tmp_path: Path) -> None:
     with (
         Hypervisor(tmp_path, [64 * MIB]) as hypervisor,

@@ -146,6 +146,7 @@ def test_ours_is_killed_while_the_guest_is_frozen(program: Program, guest: Agent
     assert guest.state() == "thawed"
 
 
+@in_soak
 def test_no_agent_is_no_reason_not_to_capture(program: Program, guest: AgentGuest) -> None:
     """The channel is there, and another program has it: as if nobody listened in the guest."""
     with AgentSocket(str(guest.agent)) as other:

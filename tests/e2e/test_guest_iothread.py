@@ -40,6 +40,7 @@ def guest(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Guest]:
         running.healthy()
 
 
+@in_soak
 @pytest.mark.parametrize("guest", ["raw"], indirect=True)
 def test_read_beside_the_guest(program: Program, guest: Guest) -> None:
     with Capture(program, "web1", guest.qmp, "--pace", "0") as capture:

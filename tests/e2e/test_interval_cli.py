@@ -133,6 +133,7 @@ def test_points_come_by_themselves_and_missing_ones_are_a_gap(program: Program, 
     assert line["every_write"] == []
 
 
+@in_soak
 def test_a_lost_round_costs_the_guest_nothing_and_is_made_up_for(program: Program, hypervisor: Hypervisor) -> None:
     """A sink that is killed, and one that hangs with a write in flight; all that QEMU is told is held against the rules."""
     proxy = MonitorProxy(program.folder / "proxy", hypervisor.qmp)

@@ -18,6 +18,7 @@ from tests.guest_agent import needs_agent, with_agent
 from tests.hypervisor import eventually
 from tests.libvirt_capture import LibvirtCapture
 from tests.libvirtd import Guest, Libvirtd
+from tests.long_forms import in_soak
 
 pytestmark = [pytest.mark.xdist_group("libvirt"), needs_kernel, needs_agent]
 
@@ -65,6 +66,7 @@ def address(guest: Guest) -> AgentAddress:
     return AgentAddress(uri=guest.libvirtd.uri, domain=guest.name)
 
 
+@in_soak
 def test_a_point_of_a_frozen_guest(guest: Guest, address: AgentAddress, tmp_path: Path) -> None:
     eventually(lambda: answers(address), "the agent is connected", 60)
     with LibvirtCapture(tmp_path, guest) as capture:

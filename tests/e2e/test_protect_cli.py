@@ -21,6 +21,7 @@ from everywhen.interfaces.control_socket import NobodyThere, ask
 from everywhen.repository.keys.cipher import Cipher
 from everywhen.repository.keys.segment_keys import open_segment
 from tests.hypervisor import Hypervisor, eventually
+from tests.long_forms import in_soak
 from tests.program import Done, Program, ended
 
 MIB = 1 << 20
@@ -315,6 +316,7 @@ def test_another_tools_job_on_a_disk(program: Program, hypervisor: Hypervisor) -
     assert [found["device"] for found in hypervisor.monitor.execute("query-block-jobs")] == ["theirs"]
 
 
+@in_soak
 def test_the_first_copy_can_be_given_up(program: Program, hypervisor: Hypervisor) -> None:
     process = program.start("protect", "web1", "--qmp", hypervisor.qmp, "--pace", "200k")
     _RUNNING.append(process)
@@ -347,7 +349,7 @@ def test_a_wrong_monitor_is_said_at_once_although_the_vm_has_points(program: Pro
     assert "cannot be captured" in done.err
 
 
-@pytest.mark.parametrize("kind", ["missing", "stale", "silent"])
+@pytest.mark.parametrize("kind", ["missing", "stale", pytest.param("silent", marks=in_soak)])
 def test_a_monitor_that_is_none(program: Program, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "qmp.sock"
     listening = socket.socket(socket.AF_UNIX)

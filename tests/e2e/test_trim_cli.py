@@ -14,6 +14,7 @@ from tests.guest import needs_kernel
 from tests.guest_agent import AgentGuest, needs_agent
 from tests.guest_states import check, restored
 from tests.hypervisor import eventually
+from tests.long_forms import in_soak
 from tests.program import Program
 
 pytestmark = [needs_kernel, needs_agent]
@@ -28,7 +29,7 @@ def program(tmp_path: Path) -> Program:
     return Program(tmp_path).init()
 
 
-@pytest.fixture(params=["raw", "qcow2"])
+@pytest.fixture(params=["raw", pytest.param("qcow2", marks=in_soak)])
 def guest(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[AgentGuest]:
     with AgentGuest(tmp_path, image_format=request.param) as running:
         running.write()
