@@ -92,6 +92,7 @@ def answers(address: AgentAddress) -> bool:
 
 
 def test_what_an_agent_refuses_is_told_from_one_that_is_not_there(guest: Guest, address: AgentAddress) -> None:
+    eventually(lambda: answers(address), "the agent is connected", 60)
     with pytest.raises(AgentRefused, match="guest-exec"):
         address.agent().execute("guest-exec", {"path": "/no/such/program"}, timeout=5)
     with pytest.raises(AgentGone, match="there is no domain"):
