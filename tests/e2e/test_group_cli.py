@@ -262,3 +262,4 @@ def test_names_of_groups(program: Program, tmp_path: Path) -> None:
     assert (wrong.error["code"], program.ok("status")["vms"]) == ("wrong_usage", [])
     for words in (["restore", "group:none", "--to", "x"], ["mark", "group:none", "x"]):
         assert program.run(*words, "--json").error["code"] == "not_found"
+    assert program.run("mark", "group:erp@-10m", "x", "--json").error["code"] == "wrong_usage", "a mark is of now"

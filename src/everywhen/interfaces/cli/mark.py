@@ -37,6 +37,8 @@ def mark(
             f'A mark has 1 to {_LONGEST} characters that can be printed, and no ".', on=text, safe="Nothing was done."
         )
     if (group := parse_group(vm)) is not None:
+        if "@" in vm:
+            raise WrongUsage("A mark is of now: group:NAME, without a time.", on=vm, safe="Nothing was done.")
         return mark_group(context, group[0], name)
     answer = ask_capture(context, vm, {"wish": "mark", "text": name})
     time_ns = answer["time_ns"]

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from everywhen.interfaces.cli.context import Context
-from everywhen.interfaces.control_socket import NobodyThere, ask
+from everywhen.interfaces.control_socket import NoAnswer, NobodyThere, ask
 from everywhen.services.naming import is_name
 from everywhen.services.opening import OpenedMoment
 from everywhen.services.restore import RestoreResult
@@ -15,13 +13,17 @@ from everywhen.services.times import local_time, rfc3339
 
 
 def ship_newest(context: Context, vm: str) -> None:
-    """Where the VM is captured on this host, have the newest moments brought into the repository."""
+    """Where the VM is captured on this host, have the newest moments brought into the repository; warn where that fails."""
     if not is_name(vm):
         return  # a hypervisor's name, or no name at all
-    with suppress(NobodyThere):
+    try:
         why = ask(context.state(vm), {"wish": "ship"}).get("error")
-        if why:
-            context.output.warn(f"{vm}: what was written last is not in the repository yet ({why})")
+    except NoAnswer:
+        why = "its capture does not answer, or belongs to another user"
+    except NobodyThere:
+        return
+    if why:
+        context.output.warn(f"{vm}: what was written last is not in the repository yet ({why})")
 
 
 def restored_document(vm: str, opened: OpenedMoment, result: RestoreResult) -> dict[str, object]:
