@@ -30,6 +30,14 @@ _KEEPALIVE_S, _KEEPALIVES = 5, 3
 """A libvirtd that does not answer for 20 s is gone, although its socket is open."""
 
 
+_ELSEWHERE = (
+    (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED),
+    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY),
+    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED),
+)
+"""States and reasons of a domain whose guest is on another host."""
+
+
 class NoDomain(MonitorError):
     """The host has no such domain. `near`: names that look like it."""
 
@@ -149,9 +157,9 @@ class Domain:
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether it is off here because it was migrated to another host. Raises MonitorError."""
-        state, reason = within(ANSWER_S, self.domain.state)
-        return bool(state == libvirt.VIR_DOMAIN_SHUTOFF and reason == libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED)
+        """Whether its guest was migrated to another host; after a switch to post-copy there is still a QEMU here. Raises
+        MonitorError."""
+        return tuple(within(ANSWER_S, self.domain.state)) in _ELSEWHERE
 
     @property
     def is_arriving(self) -> bool:

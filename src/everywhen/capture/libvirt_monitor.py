@@ -20,7 +20,7 @@ import libvirt
 import libvirt_qemu
 
 from everywhen.capture.libvirt_host import LibvirtHost, NotRunning, within
-from everywhen.capture.qmp import MOST_EVENTS, CommandFailed, Event, MonitorError
+from everywhen.capture.qmp import MOST_EVENTS, CommandFailed, Event, MonitorError, is_heard
 from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json, mapping, parse_json, text
 
@@ -53,6 +53,8 @@ class LibvirtMonitor:
             raise NotRunning(f'the domain "{name}" is not running')
         if self._domain.is_arriving:
             raise NotRunning(f'the domain "{name}" is about to arrive by migration')
+        if self._domain.is_elsewhere:
+            raise NotRunning(f'the domain "{name}" has moved to another host')
         host.when_gone(self._lose)
         connection, domain = host.connection, self._domain.domain
         kind = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
@@ -121,6 +123,8 @@ class LibvirtMonitor:
     def _hear(self, _connection: object, _domain: object, *parts: Any) -> None:  # noqa: ANN401 - what libvirt passes
         """In the thread of events: something happened in QEMU."""
         name, _, _, details, _ = parts
+        if not is_heard(name):
+            return
         try:
             data = parse_json("an event", details.encode()) if details else {}
         except Corrupt:
@@ -134,6 +138,9 @@ class LibvirtMonitor:
         """In the thread of events: the domain was started, paused, ended, …"""
         if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
             self._lose(_STOPPED.get(detail, "the VM has ended"))
+        elif event == libvirt.VIR_DOMAIN_EVENT_SUSPENDED and detail == libvirt.VIR_DOMAIN_EVENT_SUSPENDED_POSTCOPY:
+            # It runs there already, and writes; the QEMU here goes on, with our taps, until all of its memory was fetched.
+            self._lose(_STOPPED[libvirt.VIR_DOMAIN_EVENT_STOPPED_MIGRATED])
 
     def _lose(self, why: str) -> None:
         with self._arrived:

@@ -38,13 +38,13 @@ class LibvirtVm:
     def is_off(self) -> bool:
         with LibvirtHost(self.uri) as host:
             domain = host.domain(self.domain)
-            return not domain.runs or domain.is_arriving
+            return not domain.runs or domain.is_arriving or domain.is_elsewhere
 
     def images(self) -> dict[str, StoredDisk]:
         with LibvirtHost(self.uri) as host:
             domain = host.domain(self.domain)
             disks = stored_disks(domain.parsed(running=False))
-            if domain.is_elsewhere:
+            if domain.is_elsewhere or domain.is_arriving:
                 return {name: disk._replace(why_not="the VM runs on another host") for name, disk in disks.items()}
             return disks
 

@@ -22,7 +22,9 @@ from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json, mapping, parse_json, text, whole
 
 MOST_EVENTS = 4096
-"""Events that nobody has asked for yet; the oldest go. A guest can cause some as often as it likes (BLOCK_IO_ERROR)."""
+"""Events that nobody has asked for yet; the oldest go."""
+_HEARD = ("BLOCK_JOB_", "BLOCK_EXPORT_", "DEVICE_DELETED", "SHUTDOWN", "STOP", "RESUME", "RESET")
+"""How those begin that anybody here asks for."""
 _LONGEST_LINE = 16 << 20
 """query-named-block-nodes of a VM with a hundred disks is 0.5 MB."""
 
@@ -53,6 +55,12 @@ class Event(NamedTuple):
 
     name: str
     data: Json
+
+
+def is_heard(event: str) -> bool:
+    """Whether an event of that name is kept. Some a guest can cause as often as it likes (BLOCK_IO_ERROR): they would push out
+    the one that says that a tap has ended, and writes that nobody received would be taken for captured."""
+    return event.startswith(_HEARD)
 
 
 class Answer(NamedTuple):
@@ -106,7 +114,7 @@ class QmpSession:
 
 
 class Monitor(Protocol):
-    """A connected monitor, for one thread. Events that come while nobody waits for them are kept for `next_event`."""
+    """A connected monitor, for one thread. Events that `is_heard` are kept for `next_event`."""
 
     def __enter__(self) -> Self: ...
 
@@ -224,10 +232,10 @@ class QmpMonitor:
             except Corrupt as error:
                 raise MonitorError(f"no QMP monitor: {error}") from error
             for item in received:
-                if isinstance(item, Event):
-                    self._events.append(item)
-                else:
+                if isinstance(item, Answer):
                     self._answers[item.number] = item
+                elif is_heard(item.name):
+                    self._events.append(item)
 
 
 class _Late(MonitorError, TimeoutError):

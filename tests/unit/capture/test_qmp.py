@@ -11,7 +11,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from everywhen.capture.qmp import Answer, CommandFailed, Event, MonitorError, QmpMonitor, QmpSession
+from everywhen.capture.nodes import DiskNode
+from everywhen.capture.qmp import MOST_EVENTS, Answer, CommandFailed, Event, MonitorError, QmpMonitor, QmpSession
+from everywhen.capture.tap import Tap
 from everywhen.formats.errors import Corrupt
 
 GREETING = b'{"QMP": {"version": {}, "capabilities": []}}\r\n'
@@ -61,7 +63,7 @@ def test_a_monitor() -> None:
         stream = peer.makefile("rb")
         for text in iter(stream.readline, b""):
             command = json.loads(text)
-            peer.sendall(line(event="BEFORE", data={"of": command["execute"]}))
+            peer.sendall(line(event="STOP", data={"of": command["execute"]}))
             if command["execute"] == "bad":
                 peer.sendall(line(error={"class": "DeviceNotFound", "desc": "no such thing"}, id=command["id"]))
             else:
@@ -94,6 +96,26 @@ def test_an_event_that_has_come_is_found_without_waiting() -> None:
             peer.close()
             with pytest.raises(MonitorError, match="hung up"):
                 monitor.next_event(0)
+
+
+def test_a_guest_cannot_hide_the_end_of_its_tap() -> None:
+    mine, peer = socket.socketpair()
+    with peer:
+        peer.sendall(GREETING + line(**{"return": {}, "id": 1}))
+        with QmpMonitor(mine, 5) as monitor:
+
+            def happens() -> None:
+                peer.sendall(line(event="BLOCK_JOB_COMPLETED", data={"device": "everywhen-tap-0", "error": "it is gone"}))
+                for _ in range(MOST_EVENTS):  # each is a read of a bad sector
+                    peer.sendall(line(event="BLOCK_IO_ERROR", data={"device": "vda"}))
+                peer.sendall(line(event="BLOCK_EXPORT_DELETED", data={"id": "the last"}))
+
+            thread = threading.Thread(target=happens)
+            thread.start()
+            assert monitor.next_event(5, lambda event: event.data.get("id") == "the last") is not None
+            thread.join()
+            tap = Tap(monitor, DiskNode("vda", "node0", 1 << 20, iothread=False), 0)
+            assert tap.ended(0) == "it is gone"
 
 
 def test_a_peer_that_is_silent_hangs_up_or_speaks_otherwise() -> None:
