@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import random
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor
-from tests.program import Program
+from tests.program import Program, qemu_img
 
 MIB = 1 << 20
 SIZES = [16 * MIB, 8 * MIB]
@@ -21,17 +20,14 @@ STORED = 200_000
 def filled(
     folder: Path, image_format: str = "raw", *, content: int = 3 * MIB // 2, iothread: bool = False, scsi: bool = False
 ) -> Hypervisor:
-    """A VM whose disks have `content` bytes that do not compress; it does not run yet when they are written."""
+    """A VM whose disks have `content` bytes that do not compress from the beginning."""
     folder.mkdir(exist_ok=True)
-    hypervisor = Hypervisor(folder, SIZES, image_format=image_format, iothread=iothread, scsi=scsi)
-    hypervisor.quit()
     chance = random.Random(4)
-    for image, size in zip(hypervisor.images, SIZES, strict=True):
+    for number, size in enumerate(SIZES):
         raw = folder / "content.raw"
         raw.write_bytes(chance.randbytes(content).ljust(size, b"\0"))
-        subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", image_format, raw, image], check=True)
-    hypervisor.start()
-    return hypervisor
+        qemu_img("convert", "-f", "raw", "-O", image_format, raw, folder / f"disk{number}.{image_format}")
+    return Hypervisor(folder, SIZES, image_format=image_format, iothread=iothread, scsi=scsi)
 
 
 def captured(program: Program, hypervisor: Hypervisor, *more: str) -> Capture:

@@ -13,6 +13,7 @@ from typing import Self
 from everywhen.formats.fields import Json
 from everywhen.interfaces.control_socket import NobodyThere, ask
 from tests.hypervisor import eventually
+from tests.processes import TIED
 from tests.program import PROGRAM, Program
 
 
@@ -24,7 +25,7 @@ class Capture:
         self._program = program
         self._vm = vm
         self._said = program.folder / f"{vm}-{len(list(program.folder.glob(f'{vm}-*.said')))}.said"
-        command: list[str | Path] = [PROGRAM, "protect", vm, "--qmp", qmp, *more]
+        command: list[str | Path] = [*TIED, PROGRAM, "protect", vm, "--qmp", qmp, *more]
         with self._said.open("ab") as said:
             # No pipe: nobody reads it while the test does something else.
             self.process = subprocess.Popen(

@@ -28,6 +28,7 @@ import pytest
 
 from everywhen.capture.qmp import MonitorError, QmpMonitor
 from tests.hypervisor import QEMU, eventually
+from tests.processes import TIED
 
 _HERE = Path(__file__).parent
 KERNEL = _HERE.parent / ".servers" / "guest"
@@ -120,7 +121,7 @@ class Guest:
             command += ["-device", f"virtio-blk-pci,drive=node{number},id=vd{number}"]
         command += [*self._more, *more]
         with (self.folder / "qemu.log").open("wb") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=[theirs.fileno()])
+            self.process = subprocess.Popen([*TIED, *command], stdout=log, stderr=log, pass_fds=[theirs.fileno()])
         theirs.close()
         self._listener = threading.Thread(target=self._listen, args=(self._port, before))
         self._listener.start()

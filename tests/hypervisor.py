@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from everywhen.capture.qmp import MonitorError, QmpMonitor
+from tests.processes import TIED
 
 QEMU = "qemu-system-x86_64"
 
@@ -27,7 +28,7 @@ class Hypervisor:
     """QEMU in `folder` with disks of these sizes; `qmp` is for the code under test, the test has a monitor of its own.
 
     `iothread`: one serves them. While the processor stands still it does so only for `scsi` disks, which are those of one
-    virtio-scsi controller. `more`: arguments of QEMU for whatever else it is to have.
+    virtio-scsi controller. `more`: arguments of QEMU for whatever else it is to have. Images that are there already are taken.
     """
 
     def __init__(
@@ -44,7 +45,8 @@ class Hypervisor:
         self.qmp = folder / "qmp.sock"
         self.images = [folder / f"disk{number}.{image_format}" for number in range(len(sizes))]
         for image, size in zip(self.images, sizes, strict=True):
-            subprocess.run(["qemu-img", "create", "-q", "-f", image_format, image, str(size)], check=True)
+            if not image.exists():
+                subprocess.run(["qemu-img", "create", "-q", "-f", image_format, image, str(size)], check=True)
         self._formats = [image_format] * len(sizes)
         self._iothread = iothread
         self._scsi = scsi
@@ -68,8 +70,13 @@ class Hypervisor:
             path.unlink(missing_ok=True)
             command += ["-qmp", f"unix:{path},server=on,wait=off"]
         with (self.folder / "qemu.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        eventually(lambda: self._answers(own), "QEMU answers")
+            self.process = subprocess.Popen([*TIED, *command], stdout=log, stderr=log)
+        try:
+            eventually(lambda: self._answers(own), "QEMU answers")
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
 
     def _answers(self, path: Path) -> bool:
         assert self.process.poll() is None, (self.folder / "qemu.log").read_text()

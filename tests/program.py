@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from everywhen.interfaces.cli.main import MODULES, main
+from tests.processes import TIED
 
 PROGRAM = Path(sys.executable).parent / "everywhen"
 _SERVER = multiprocessing.get_context("forkserver")
@@ -69,7 +70,7 @@ class Program:
     def start(self, *arguments: str | Path, prefix: tuple[str, ...] = ()) -> subprocess.Popen[str]:
         """Start a run that the test talks to."""
         return subprocess.Popen(
-            [*prefix, str(PROGRAM), *map(str, arguments)],
+            [*TIED, *prefix, str(PROGRAM), *map(str, arguments)],
             cwd=self.folder,
             env=self.environment,
             stdin=subprocess.DEVNULL,

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from everywhen.capture.qmp import MonitorError, QmpMonitor
 from tests.hypervisor import eventually
+from tests.processes import TIED
 
 MIB = 1 << 20
 ROOT = Path(__file__).parents[1]
@@ -50,8 +51,13 @@ class StorageDaemon:
             command += ["--blockdev", f"driver={kind},node-name=node-{name},file=file-{name}"]
             command += ["--export", f"type=nbd,id={name},name={name},node-name=node-{name},writable=on"]
         with (folder / "daemon.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        eventually(self._answers, "the storage daemon answers")
+            self.process = subprocess.Popen([*TIED, *command], stdout=log, stderr=log)
+        try:
+            eventually(self._answers, "the storage daemon answers")
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, (self.folder / "daemon.log").read_text()
@@ -95,9 +101,14 @@ class Recorder:
     def __init__(self, daemon: StorageDaemon, name: str = "recorder") -> None:
         self.socket = daemon.folder / f"{name}.sock"
         self.log = daemon.folder / f"{name}.log"
-        command: list[str | Path] = [sys.executable, "-m", "tests.recorder", self.socket, daemon.socket, self.log]
+        command: list[str | Path] = [*TIED, sys.executable, "-m", "tests.recorder", self.socket, daemon.socket, self.log]
         self.process = subprocess.Popen(command, cwd=ROOT)
-        eventually(self.socket.exists, "the recorder listens")
+        try:
+            eventually(self.socket.exists, "the recorder listens")
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -142,7 +153,7 @@ class Fio:
         jobs_file = folder / "jobs.fio"
         jobs_file.write_text("\n".join(words))
         self._log = (folder / "fio.log").open("wb")
-        command: list[str | Path] = ["fio", "--output-format=json", f"--output={self._out}", jobs_file]
+        command: list[str | Path] = [*TIED, "fio", "--output-format=json", f"--output={self._out}", jobs_file]
         self.process = subprocess.Popen(command, cwd=folder, stdout=self._log, stderr=self._log)
 
     def __enter__(self) -> Self:

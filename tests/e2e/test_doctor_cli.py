@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from everywhen.capture.qmp import QmpMonitor
-from tests.hypervisor import Hypervisor, eventually
+from tests.hypervisor import Hypervisor
+from tests.processes import running
 from tests.program import Program
 
 MIB = 1 << 20
@@ -29,13 +30,8 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / name).with_suffix(".raw").write_bytes(bytes(MIB))
         command += ["--blockdev", f"driver=file,node-name={name},filename={folder}/{name}.raw"]
         command += ["--export", f"id={name}-export,node-name={name},writable=on,{more}"]
-    process = subprocess.Popen(command)
-    try:
-        eventually(lambda: (folder / "user").exists() and (folder / "qmp.sock").exists(), "the storage daemon is there")
+    with running(command, folder, lambda: (folder / "user").exists() and (folder / "qmp.sock").exists()):
         yield folder
-    finally:
-        process.kill()
-        process.wait()
 
 
 def attached(kind: str, name: str, blockdev: str, device: str) -> list[str]:

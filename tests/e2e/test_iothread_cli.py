@@ -11,7 +11,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +22,7 @@ from tests.captures import Capture
 from tests.hypervisor import Hypervisor, eventually
 from tests.long_forms import in_soak
 from tests.monitor_proxy import MonitorProxy, Rules
+from tests.processes import running
 from tests.program import Program
 
 MIB = 1 << 20
@@ -193,9 +193,7 @@ def test_a_storage_daemon_with_an_iothread(program: Program, tmp_path: Path) -> 
     command += ["--chardev", f"socket,id=qmp,path={tmp_path}/qmp.sock,server=on,wait=off", "--monitor", "chardev=qmp"]
     command += ["--blockdev", f"driver=file,node-name=node0,filename={tmp_path}/disk.raw"]
     export = f"type=vhost-user-blk,id=disk,node-name=node0,writable=on,iothread=io0,addr.type=unix,addr.path={tmp_path}/user"
-    daemon = subprocess.Popen([*command, "--export", export])
-    try:
-        eventually((tmp_path / "qmp.sock").exists, "the daemon is there")
+    with running([*command, "--export", export], tmp_path, (tmp_path / "qmp.sock").exists) as daemon:
         with MonitorProxy(tmp_path / "proxy", tmp_path / "qmp.sock") as proxy:
             with Capture(program, "web1", proxy.path, "--pace", "0") as capture:
                 capture.followed()
@@ -206,8 +204,5 @@ def test_a_storage_daemon_with_an_iothread(program: Program, tmp_path: Path) -> 
             log = proxy.log
         assert Rules(frozenset(["node0"])).broken(log) == []
         assert daemon.poll() is None
-    finally:
-        daemon.kill()
-        daemon.wait()
     program.restore("web1/disk", tmp_path / "back.raw")
     assert (tmp_path / "back.raw").read_bytes() == (tmp_path / "disk.raw").read_bytes()

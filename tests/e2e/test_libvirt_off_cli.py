@@ -14,6 +14,7 @@ libvirt = pytest.importorskip("libvirt", reason="libvirt's Python library is not
 from tests.hypervisor import eventually
 from tests.libvirt_capture import LibvirtCapture
 from tests.libvirtd import Guest, Libvirtd
+from tests.processes import running
 
 pytestmark = pytest.mark.xdist_group("libvirt")
 MIB = 1 << 20
@@ -86,16 +87,11 @@ def test_an_image_that_is_in_use_is_not_read(capture: LibvirtCapture, guest: Gue
         "--export",
         "type=nbd,id=a,node-name=a,writable=on",
     ]
-    daemon = subprocess.Popen(holding)
-    try:
-        eventually(lambda: (guest.folder / "nbd").exists(), "somebody has the image")
+    with running(holding, guest.folder, (guest.folder / "nbd").exists):
         capture.begin()
         eventually(lambda: "images were not read" in str(capture.state and capture.wish("status")["why"]), "it is said")
         assert not capture.wish("status")["in_sync"]
         assert capture.points() == []
-    finally:
-        daemon.kill()
-        daemon.wait()
     guest.start()
     capture.follows()
     capture.stop()

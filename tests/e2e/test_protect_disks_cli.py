@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.captures import Capture
-from tests.hypervisor import Hypervisor, eventually
+from tests.hypervisor import Hypervisor
+from tests.processes import running
 from tests.program import Program
 
 MIB = 1 << 20
@@ -86,20 +86,15 @@ def test_a_vm_whose_writes_go_past_qemu_is_refused(program: Program, tmp_path: P
     (tmp_path / "user.raw").write_bytes(bytes(MIB))
     command = ["qemu-storage-daemon", "--blockdev", f"driver=file,node-name=user,filename={tmp_path}/user.raw"]
     command += ["--export", f"id=user,node-name=user,type=vhost-user-blk,writable=on,addr.type=unix,addr.path={tmp_path}/user"]
-    daemon = subprocess.Popen(command)
-    try:
-        eventually(lambda: (tmp_path / "user").exists(), "the storage daemon is there")
+    with running(command, tmp_path, (tmp_path / "user").exists):
         more = ["-object", "memory-backend-memfd,id=mem,size=32M,share=on", "-machine", "memory-backend=mem"]
         more += ["-chardev", f"socket,id=user,path={tmp_path}/user", "-device", "vhost-user-blk-pci,chardev=user,id=user"]
-        with Hypervisor(tmp_path, [MIB], more=more) as running:
-            done = program.run("protect", "web1", "--qmp", running.qmp)
+        with Hypervisor(tmp_path, [MIB], more=more) as machine:
+            done = program.run("protect", "web1", "--qmp", machine.qmp)
             assert done.code == 1, done
             assert "web1 cannot be captured: user: a vhost-user disk" in done.err
             assert "--disk vd0" in done.err
-            assert running.ours() == set()
-    finally:
-        daemon.kill()
-        daemon.wait()
+            assert machine.ours() == set()
 
 
 def test_read_only_exports_are_no_disks(program: Program, tmp_path: Path) -> None:
@@ -109,12 +104,7 @@ def test_read_only_exports_are_no_disks(program: Program, tmp_path: Path) -> Non
         (tmp_path / f"{name}.raw").write_bytes(bytes(MIB))
         command += ["--blockdev", f"driver=file,node-name={name},filename={tmp_path}/{name}.raw"]
         command += ["--export", f"id={name},node-name={name},type=nbd{more}"]
-    daemon = subprocess.Popen(command)
-    try:
-        eventually(lambda: (tmp_path / "qmp.sock").exists(), "the storage daemon is there")
-        with Capture(program, "web1", tmp_path / "qmp.sock", "--pace", "0") as capture:
-            assert capture.followed().ask({"wish": "status"})["disks"] == ["written"]
-            capture.stop()
-    finally:
-        daemon.kill()
-        daemon.wait()
+    qmp = tmp_path / "qmp.sock"
+    with running(command, tmp_path, qmp.exists), Capture(program, "web1", qmp, "--pace", "0") as capture:
+        assert capture.followed().ask({"wish": "status"})["disks"] == ["written"]
+        capture.stop()

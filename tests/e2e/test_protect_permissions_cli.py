@@ -20,6 +20,7 @@ from everywhen.capture.socket_access import ProcessUser
 from everywhen.interfaces.control_socket import NobodyThere, ask
 from tests.captures import Capture
 from tests.hypervisor import QEMU, eventually
+from tests.processes import TIED
 from tests.program import Program, ended
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a program as another user")
@@ -50,7 +51,7 @@ def start(folder: Path) -> Iterator[Start]:
     def started(*before: str, more: tuple[str, ...] = ()) -> Path:
         command = [QEMU, "-S", "-nodefaults", "-display", "none", "-M", "q35", "-m", "32", *more]
         command += ["-blockdev", f"driver=file,node-name=a,filename={place}/a.raw", "-device", "virtio-blk-pci,drive=a,id=vd0"]
-        process = subprocess.Popen([*before, *command, "-qmp", f"unix:{place}/qmp.sock,server=on,wait=off"], cwd="/")
+        process = subprocess.Popen([*before, *TIED, *command, "-qmp", f"unix:{place}/qmp.sock,server=on,wait=off"], cwd="/")
         stack.callback(process.wait)
         stack.callback(process.kill)
         eventually((place / "qmp.sock").exists, "QEMU is there")

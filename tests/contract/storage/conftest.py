@@ -19,12 +19,10 @@ import json
 import re
 import shutil
 import socket
-import subprocess
 import threading
-import time
 import urllib.parse
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -41,6 +39,7 @@ from everywhen.storage.metered import MeteredStore
 from everywhen.storage.objectstore import CloudStore
 from everywhen.storage.posix import PosixStore
 from everywhen.storage.recording import RecordingStore
+from tests.processes import running
 
 Cloud: TypeAlias = tuple[str, Mapping[str, str]]  # a bucket's URL and the options for it
 
@@ -69,24 +68,6 @@ def status_of(port: int, method: str, path: str, headers: Mapping[str, str] | No
         return None
     finally:
         connection.close()
-
-
-@contextlib.contextmanager
-def running(command: list[str], folder: Path, ready: Callable[[], bool]) -> Iterator[None]:
-    """The server while it runs, from when it is ready; it ends with the test process, even if that is killed."""
-    tied = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen([*tied, *command], cwd=folder, stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 60
-        while not ready():
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"{command[0]} did not start:\n{(folder / 'log').read_text(errors='replace')[-4000:]}")
-            time.sleep(0.05)  # between two questions whether it is ready
-        yield
-    finally:
-        process.kill()  # nothing of it is to be kept
-        process.wait()
 
 
 @pytest.fixture(scope="session")
