@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -114,6 +115,10 @@ def test_status_of_a_capture(program: Program, hypervisor: Hypervisor) -> None:
         told = found["capture"]
         assert (told["state"], told["lag"]["repository_writes"] > 0, told["spool_bytes"] > 0) == ("following", True, True)
         assert told["lag"]["durable_seconds"] < 5
+        assert told["lag"]["sealed_seconds"] <= time.time() - seconds(found["newest"]["time"])
+        assert told["lag"]["sealed_seconds"] >= told["lag"]["durable_seconds"], "the journal is newer than the points"
+        (lag,) = [line for line in program.run("timeline", "web1").out.splitlines() if line.startswith("LAG")]
+        assert re.fullmatch(r"LAG +durable .* s   in the repository all but \d+ writes   sealed .* s, all but [1-9]\d* writes", lag)
         assert told["added_latency_ns"]["worst"] >= told["added_latency_ns"]["median"] > 0
         assert seconds(found["newest_moment"]) > seconds(found["newest"]["time"]), "the journal is newer than the points"
         shown = program.run("status")

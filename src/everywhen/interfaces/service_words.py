@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""How a capture stands, for systemd: ready when every write is captured, alive while it makes progress, and one line for
+"""How a capture stands, for systemd: ready when its first point is there, alive while it makes progress, and one line for
 `systemctl status`. Passes on to another what it is told.
 """
 
@@ -18,12 +18,11 @@ _EVERY_S = 1.0
 class ServiceWords:
     """Is `services.capture_order.Told`."""
 
-    def __init__(
-        self, told: Told, manager: ServiceManager, monotonic: Callable[[], float], well: str = "Every write is captured"
-    ) -> None:
-        """`well`: what is so while nothing is wrong."""
+    def __init__(self, told: Told, manager: ServiceManager, monotonic: Callable[[], float], apart: str = "") -> None:
+        """`apart`: how far apart points are made, where these alone are captured."""
         self._told = told
-        self._well = well
+        self._apart = apart
+        self._well = f"A point is made every {apart}" if apart else "Every write is captured"
         self._manager = manager
         self._monotonic = monotonic
         self._next = 0.0
@@ -57,7 +56,7 @@ class ServiceWords:
         self._told.shipped()
 
     def waiting(self, why: str) -> None:
-        self._say(f"{self._well}; no recovery point can be made: {why}")
+        self._say(f"{'Points cannot be made' if self._apart else self._well + '; no recovery point can be made'}: {why}")
         self._told.waiting(why)
 
     def left_behind(self, what: str) -> None:

@@ -66,9 +66,10 @@ def _waits(found: Captured) -> str:
 
 
 def capture_document(found: Captured, now_ns: int) -> dict[str, object]:
-    """The same for programs. `processor_share`: of one processor, over the last half a minute, as all that is by the second."""
+    """The same for programs. `processor_share`: of one processor. That and all that is by the second: over the last half a
+    minute; where points are made at intervals, over the last 30 of them."""
     number = found.number
-    lag = found.lag_ns(now_ns)
+    durable, sealed = found.lag_ns(now_ns), found.sealed_lag_ns(now_ns)
     return {
         "state": found.state,
         "interval_seconds": found.interval_ns / SECOND or None,
@@ -80,9 +81,10 @@ def capture_document(found: Captured, now_ns: int) -> dict[str, object]:
         "copied_bytes": number("copied"),
         "to_copy_bytes": number("to_copy"),
         "lag": {
-            "durable_seconds": None if lag is None else round(lag / SECOND, 3),
+            "durable_seconds": None if durable is None else round(durable / SECOND, 3),
             "durable_writes": number("taken") - number("durable"),
             "repository_writes": found.unshipped,
+            "sealed_seconds": None if sealed is None else round(sealed / SECOND, 3),
             "sealed_writes": number("taken") - number("sealed"),
         },
         # At intervals only some of the writes are seen.

@@ -95,7 +95,8 @@ class _Told:
 
     def lost(self, why: str) -> None:
         self._context.output.warn(
-            f"{self._vm}: capture was lost ({why}). What changes is remembered; it begins again by itself"
+            f"{self._vm}: capture was lost ({why}). It begins again by itself, and reads what changed, or all where nothing "
+            "remembers that"
         )
 
 
@@ -158,8 +159,8 @@ def protect_command(
     with context.repository() as repository, context.progress(f"copy of {vm}") as job, ExitStack() as stack:
         where = {"agent": asdict(address) if address else None}
         identity = {"vm": vm, "repository": repository.id.hex(), "interval_ns": apart, **where}
-        well = f"A point is made every {span(apart)}" if apart else "Every write is captured"
-        told = ServiceWords(_Told(context, vm, job, every_write=not apart), manager, time.monotonic, well)
+        said = _Told(context, vm, job, every_write=not apart)
+        told = ServiceWords(said, manager, time.monotonic, span(apart) if apart else "")
         state = CaptureState(told, repository.surroundings.clock, identity)
         wishes = stack.enter_context(Listener(order.folder, state.document))
 

@@ -149,10 +149,10 @@ def _show_lag(context: Context, line: Timeline, captured: Captured | None, now_n
     if lag is None:
         context.output.line(f"{'LAG':{LABEL}}{captured.words(context.zone)}; newest moment {age(now_ns - newest)} old")
         return
-    sealed = captured.number("taken") - captured.number("sealed")
+    unsealed = captured.number("taken") - captured.number("sealed")
     context.output.line(
-        f"{'LAG':{LABEL}}captured 0.0 s   durable {span(lag)}   in the repository all but {captured.unshipped:,} writes   "
-        f"in points all but {sealed:,}"
+        f"{'LAG':{LABEL}}durable {span(lag)}   in the repository all but {captured.unshipped:,} writes   "
+        f"sealed {span(captured.sealed_lag_ns(now_ns) or 0)}, all but {unsealed:,} writes"
     )
     context.output.line(f"{'LOAD':{LABEL}}{load_words(captured)}")
 

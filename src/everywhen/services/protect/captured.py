@@ -131,3 +131,8 @@ class Captured:
     def lag_ns(self, now_ns: int) -> int | None:
         """How long ago the newest write was that is for sure durable on this host; None where nothing is captured."""
         return max(0, now_ns - self.covered_ns) if self.following and self.covered_ns else None
+
+    def sealed_lag_ns(self, now_ns: int) -> int | None:
+        """How long ago the instant was that its newest point shows; None where it has made none."""
+        shown_ns = self.number("point_time_ns")
+        return max(0, now_ns - shown_ns) if shown_ns else None
