@@ -132,10 +132,15 @@ class Protection:
 
     def _takes(self, sink: int) -> bool:
         counters = self.counters()
-        state = counters.get(STATE)
-        counters.close()
-        stat = Path(f"/proc/{sink}/stat")
-        return state == FINE and stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+        try:
+            state = counters.get(STATE)
+        finally:
+            counters.close()
+        try:
+            stat = Path(f"/proc/{sink}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return False  # it has ended
+        return state == FINE and stat.rpartition(")")[2].split()[0] != "Z"
 
     def processes(self) -> dict[str, int]:
         """The processes on this host, by what they are."""
@@ -145,11 +150,14 @@ class Protection:
         return found
 
     def counters(self) -> Counters:
-        """The page in which the sink counts; a view of our own."""
+        """The page in which the sink counts; a view of our own. Raises ToolFailed."""
         folder = Path(f"/proc/{self.process.pid}/fd")
-        for path in folder.iterdir():
-            if "everywhen-counters" in os.readlink(path):
-                return Counters(os.open(path, os.O_RDWR))
+        for name in os.listdir(folder) if folder.exists() else ():
+            try:
+                if "everywhen-counters" in os.readlink(folder / name):
+                    return Counters(os.open(folder / name, os.O_RDWR))
+            except FileNotFoundError:
+                continue  # it was closed meanwhile
         raise ToolFailed(f"{self.vm}: no page of counters was found")
 
 
