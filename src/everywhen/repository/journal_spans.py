@@ -5,7 +5,8 @@ last one before a gap as long as the point behind the gap stays.
 So points decide everything: when retention thins them out, the journal between those that remain goes with those that went,
 and comes back with them (I-11). Neighbours are known by their numbers: a point's is its parent's and one. Two have the same
 one where both were made of the same parent: by a backup of a VM under capture, or by two hosts. Then numbers of one branch may
-have run ahead of another's, so what follows the newest point of the newest capture is kept whatever numbers there are.
+have run ahead of another's, so what follows the newest point of the newest capture is kept whatever numbers there are. Or one
+stream has both: the store took a point and its answer was lost, so the capture made the next one of the same parent, too.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def _spans_of(points: list[RecoveryPoint]) -> list[JournalSpan]:
         until = following.get(point.journal.stream)
         following[point.journal.stream] = point
         if until is not None:
-            kept = until.number == point.number + 1
+            kept = until.number <= point.number + 1
         else:  # after the last point of a stream comes its end, which goes with the point behind the gap
             kept = point.number + 1 in numbers or point.number == highest or point is newest
         if kept:

@@ -51,6 +51,16 @@ def test_what_a_backup_beside_a_capture_does_to_its_journal() -> None:
     assert spans(P, B) == {("p", 100, None)}
 
 
+def test_two_points_of_a_stream_with_the_same_number_have_all_between_them() -> None:
+    """The answer to the commit of the first one was lost, and its capture tried again."""
+    again = point("c2", 25, 2, "a", parent="p", began=10)
+    after = point("d2", 30, 3, "a", parent="c2", began=10)
+    assert spans(P, C, again, after) == {("p", 100, 200), ("c", 200, 250), ("c2", 250, 300), ("d2", 300, None)}
+    assert spans(P, C, after) == {("p", 100, 200), ("c", 200, 300), ("d2", 300, None)}, "either of them will do"
+    assert spans(P, again, after) == {("p", 100, 250), ("c2", 250, 300), ("d2", 300, None)}
+    assert spans(P, after) == {("d2", 300, None)}
+
+
 def test_what_follows_the_newest_point_of_the_newest_capture_stays_whatever_numbers_there_are() -> None:
     """Two backups beside an idle capture, one upon the other, of which the first one was dropped."""
     later = point("e", 40, 4, parent="b")
