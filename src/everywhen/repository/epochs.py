@@ -7,8 +7,11 @@ capture, and the points decide: the capture with the highest epoch of which ther
 another one by now.
 
 Fields: `holder` (`host`, `boot`, `pid`, `user`) and `since_ns`, for people who read that another one captures the VM. The
-number is in the name: a claim that cannot be read still counts, and one that is lost costs nothing, since the next number
-lies above those of the points, too. So there is no twin, and `verify` has nothing to say about it.
+number is in the name: a claim that cannot be read still counts. One that is lost costs little: the next number lies above
+those of the points, too, and a capture of every write looks at the points themselves before it makes one. So there is no
+twin, and `verify` has nothing to say about it.
+
+A name is not sealed, and whoever can write to the store can put any: a number of 2^62 and more is refused, not counted on.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from everywhen.formats.errors import FormatError
 from everywhen.formats.fields import mapping, whole
 from everywhen.formats.point import RecoveryPoint
 from everywhen.repository.documents import Documents
+from everywhen.repository.errors import ForeignClaim
 from everywhen.repository.presence import Holder
 from everywhen.repository.repository import Repository
 from everywhen.storage.base import AlreadyExists, ObjectNotFound
@@ -27,6 +31,9 @@ from everywhen.storage.base import AlreadyExists, ObjectNotFound
 PREFIX = "epochs/"
 _NUMBER = re.compile(r"[0-9a-f]{16}")
 """What has another name is no claim: somebody else put it there."""
+LIMIT = 1 << 62
+"""Numbers below it fit into points (less than 2^63) and into the names of spools (16 digits); with one each second of all
+time nobody comes here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +51,20 @@ def claimed(documents: Documents, vm: str) -> list[int]:
 
 
 def claim(repository: Repository, vm: str, *, above: int) -> int:
-    """The next number, above `above` and all that are claimed; nobody else gets it. Raises StorageError."""
+    """The next number, above `above`, all that are claimed and those of all the VM's points; nobody else gets it.
+
+    Raises ForeignClaim, StorageError.
+    """
     holder, now = repository.surroundings.holder, repository.surroundings.clock()
     value = {"kind": "epoch", "holder": holder.to_json(), "since_ns": now}
-    number = max([above, *claimed(repository.documents, vm)])
+    taken = claimed(repository.documents, vm)
+    if taken and taken[-1] >= LIMIT:
+        raise ForeignClaim(
+            f"the object {_name(vm, taken[-1])} has a number to which no capture can have come: something else put it there. "
+            "Nothing of the repository's is harmed. Remove that object from it, and capture goes on"
+        )
+    # Dropped ones and those of other branches, too: all decide who came later.
+    number = max([above, *taken, *(point.epoch for point in repository.points.list()[0] if point.vm == vm)])
     while True:
         number += 1
         try:
@@ -57,12 +74,14 @@ def claim(repository: Repository, vm: str, *, above: int) -> int:
         return number
 
 
-def leave(documents: Documents, vm: str, number: int, *, stood: bool) -> None:
+def leave(repository: Repository, vm: str, number: int, *, stood: bool) -> None:
     """A capture has ended: where it `stood`, there are points with its number, and nobody needs lower claims any more; where
-    it did not, nobody needs its own. Raises StorageError."""
-    for other in claimed(documents, vm):
+    there are none, nobody needs its own. Raises StorageError, with nothing deleted that counts."""
+    # It may not know of its point: the store took it, and its twin, or the answer, was lost.
+    stood = stood or any(point.vm == vm and point.epoch == number for point in repository.points.list()[0])
+    for other in claimed(repository.documents, vm):
         if other < number if stood else other == number:
-            documents.delete(_name(vm, other))
+            repository.documents.delete(_name(vm, other))
 
 
 def latest_claim(documents: Documents, vm: str) -> Claim | None:
@@ -86,7 +105,7 @@ def later_point(repository: Repository, vm: str, epoch: int, stream: str) -> Rec
 
 
 def _is_later(point: RecoveryPoint, epoch: int, stream: str) -> bool:
-    """Two of the same epoch there are only where a claim was lost: then neither is told to go on."""
+    """Two of the same epoch there are only where a claim was lost before its capture had a point: then neither goes on."""
     return point.journal is not None and point.journal.stream != stream and point.epoch >= epoch
 
 

@@ -7,7 +7,8 @@ RepositoryError
 ├── Fenced           this writer was declared dead; nothing was committed
 ├── Damaged          a chunk has no readable copy, or metadata is wrong
 ├── Busy             another process does what only one may do
-└── LowOnSpace       no room for new points; cleaning still works
+├── LowOnSpace       no room for new points; cleaning still works
+└── ForeignClaim     an object that no capture can have made would be believed
 """
 
 
@@ -33,6 +34,10 @@ class Damaged(RepositoryError):
 
 class Busy(RepositoryError):
     """Another process holds what only one may hold."""
+
+
+class ForeignClaim(RepositoryError):
+    """Among the claims of captures lies something else. The message names the object that is to be removed."""
 
 
 class LowOnSpace(RepositoryError):

@@ -10,27 +10,19 @@ from pathlib import Path
 import pytest
 
 from everywhen.repository.epochs import Claim, claim, claimed, latest_claim, leave
+from everywhen.repository.errors import ForeignClaim
 from everywhen.repository.presence import Holder
 from everywhen.repository.repository import Repository
+from everywhen.storage.base import Buffer, ObjectInfo, Unavailable
+from everywhen.storage.forwarding import ForwardingStore
 from everywhen.storage.memory import MemoryStore
 from everywhen.storage.posix import PosixStore
 from everywhen.storage.recording import RecordingStore, replay
 from tests.interleaving import Bounds, Play, Switch, explore, no_threads
 from tests.laboratory import World
+from tests.records import made
 
 VM, OTHER = "a" * 32, "b" * 32
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
-
-
-@pytest.fixture
-def repository(world: World) -> Iterator[Repository]:
-    store = MemoryStore()
-    with world.open(store, world.create(store, encrypted=True)) as opened:
-        yield opened
 
 
 def test_numbers_rise(world: World, repository: Repository) -> None:
@@ -45,12 +37,12 @@ def test_numbers_rise(world: World, repository: Repository) -> None:
 def test_what_is_left_of_a_capture(repository: Repository) -> None:
     for _ in range(3):
         claim(repository, VM, above=0)
-    leave(repository.documents, VM, 2, stood=True)
+    leave(repository, VM, 2, stood=True)
     assert claimed(repository.documents, VM) == [2, 3], "who came later is not touched"
-    leave(repository.documents, VM, 3, stood=False)
+    leave(repository, VM, 3, stood=False)
     assert claimed(repository.documents, VM) == [2]
-    leave(repository.documents, VM, 1, stood=True)
-    leave(repository.documents, VM, 1, stood=False)
+    leave(repository, VM, 1, stood=True)
+    leave(repository, VM, 1, stood=False)
     assert claimed(repository.documents, VM) == [2]
 
 
@@ -61,6 +53,58 @@ def test_what_cannot_be_read_counts(repository: Repository) -> None:
     assert latest_claim(repository.documents, VM) == Claim(9, Holder("", "", 0, ""), 0)
     assert claim(repository, VM, above=0) == 10
     assert claimed(repository.documents, VM) == [5, 9, 10]
+
+
+@pytest.mark.parametrize("number", [1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
+def test_a_number_that_no_capture_can_have_is_not_counted_on(repository: Repository, number: int) -> None:
+    """A point of a higher one could be read by nobody, and the name of a spool's file has no room for it."""
+    claim(repository, VM, above=4)
+    name = f"epochs/{VM}/{number:016x}"
+    repository.store.put(name, [b"somebody's"])
+    with pytest.raises(ForeignClaim, match=name):
+        claim(repository, VM, above=0)
+    assert claimed(repository.documents, VM) == [5, number]
+    repository.store.delete(name)
+    assert claim(repository, VM, above=0) == 6
+
+
+def test_a_lost_claim_gives_no_number_of_a_point_again(world: World, repository: Repository) -> None:
+    """Not that of one which was dropped, or lies on another branch."""
+    points = [made(repository, None, 7, "1", b"one"), made(repository, None, 3, "2", b"two")]
+    world.drop(repository, points[0], delay_s=72 * 3600)
+    assert claim(repository, VM, above=3) == 8
+    assert claim(repository, OTHER, above=3) == 4
+
+
+class HalfTaken(ForwardingStore):
+    """Takes points and not their twins; `blind`: lists none."""
+
+    blind = False
+
+    def put(self, name: str, parts: Sequence[Buffer], *, if_absent: bool = False) -> None:
+        if name.startswith("twins/points/"):
+            raise Unavailable(name, "away")
+        self.inner.put(name, parts, if_absent=if_absent)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        if self.blind:
+            raise Unavailable(prefix, "away")
+        return self.inner.list(prefix)
+
+
+def test_a_claim_stays_where_the_store_took_a_point_and_did_not_say_so(world: World) -> None:
+    store = HalfTaken(MemoryStore())
+    with world.open(store, world.create(store, encrypted=True)) as repository:
+        numbers = [claim(repository, VM, above=0) for _ in range(2)]
+        with pytest.raises(Unavailable):
+            made(repository, None, numbers[1], "2", b"two")
+        store.blind = True
+        with pytest.raises(Unavailable):
+            leave(repository, VM, numbers[1], stood=False)
+        store.blind = False
+        assert claimed(repository.documents, VM) == numbers, "nothing goes unseen"
+        leave(repository, VM, numbers[1], stood=False)
+        assert claimed(repository.documents, VM) == numbers[1:]
 
 
 def test_many_at_once(world: World, tmp_path: Path) -> None:
@@ -86,7 +130,7 @@ def test_no_schedule_gives_a_number_twice(world: World, monkeypatch: pytest.Monk
         def captured(name: str, *, stood: bool) -> int:
             with world.open(play.view(store, name), unlocked, cache=name) as mine:
                 number = claim(mine, VM, above=0)
-                leave(mine.documents, VM, number, stood=stood)
+                leave(mine, VM, number, stood=stood)
             return number
 
         play.actor("one", lambda: captured("one", stood=True))
@@ -121,7 +165,7 @@ def test_every_cut_leaves_numbers_that_rise(world: World, repository: Repository
             number = claim(opened, VM, above=0)
             if turn != 2:
                 stood.append((len(recording.changes), number))
-            leave(opened.documents, VM, number, stood=turn != 2)
+            leave(opened, VM, number, stood=turn != 2)
     assert len(recording.changes) - there >= 7
     for count in range(there, len(recording.changes) + 1):
         store = MemoryStore()

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,24 +12,11 @@ from everywhen.block.device import BLOCK_SIZE
 from everywhen.repository import similarity
 from everywhen.repository.repository import Repository
 from everywhen.repository.similarity import PAGE, Likeness, page_fingerprints
-from everywhen.storage.memory import MemoryStore
 from tests.laboratory import SparseDisk, World, truth_of
 
 PAGES = BLOCK_SIZE // PAGE
 FILE = random.Random(1).randbytes(40 * BLOCK_SIZE)
 """A file that does not compress."""
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
-
-
-@pytest.fixture
-def repository(world: World) -> Iterator[Repository]:
-    store = MemoryStore()
-    with world.open(store, world.create(store, encrypted=False)) as opened:
-        yield opened
 
 
 def disk_of(content: bytes) -> SparseDisk:

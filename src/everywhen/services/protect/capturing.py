@@ -145,7 +145,7 @@ class Capture:
             if not self.stood:
                 self._spool.remove()  # there was no moment yet
             with suppress(*REPOSITORY_FAILS):  # then the next one tidies up
-                epochs.leave(self.repository.documents, vm.vm, self.epoch, stood=self.stood)
+                epochs.leave(self.repository, vm.vm, self.epoch, stood=self.stood)
         self._last_words()
 
     def _run(self) -> None:
@@ -270,7 +270,7 @@ class Capture:
 
     def ship(self) -> None:
         """Put everything that was received into the repository's journal. Raises CaptureLost, StorageError."""
-        demand_line(self.repository, self.vm.vm, self.epoch, self._stream)
+        demand_line(self.repository, self.vm.vm, self.epoch, self._stream, cheaply=True)
         reception = self._stretch.reception
         reception.roll()
         self._until(lambda: reception.rolled)

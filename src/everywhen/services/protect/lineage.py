@@ -32,16 +32,20 @@ class Displaced(CaptureLost):
 
 
 def claimed_epoch(repository: Repository, vm: str, parent: RecoveryPoint | None, spool: Path) -> int:
-    """A number for a capture that begins after `parent`, with its spool in that folder. Raises StorageError."""
+    """A number for a capture that begins after `parent`, with its spool in that folder. Raises ForeignClaim, StorageError."""
     # What could not be brought in lies there still, and its files must not be taken for the new one's.
     left = [file.epoch for file in spool_files(spool)]
     return claim(repository, vm, above=max([parent.epoch if parent else 0, *left]))
 
 
-def demand_line(repository: Repository, vm: str, epoch: int, stream: str) -> None:
-    """Raises Displaced when a later capture than this one has made a point; StorageError."""
-    if max(claimed(repository.documents, vm), default=0) > epoch and later_point(repository, vm, epoch, stream):
-        raise Displaced(latest_claim(repository.documents, vm))
+def demand_line(repository: Repository, vm: str, epoch: int, stream: str, *, cheaply: bool = False) -> None:
+    """Raises Displaced when a later capture than this one has made a point; StorageError. `cheaply`: where nobody has claimed a
+    later epoch, which is one short listing, the points are not looked at."""
+    if cheaply and max(claimed(repository.documents, vm), default=0) <= epoch:
+        return
+    if later_point(repository, vm, epoch, stream):
+        latest = latest_claim(repository.documents, vm)
+        raise Displaced(latest if latest and latest.epoch > epoch else None)
 
 
 def demand_parent(repository: Repository, parent: RecoveryPoint) -> None:
@@ -54,13 +58,14 @@ def demand_parent(repository: Repository, parent: RecoveryPoint) -> None:
 
 def demand_turn(repository: Repository, vm: str, epoch: int) -> None:
     """Before a run whose newest claim was `epoch` (0: none yet) attaches again. Raises Displaced when another one has claimed
-    a later epoch meanwhile, unless it is known to be dead; StorageError.
+    a later epoch meanwhile, unless it is known to be dead, or this run itself, to which the store did not say that it has its
+    claim; StorageError. Of a run on another host nobody here knows that it is dead, so its claim counts with or without points.
 
     A run that attaches for the first time takes over from whoever captures: that is what its user wants.
     """
     if epoch:
-        latest = latest_claim(repository.documents, vm)
-        if latest and latest.epoch > epoch and not latest.holder.is_dead(repository.surroundings.holder):
+        latest, here = latest_claim(repository.documents, vm), repository.surroundings.holder
+        if latest and latest.epoch > epoch and latest.holder != here and not latest.holder.is_dead(here):
             raise Displaced(latest)
 
 

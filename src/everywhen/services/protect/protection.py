@@ -115,7 +115,7 @@ def _captured(
         if capture.stood:
             gap = Gap(capture.covered_ns, why)
             complete, seen = (capture.parent if capture.complete else None), capture.images
-        newest, epoch = capture.parent or newest, capture.epoch
+        newest, epoch = capture.parent or newest, capture.epoch or epoch  # 0: lost before it had claimed any
         rest(rest_s, time, wishes, told)
         if wishes.ending:
             return newest

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +18,6 @@ from everywhen.repository.repository import Repository
 from everywhen.repository.twins import twin_of
 from everywhen.services.protect import protection
 from everywhen.services.protect.capture_order import CaptureOrder, Told
-from everywhen.storage.memory import MemoryStore
 from tests.laboratory import World
 from tests.spools import STREAM, WRITES, sealed_further, spooled
 
@@ -35,18 +33,6 @@ class Hearing:
 
     def __getattr__(self, _: str) -> object:
         return lambda *_arguments: None
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
-
-
-@pytest.fixture
-def repository(world: World) -> Iterator[Repository]:
-    store = MemoryStore()
-    with world.open(store, world.create(store, encrypted=True)) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -61,6 +61,27 @@ def test_a_later_capture_displaces_when_it_has_a_point(world: World, store: Memo
     demand_line(repository, "b" * 32, epoch, "1" * 32)
 
 
+def test_a_lost_claim_hides_no_later_capture_from_who_makes_points(repository: Repository) -> None:
+    """Shipping asks the claims alone, where these say nothing."""
+    point = made(repository, None, 1, "1", b"one")
+    claim(repository, VM, above=0)
+    made(repository, point, 3, "3", b"three")
+    repository.store.delete(f"epochs/{VM}/{3:016x}")
+    demand_line(repository, VM, 2, "1" * 32, cheaply=True)
+    with pytest.raises(Displaced, match="somewhere else"):
+        demand_line(repository, VM, 2, "1" * 32)
+
+
+def test_of_two_captures_of_one_number_neither_goes_on(repository: Repository) -> None:
+    """The first one's claim was lost before it had a point."""
+    for stream in "12":
+        made(repository, None, claim(repository, "b" * 32, above=0), stream, b"one")
+        repository.store.delete(f"epochs/{'b' * 32}/{1:016x}")
+    for stream in "12":
+        with pytest.raises(Displaced):
+            demand_line(repository, VM, 1, stream * 32)
+
+
 def test_a_backup_displaces_nobody(world: World, repository: Repository) -> None:
     epoch = claim(repository, VM, above=0)
     point = made(repository, None, epoch, "1", b"one")
@@ -80,6 +101,17 @@ def test_who_has_to_attach_again_yields_and_who_begins_does_not(
     with pytest.raises(Displaced, match="h2"):
         demand_turn(repository, VM, epoch)
     demand_turn(repository, VM, 0)
+
+
+def test_a_run_does_not_stand_aside_for_itself(world: World, store: MemoryStore, repository: Repository) -> None:
+    """Its next claim was stored, and the answer lost: it does not know of it."""
+    epoch = claim(repository, VM, above=0)
+    claim(repository, VM, above=0)
+    demand_turn(repository, VM, epoch)
+    with world.open(store, host="h2") as elsewhere:
+        claim(elsewhere, VM, above=0)
+    with pytest.raises(Displaced, match="h2"):
+        demand_turn(repository, VM, epoch)
 
 
 def test_a_run_of_this_host_that_is_dead_is_not_yielded_to(world: World, store: MemoryStore, repository: Repository) -> None:

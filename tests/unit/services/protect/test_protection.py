@@ -78,6 +78,32 @@ def test_a_vm_that_ended_in_order_is_looked_after_at_once(
     assert world.absent_at == [(after, POINT if in_order else None)]
 
 
+def test_a_try_that_ends_before_its_claim_forgets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has to ask, before its next try, whether somebody else captures by now."""
+    world = World(in_order=False)
+    asked: list[int] = []
+    claims = [5, 0, 0, 6]
+
+    class Stretch:
+        parent, stood, covered_ns, images, complete, epoch = POINT, True, 1, (), False, 0
+
+        def __init__(self, *_: object) -> None:
+            """Nothing."""
+
+        def run(self, *_: object) -> None:
+            self.epoch = claims.pop(0)
+            world.ending = not claims
+            raise CaptureLost("the repository was away")
+
+    monkeypatch.setattr(protection, "Capture", Stretch)
+    monkeypatch.setattr(protection, "_beginning", lambda *_: (VM, None, {}, 0))
+    monkeypatch.setattr(protection, "demand_turn", lambda _repository, _vm, epoch: asked.append(epoch))
+    anything = cast("Any", world)
+    time = Time(lambda: world.now, lambda _: None)
+    protection.protect(anything, "web1", cast("CaptureOrder", world), anything, time, anything)
+    assert asked == [0, 5, 5, 5]
+
+
 def test_a_gap_begins_where_capture_ended_not_at_a_backup_within_it() -> None:
     position = JournalPosition("a" * 32, 1, ("vda",))
     captured, backup = (cast("Any", SimpleNamespace(time_ns=at, journal=of)) for at, of in ((10, position), (20, None)))
