@@ -18,7 +18,7 @@ check: setup  ## style, types and layers
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-cache
 
-test: check servers  ## all checks and all tests (under 10 minutes on 2 cores)
+test: check servers  ## all checks, and all tests but the long forms (under 10 minutes on 2 cores)
 	@scripts/test
 
 demo: setup  ## disks protected, changed, an older point restored; a running VM damaged, and seconds before brought back
@@ -29,7 +29,7 @@ demo: setup  ## disks protected, changed, an older point restored; a running VM 
 bench: setup  ## side by side with borg, restic and qemu-img; writes docs/benchmarks.md (about an hour)
 	@scripts/bench
 
-soak: servers  ## the long random tests: all that have a long form (an hour)
+soak: servers  ## the long forms: random tests at length, and what `make test` leaves out (an hour)
 	EVERYWHEN_SOAK=1 .venv/bin/pytest --timeout 7200 $$(grep -rlE --include='test_*.py' 'EVERYWHEN_SOAK|in_soak' tests)
 
 clean:  ## remove what setup and tests made

@@ -7,4 +7,6 @@ import os
 
 import pytest
 
-in_soak = pytest.mark.skipif("EVERYWHEN_SOAK" not in os.environ, reason="long; shorter ones show the same in part: make soak")
+in_soak = pytest.mark.skipif(
+    "EVERYWHEN_SOAK" not in os.environ, reason="long: make soak; what no shorter one shows is in CONTRIBUTING.md"
+)
