@@ -3,7 +3,8 @@
 
 Run once when a format version is born; the result is kept for ever and opened by every later program. It holds, encrypted
 and not: three points of a VM with two disks (one grows, one appears later), full chunks, deltas, a configuration file, a
-hold, a drop that has not taken effect, a policy. `expected.json` has the sums of what each point must give back.
+hold, a drop that has not taken effect, a policy. `NAME.json` has the sums of what each point must give back.
+What captures leave is in another one: `make_captured.py`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 PASSPHRASE = "golden passphrase"  # noqa: S105 - of a repository that everybody may open
@@ -67,16 +69,17 @@ def pack(folder: Path, archive: tarfile.TarFile, name: str) -> None:
             archive.addfile(entry, io.BytesIO(content))
 
 
-def main() -> None:
-    target = HERE / sys.argv[1]
+def make(name: str, build: Callable[[Path, str], dict[str, object]]) -> None:
+    """`name`.tar.xz and `name`.json: a repository of each kind, built in a folder, and what is to be found in it."""
+    target = HERE / name
     expected = {}
     with tarfile.open(f"{target}.tar.xz", "w:xz") as archive:
         for encryption in ("aes-256-gcm", "none"):
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory(prefix="gold-") as folder:
                 expected[encryption] = build(Path(folder), encryption)
                 pack(Path(folder), archive, encryption)
     Path(f"{target}.json").write_text(json.dumps(expected, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    make(sys.argv[1], build)

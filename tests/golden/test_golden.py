@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.moments import nanoseconds
+from tests.program import Program
+
 HERE = Path(__file__).parent
-FORMATS = sorted(path.name.removesuffix(".json") for path in HERE.glob("format-*.json"))
+_ALL = sorted(path.name.removesuffix(".json") for path in HERE.glob("format-*.json"))
+CAPTURED = [name for name in _ALL if name.endswith("-captured")]
+FORMATS = [name for name in _ALL if name not in CAPTURED]
+ENCRYPTIONS = ("aes-256-gcm", "none")
 PASSPHRASE = "golden passphrase"  # noqa: S105 - of a repository that everybody may open
 
 
@@ -28,14 +32,14 @@ class Golden:
             archive.extractall(folder, members, filter="data")
         self.repository = folder / encryption
         (folder / "secret").write_text(PASSPHRASE + "\n")
+        (folder / "key").write_text(f"{self.expected['recovery_key']}\n")
+        self.program = Program(folder, encryption)
 
-    def run(self, *arguments: str, secret: str = "--passphrase-file", code: int = 0) -> str:  # noqa: S107 - an option's name
-        program = str(Path(sys.executable).parent / "everywhen")
-        environment = {**os.environ, "EVERYWHEN_CACHE": str(self.folder / "cache"), "EVERYWHEN_REPO": str(self.repository)}
-        command = [program, *arguments, secret, str(self.folder / "secret")]
-        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == code, done.stderr
-        return done.stdout
+    def run(self, *arguments: str, recovery_key: bool = False, code: int = 0) -> str:
+        secret = ("--recovery-key-file", "key") if recovery_key else ("--passphrase-file", "secret")
+        done = self.program.run(*arguments, *secret)
+        assert done.code == code, done
+        return done.out
 
     def check_restores(self) -> None:
         for point in self.expected["points"]:
@@ -45,7 +49,7 @@ class Golden:
                 assert hashlib.sha256(target.read_bytes()).hexdigest() == wanted
 
 
-@pytest.fixture(params=[(name, encryption) for name in FORMATS for encryption in ("aes-256-gcm", "none")], ids="-".join)
+@pytest.fixture(params=[(name, encryption) for name in FORMATS for encryption in ENCRYPTIONS], ids="-".join)
 def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Golden:
     return Golden(tmp_path, *request.param)
 
@@ -67,9 +71,7 @@ def test_it_verifies_and_can_be_written_to(golden: Golden) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_recovery_key_still_opens_it(name: str, tmp_path: Path) -> None:
-    golden = Golden(tmp_path, name, "aes-256-gcm")
-    (tmp_path / "secret").write_text(golden.expected["recovery_key"] + "\n")
-    assert golden.run("points", "--json", secret="--recovery-key-file")  # noqa: S106 - the name of an option
+    assert Golden(tmp_path, name, "aes-256-gcm").run("points", "--json", recovery_key=True)
 
 
 @pytest.mark.parametrize("broken", ["data", "meta"])
@@ -85,3 +87,38 @@ def test_a_broken_one_is_told_exactly(golden: Golden, broken: str) -> None:
     assert chosen.name in json.dumps(found)
     lost = "vda" in json.dumps([finding.get("losses") for finding in found["findings"]])
     assert lost == (broken == "data")
+
+
+@pytest.mark.parametrize("encryption", ENCRYPTIONS)
+@pytest.mark.parametrize("name", CAPTURED)
+def test_what_was_captured_is_there(name: str, encryption: str, tmp_path: Path) -> None:
+    """Points and moments of two streams, the gap between them, a group's instant, and what was counted minute by minute."""
+    golden = Golden(tmp_path, name, encryption)
+    expected = golden.expected
+    golden.program.later_s = (nanoseconds(expected["made"]) - time.time_ns()) // 10**9  # figures are of the last days
+
+    def run(*arguments: str) -> Any:
+        """By the recovery key, which opens in no time."""
+        return json.loads(golden.run(*arguments, "--json", recovery_key=True))
+
+    def sums(moment: str) -> dict[str, str]:
+        run("restore", moment, "--to", "back", "--overwrite", "--exact")
+        found = sorted((tmp_path / "back").glob("*.raw"))
+        return {path.stem.partition("-")[2]: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+    assert [{"id": point["id"], "time": point["time"]} for point in run("points", "gold")] == expected["points"]
+    for moment in expected["moments"]:
+        assert sums(f"gold@{moment['time']}") == moment["sha256"]
+    assert sums("gold@mine") == expected["mine"]
+    assert sums("gold@latest") == expected["latest"]
+    ours = run("restore", "group:pair@ours", "--to", "both")
+    assert (ours["time"], ours["write_order"]) == (expected["ours"]["time"], True)
+    for vm, wanted in expected["ours"]["sha256"].items():
+        for disk, digest in wanted.items():
+            assert hashlib.sha256((tmp_path / "both" / vm / f"{vm}-{disk}.raw").read_bytes()).hexdigest() == digest
+    assert run("timeline", "gold")["gaps"] == expected["gaps"]
+    (numbers,) = run("stats", "gold")["vms"]
+    assert {key: numbers[key] for key in ("write_amplification", "last_24_hours")} == {
+        key: expected[key] for key in ("write_amplification", "last_24_hours")
+    }
+    run("verify", "--read-data")
