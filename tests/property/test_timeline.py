@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from itertools import pairwise
 
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from everywhen.formats.ids import PointId
 from everywhen.formats.point import Disk, Gap, JournalPosition, ParentLink, RecoveryPoint, Tree
 from everywhen.repository.journal_spans import kept_spans
-from everywhen.services.timeline import Reach, Timeline, cells, timeline
+from everywhen.services.timeline import Missing, Reach, Timeline, cells, timeline
 
 
 def point(number: int, time_ns: int, journal: JournalPosition | None) -> RecoveryPoint:
@@ -35,6 +36,9 @@ def histories(draw: st.DrawFn) -> tuple[list[RecoveryPoint], list[tuple[int, int
             before, now = now, now + draw(st.integers(1, 40))
             gap = Gap(before, f"cause {stream}")
             gaps.append((before, now))
+            for at in sorted(draw(st.lists(st.integers(points[-1].time_ns, now), max_size=2))):
+                number += 1  # a backup, made of the capture's last point; the next one's first is made of it
+                points.append(point(number, at, None))
         began = now
         for step in range(draw(st.integers(1, 4))):
             if step:
@@ -93,7 +97,7 @@ def test_a_picture_hides_no_gap_and_no_point(
     drawn = cells(line, begin, end, count)
     assert len(drawn) == count
     assert [one for cell in drawn for one in cell.points] == [one for one in points if begin <= one.time_ns <= end]
-    step = length / count
+    step = Fraction(length, count)
     for number, cell in enumerate(drawn):
         low, high = begin + number * step, begin + (number + 1) * step
         # What touches a border may be drawn on either side of it.
@@ -130,6 +134,19 @@ def test_a_backup_beside_a_capture_is_no_gap() -> None:
     assert [(change.from_ns, change.to_ns) for change in line.changes] == [(10, 20)], "the same changes are counted once"
     idle = timeline([first, beside], Reach(covered_ns=30))
     assert covered(idle) == set(range(10, 31)), "the capture goes on, also when the newest point is not of it"
+
+
+def test_a_backup_in_a_gap_hides_nothing_that_was_captured_before_it() -> None:
+    def of(number: int, at: int, stream: str, gap: Gap | None = None) -> RecoveryPoint:
+        return point(number, at, JournalPosition(stream * 32, at, ("vda",), 300 if stream == "b" else 100, gap))
+
+    gap = Gap(250, "the spool is full")
+    before, backup, after = [of(1, 100, "a"), of(2, 200, "a")], point(3, 270, None), of(4, 300, "b", gap)
+    line = timeline([*before, backup, after], Reach())
+    assert (covered(line), line.gaps) == (set(range(100, 251)), [Missing(250, 300, "the spool is full")])
+    # One that was dropped captured after 200: when the older one ended nobody knows any more.
+    later = replace(of(4, 300, "b", gap), parent=ParentLink(PointId("p-dropped"), bytes(32)))
+    assert covered(timeline([*before, backup, later], Reach())) == set(range(100, 201))
 
 
 def test_two_captures_are_two_branches() -> None:

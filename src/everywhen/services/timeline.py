@@ -8,7 +8,7 @@ streams was not captured, and each point of the later one says since when and wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from everywhen.formats.ids import PointId
@@ -88,15 +88,15 @@ def timeline(points: Sequence[RecoveryPoint], reach: Reach) -> Timeline:
     ordered = sorted(points, key=lambda point: (point.time_ns, point.number))
     line = history(ordered)
     spans = {span.point.point: span for span in kept_spans(ordered)}
+    backups = {point.point: point for point in line if point.journal is None}
     ends: list[Coverage] = []
-    after: RecoveryPoint | None = None
     captured: RecoveryPoint | None = None
     for point in reversed(line):
         span = spans.get(point.point)
-        end = _end(span, after, captured, reach) if span else None
+        end = _end(span, captured, backups, reach) if span else None
         if end is not None and end > point.time_ns:
             ends.append(Coverage(point.time_ns, end))
-        after, captured = point, point if point.journal else captured
+        captured = point if point.journal else captured
     covered: list[Coverage] = []
     for one in reversed(ends):
         _add(covered, one)
@@ -110,18 +110,25 @@ def newest_captured(line: Sequence[RecoveryPoint]) -> RecoveryPoint | None:
     return next((point for point in reversed(line) if point.journal), None)
 
 
-def _end(span: JournalSpan, after: RecoveryPoint | None, captured: RecoveryPoint | None, reach: Reach) -> int | None:
-    """How far the journal leads that is kept after the span's point; None: not at all. In the history come `after` it the next
-    point, and the next one that was `captured`."""
+def _end(
+    span: JournalSpan, captured: RecoveryPoint | None, backups: Mapping[PointId, RecoveryPoint], reach: Reach
+) -> int | None:
+    """How far the journal leads that is kept after the span's point; None: not at all. `captured`: the next point in the
+    history that was."""
     position = captured.journal if captured else None
     if span.until is not None:
         # Where that one lies beside, the history goes on with another capture's first moment.
         other = position is not None and position.stream != span.stream
         return min(position.began_ns or span.until.time_ns, span.until.time_ns) if position and other else span.until.time_ns
-    if position is None or after is None:
+    if captured is None or position is None:
         return reach.covered_ns
-    gap = after.journal.gap if after.journal else None
-    return min(gap.from_ns, after.time_ns) if gap else None
+    # Only of what it was made from does it say when that ended: a capture in between may be gone with all its points.
+    before = captured.parent
+    while before is not None and before.point in backups:
+        before = backups[before.point].parent
+    if position.gap is None or before is None or before.point != span.point.point:
+        return None
+    return min(position.gap.from_ns, captured.time_ns)
 
 
 def _add(covered: list[Coverage], new: Coverage) -> None:
