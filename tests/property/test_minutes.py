@@ -159,6 +159,7 @@ def test_the_median_of_an_hour_is_that_of_most_writes() -> None:
     rows[70] = Row(median=7)
     coarse = DayOfMinutes({"vda": rows}).thinned(60).disks["vda"]
     assert [(row.median, row.worst) for row in coarse.values()] == [(10, 1000), (7, 0)]
+    assert median_of([Row(median=median) for median in (1000, 1, 100)]) == 100, "writes are not counted between points"
     assert median_of([]) == median_of([Row(writes=3)]) == 0
 
 

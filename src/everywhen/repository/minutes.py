@@ -3,8 +3,8 @@
 
 What was not recorded cannot be looked up later: growth, forecasts and the search for the minute in which something began to
 write need it (design 4.10.6). One document for a day (whole days since 1970, UTC) and a capture's stream, so that two captures
-of one VM do not overwrite each other's. It is rewritten with each recovery point, before that is committed: after a crash in
-between, the minutes of that point may be counted twice.
+of one VM do not overwrite each other's. It is rewritten with each recovery point, before that is committed: where there is no
+point in the end (a crash, a store that takes this and not the point), its minutes count, and once more with each further try.
 
 | field | meaning |
 |---|---|
@@ -26,7 +26,8 @@ Columns of a disk; those from `zeroes` on may be absent, and 0 in `journal`, `me
 | compressed | bytes that the other data took in the journal: incompressible data as many as it has. A group of the journal is \
 compressed as one (at most 1 MiB, or a quarter of a second); each write has its share by length | sum |
 | journal | bytes that the writes took in the journal: `compressed`, and a share of the group's columns, frame and tag | sum |
-| median | within how many ns the sink answered half of the requests, up to a third more | median of the minutes', by writes |
+| median | within how many ns the sink answered half of the requests, up to a third more; with points at intervals, of the \
+last of the minute's points that saw any | median of the minutes', by writes, where none were counted each as one |
 | worst | the longest that one of them took | largest |
 
 Columns of `points`: `minute`; `points`, how many; `different`, bytes of the disks that were written since the point before,
@@ -94,7 +95,8 @@ class DayOfMinutes:
     per: int = 1
 
     def add(self, disk: str, minute: int, row: Row) -> None:
-        """Add to what is there. Of the two medians the one that comes later counts: it is of more requests."""
+        """Add to what is there. Of the two medians the one that comes later counts: it is of more requests of that minute (with
+        points at intervals: of the later point's)."""
         rows, at = self.disks.setdefault(disk, {}), minute // self.per * self.per
         before = rows.get(at, Row())
         rows[at] = _sums((before, row))._replace(median=row.median or before.median, worst=max(before.worst, row.worst))
@@ -177,8 +179,9 @@ def day_of(name: str) -> int | None:
 
 
 def median_of(rows: Iterable[Row]) -> int:
-    """The median of the rows' medians, each as often as it has writes, in ns; 0 where none was measured."""
-    measured = sorted((row.median, row.writes) for row in rows if row.median)
+    """The median of the rows' medians, each as often as it has writes, in ns; 0 where none was measured. With points at
+    intervals writes are not counted: there each counts once."""
+    measured = sorted((row.median, max(row.writes, 1)) for row in rows if row.median)
     left = sum(writes for _, writes in measured) / 2
     for median, writes in measured:
         left -= writes

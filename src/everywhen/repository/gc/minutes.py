@@ -3,10 +3,12 @@
 
 Each document is replaced whole by a smaller one that says the same by the hour: whatever is interrupted, the next run makes
 the same of what it finds. Ages count back from the newest day that the VM has minutes of, or from today, whichever is
-earlier: a clock that is wrong costs no minutes.
+earlier: a clock that runs ahead makes nothing coarse too early, unless it is that of the host which captures and of the one
+which collects, which may be the same. Sums by the hour are left then, too.
 
 `minutes/<vm>/thinned` says how far that has come (`hours`, `days`: the first days that are finer), so that the next run
-need not read years of documents to find that nothing is to be done. Lost, it is found anew.
+need not read years of documents to find that nothing is to be done. Lost, it is found anew. What is written late of a day
+for which that was done (a spool that was brought in after so long) stays fine until the days are made of hours.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ class Reached:
 
 
 def thin_minutes(repository: Repository, *, dry_run: bool) -> int:
-    """How many documents were made coarser (or would be). Raises StorageError."""
+    """How many documents were made coarser (or would be at most: some may be already). Raises StorageError."""
     documents = repository.documents
     today = repository.surroundings.clock() // _DAY_NS
     by_vm: dict[str, dict[str, int]] = {}
