@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import Any, Self
 
 import pytest
 
+from everywhen.interfaces.cli.completing import names_file
 from tests.agent_double import GuestDouble, listening
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor, eventually
@@ -180,6 +182,9 @@ def test_nothing_without_what_came_before_it(program: Program, machines: list[Hy
     for capture in captures:
         capture.stop()
     assert [vm["group"] for vm in program.ok("status")["vms"]] == ["erp", "erp"]
+    assert program.ok("points", "group:erp") == program.ok("points")
+    offered = json.loads(Path(names_file(program.environment, str(program.repo))).read_text())["groups"]
+    assert (list(offered), name in offered["group:erp"]["marks"]) == (["group:erp"], True)
     assert program.run("verify").code == 0
 
 
@@ -260,6 +265,7 @@ def test_names_of_groups(program: Program, tmp_path: Path) -> None:
         wrong = program.run("protect", "web1", "--qmp", machine.qmp, "--group", "Group 1", "--json")
         assert machine.ours() == set()
     assert (wrong.error["code"], program.ok("status")["vms"]) == ("wrong_usage", [])
-    for words in (["restore", "group:none", "--to", "x"], ["mark", "group:none", "x"]):
+    for words in (["restore", "group:none", "--to", "x"], ["mark", "group:none", "x"], ["points", "group:none"]):
         assert program.run(*words, "--json").error["code"] == "not_found"
-    assert program.run("mark", "group:erp@-10m", "x", "--json").error["code"] == "wrong_usage", "a mark is of now"
+    for words in (["mark", "group:erp@-10m", "x"], ["points", "group:erp@-10m"], ["hold", "group:erp", "--reason", "x"]):
+        assert program.run(*words, "--json").error["code"] == "wrong_usage"

@@ -38,6 +38,14 @@ def parse_group(text: str) -> tuple[str, str] | None:
     return name, when if at else "latest"
 
 
+def parse_group_alone(text: str) -> str | None:
+    """Name of a group where no time can be told; None where `text` names none. Raises WrongUsage."""
+    found = parse_group(text)
+    if found is not None and "@" in text:
+        raise WrongUsage(f"{PREFIX}{found[0]} stands here without a time.", on=text, safe="Nothing was done.")
+    return found[0] if found else None
+
+
 def members(catalog: Catalog, group: str) -> list[Vm]:
     """The VMs of a group, by name. Raises NotFound."""
     found = [vm for vm in catalog.vms if vm.group == group]

@@ -20,7 +20,8 @@ NAMES = {
     "vms": {
         "web1": {"disks": ["vda", "vdb"], "marks": ["before update", "12 o'clock"], "points": ["p-aaa", "p-bbb"]},
         "web2": {"disks": ["vda"], "marks": [], "points": []},
-    }
+    },
+    "groups": {"group:erp": {"disks": [], "marks": ["before update"], "points": []}},
 }
 
 
@@ -40,7 +41,12 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
         ("everywhen policy s", ["set", "show"]),
         ("everywhen key ro", ["rotate"]),
         ("everywhen prune --un", ["--undo"]),
-        ("everywhen points ", ["web1", "web2"]),
+        ("everywhen timeline ", ["web1", "web2"]),
+        ("everywhen points ", ["web1", "web2", "group:erp"]),
+        ("everywhen mark gr", ["group:erp"]),
+        ("everywhen restore group:erp@be", ["before%20update"]),
+        ("everywhen restore group:erp@", ["latest", "yesterday", "-10m", "-1h", "-1d", "-7d", "before%20update"]),
+        ("everywhen hold gr", []),
         ("everywhen points web1 ", []),
         ("everywhen status web1 web", ["web1", "web2"]),
         ("everywhen status --max-age 2h web2", ["web2"]),

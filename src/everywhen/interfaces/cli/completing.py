@@ -3,7 +3,8 @@
 
 The whole program takes half a second to load, mostly numpy; a TAB may take 300 ms. So this module imports nothing of ours
 and nothing large: 50 ms. It reads two files that `completion.py` writes below the cache folder: the commands and their
-options, and the names of VMs, disks and points of each repository. Where they are missing or old it starts the whole
+options, and the names of VMs, groups, disks and points of each
+repository. Where they are missing or old it starts the whole
 program in the background to write them, waits a moment for it, and goes on with what is there. It never asks for anything.
 
     python -m everywhen.interfaces.cli.completing words WORD... CURRENT
@@ -87,6 +88,8 @@ def _values(kind: Any, current: str, names: Mapping[str, Any]) -> list[str]:  # 
     if isinstance(kind, list):
         return _beginning(current, kind)
     vms: dict[str, Any] = names.get("vms", {})
+    if isinstance(kind, str) and kind.endswith("|group"):
+        kind, vms = kind.removesuffix("|group"), {**vms, **names.get("groups", {})}
     if kind == "file" or (kind == "disk=file" and "=" in current):
         return [FILES]
     if kind == "disk=file":

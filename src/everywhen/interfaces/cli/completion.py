@@ -18,6 +18,7 @@ from everywhen.interfaces.cli.completing import cache_folder, commands_file, nam
 from everywhen.interfaces.cli.help_topics import topics
 from everywhen.services.catalog import Catalog, read_catalog
 from everywhen.services.failures import WrongUsage
+from everywhen.services.groups import PREFIX
 
 _POINTS = 30
 """The newest so many points of a VM are offered."""
@@ -29,7 +30,9 @@ _CHOICES: dict[str, list[str]] = {
 }
 _KINDS = {
     "VM": "vm",
+    "VM|group:NAME": "vm|group",
     "MOMENT": "moment",
+    "MOMENT|group:NAME": "moment|group",
     "POINT": "point",
     "DISK=IMAGE": "disk=file",
     "REPO": "file",
@@ -109,8 +112,9 @@ def names(repo: Repo = None, passphrase_file: PassphraseFile = None) -> None:
 
 
 def write_names(env: Mapping[str, str], repository: str, catalog: Catalog) -> None:
-    """Remember names of VMs, disks, marks and points for completing; a cache that cannot be written stops no command."""
-    found = {}
+    """Remember names of VMs, groups, disks, marks, points for completing; a cache that cannot be written stops no command."""
+    found: dict[str, dict[str, list[str]]] = {}
+    groups: dict[str, dict[str, list[str]]] = {}
     for vm in catalog.vms:
         points = catalog.points_of(vm)
         found[vm.name] = {
@@ -118,8 +122,11 @@ def write_names(env: Mapping[str, str], repository: str, catalog: Catalog) -> No
             "marks": [point.mark for point in points if point.mark],
             "points": [point.point for point in reversed(points[-_POINTS:])],
         }
+        if vm.group:
+            group = groups.setdefault(PREFIX + vm.group, {"disks": [], "marks": [], "points": []})
+            group["marks"] += [mark for mark in found[vm.name]["marks"] if mark not in group["marks"]]
     with suppress(OSError):
-        _write(env, names_file(env, repository), {"vms": found})
+        _write(env, names_file(env, repository), {"vms": found, "groups": groups})
 
 
 def write_commands(env: Mapping[str, str]) -> None:

@@ -15,6 +15,7 @@ from everywhen.repository.repository import Repository
 from everywhen.services.addresses import parse_address
 from everywhen.services.catalog import Catalog, read_catalog
 from everywhen.services.failures import NotFound, WrongUsage
+from everywhen.services.groups import PREFIX, parse_group
 from everywhen.services.keep import holding
 from everywhen.services.keep.policies import read_policies
 from everywhen.services.keep.retention import sentence
@@ -23,7 +24,7 @@ from everywhen.services.times import local_time, rfc3339, zone_label
 
 @app.command("hold", rich_help_panel=KEEP)
 def hold(
-    moment: Annotated[str | None, typer.Argument(metavar="MOMENT", help="VM[@WHEN]; without: list all holds.")] = None,
+    moment: Annotated[str | None, typer.Argument(metavar="MOMENT", help="VM[@WHEN], no group; without: all holds.")] = None,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it is shown wherever the moment is.")] = "",
     until: Annotated[
         str | None, typer.Option("--until", metavar="DATE|SPAN", help="As 2031-12-31 or 90d; without: until released.")
@@ -86,6 +87,9 @@ def release(
 
 
 def _find(context: Context, repository: Repository, catalog: Catalog, text: str) -> tuple[Vm, RecoveryPoint]:
+    if (group := parse_group(text)) is not None:
+        do = [f"Hold it in each VM: everywhen points {PREFIX}{group[0]}, and everywhen hold VM@POINT"]
+        raise WrongUsage("A hold is for a moment of one VM, not of a group.", on=text, do=do)
     address = parse_address(text)
     if address.path is not None or address.disk is not None:
         raise WrongUsage("A hold is for a whole moment, all disks of it.", on=text, do=["Say VM@WHEN."])

@@ -13,7 +13,7 @@ from everywhen.interfaces.cli.app import PROTECT, AsJson, PassphraseFile, Quiet,
 from everywhen.interfaces.cli.asking import ask_capture
 from everywhen.interfaces.cli.group_mark import mark_group
 from everywhen.services.failures import Exit, WrongUsage
-from everywhen.services.groups import parse_group
+from everywhen.services.groups import parse_group_alone
 from everywhen.services.times import local_time, rfc3339, zone_label
 
 _LONGEST = 200
@@ -21,7 +21,7 @@ _LONGEST = 200
 
 @app.command("mark", rich_help_panel=PROTECT)
 def mark(
-    vm: Annotated[str, typer.Argument(metavar="VM", help="A VM that is captured on this host, or group:NAME.")],
+    vm: Annotated[str, typer.Argument(metavar="VM|group:NAME", help="What is captured on this host.")],
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What the moment is called from now on.")],
     repo: Repo = None,
     passphrase_file: PassphraseFile = None,
@@ -36,10 +36,8 @@ def mark(
         raise WrongUsage(
             f'A mark has 1 to {_LONGEST} characters that can be printed, and no ".', on=text, safe="Nothing was done."
         )
-    if (group := parse_group(vm)) is not None:
-        if "@" in vm:
-            raise WrongUsage("A mark is of now: group:NAME, without a time.", on=vm, safe="Nothing was done.")
-        return mark_group(context, group[0], name)
+    if (group := parse_group_alone(vm)) is not None:
+        return mark_group(context, group, name)
     answer = ask_capture(context, vm, {"wish": "mark", "text": name})
     time_ns = answer["time_ns"]
     reached, why = answer["reached"], answer["why"]

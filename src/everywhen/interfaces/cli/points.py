@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,14 +15,14 @@ from everywhen.interfaces.cli.completion import write_names
 from everywhen.repository.ledger import Vm
 from everywhen.services.ages import age
 from everywhen.services.catalog import Catalog, read_catalog
-from everywhen.services.groups import members, points_at
+from everywhen.services.groups import members, parse_group_alone, points_at
 from everywhen.services.sizes import size
 from everywhen.services.times import local_time, rfc3339, zone_label
 
 
 @app.command("points", rich_help_panel=LOOK)
 def points(
-    vm: Annotated[str | None, typer.Argument(metavar="[VM]")] = None,
+    vm: Annotated[str | None, typer.Argument(metavar="[VM|group:NAME]")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="The newest so many.")] = None,
     repo: Repo = None,
     passphrase_file: PassphraseFile = None,
@@ -36,7 +36,7 @@ def points(
         catalog = read_catalog(repository)
         now = repository.surroundings.clock()
     write_names(context.env, context.repository_name(), catalog)
-    vms = {found.vm: found for found in ([catalog.vm(vm)] if vm else catalog.vms)}
+    vms = {found.vm: found for found in _named(catalog, vm)}
     chosen = [point for point in reversed(catalog.points) if point.vm in vms][:limit]
     shared = _shared(catalog, {found.group for found in vms.values() if found.group})
     context.output.document([_document(catalog, vms[point.vm], point, shared) for point in chosen])
@@ -59,6 +59,14 @@ def points(
     context.output.table(columns, rows, right=["DISKS", "CHANGED", "STORED"])
     for text in catalog.unreadable:
         context.output.warn(text)
+
+
+def _named(catalog: Catalog, name: str | None) -> Sequence[Vm]:
+    """One VM, all of a group, or all. Raises NotFound, WrongUsage."""
+    if not name:
+        return catalog.vms
+    group = parse_group_alone(name)
+    return [catalog.vm(name)] if group is None else members(catalog, group)
 
 
 @dataclass(frozen=True, slots=True)

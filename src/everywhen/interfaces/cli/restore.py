@@ -32,7 +32,10 @@ from everywhen.services.restore import Mode, RestoreOrder, restore
 @app.command("restore", rich_help_panel=GET_BACK)
 def restore_command(
     moment: Annotated[
-        str, typer.Argument(metavar="MOMENT", help="VM[/DISK][@WHEN], as web1@latest or web1/vda@-2d; or group:NAME[@WHEN].")
+        str,
+        typer.Argument(
+            metavar="MOMENT|group:NAME", help="VM[/DISK][@WHEN], as web1@latest or web1/vda@-2d; or group:NAME[@WHEN]."
+        ),
     ],
     to: Annotated[str, typer.Option("--to", metavar="PATH", help="File, folder for several disks, or - (standard output).")],
     image_format: Annotated[str, typer.Option("--format", help="raw, qcow2, vhd, vhd-fixed, vhdx or vmdk.")] = "raw",
