@@ -17,10 +17,12 @@ process ends: what comes after a write that was lost must be later than all that
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 import os
 import re
+import stat
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -28,7 +30,7 @@ from pathlib import Path
 from everywhen.formats.ids import Randomness
 from everywhen.repository.index.process_lock import exclusive
 
-_MEMORY = Path("/dev/shm")  # noqa: S108 - nothing but the random name, which only the owner can know, leads there
+_MEMORY = Path("/dev/shm")  # noqa: S108 - whoever lists it sees the names; a page that is not ours is not used
 _NOTE = ".clock"
 _MEMBERS = 240
 _KEYS, _TIMES = 1, 1 + _MEMBERS
@@ -44,7 +46,7 @@ class SharedClock:
 
     def __init__(self, name: str, member: str) -> None:
         """Of a clock that this member has joined. Raises OSError, ValueError (it has not)."""
-        descriptor = os.open(_path(name), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = _opened(name)
         try:
             self._words = memoryview(mmap.mmap(descriptor, _SIZE)).cast("Q")
         finally:
@@ -68,31 +70,32 @@ def join(folder: Path, member: str, now_ns: int, randomness: Randomness) -> str:
     with exclusive(f"{note}.lock"):
         name = _noted(note)
         if name is None or not _joined(name, member, now_ns):
-            if name is not None:
-                with suppress(OSError):  # there is none, or it is somebody else's
-                    _path(name).unlink()  # who has it goes on with it
-            name = randomness(16).hex()
+            old, name = name, randomness(16).hex()
             descriptor = os.open(_path(name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                os.pwrite(descriptor, bytes(_SIZE), 0)
-            finally:
-                os.close(descriptor)
-            _note_down(note, name)
-            _joined(name, member, now_ns)
+                try:
+                    os.posix_fallocate(descriptor, 0, _SIZE)
+                finally:
+                    os.close(descriptor)
+                _joined(name, member, now_ns)
+                _note_down(note, name)
+            except BaseException:
+                _path(name).unlink()  # nobody has heard of it
+                raise
+            if old is not None:
+                with suppress(OSError):  # there is none, or it is somebody else's
+                    _path(old).unlink()  # who has it goes on with it
         return name
 
 
 def _joined(name: str, member: str, now_ns: int) -> bool:
     """Whether the clock is there, can be believed, and has the member."""
     try:
-        descriptor = os.open(_path(name), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except (FileNotFoundError, PermissionError):
+        descriptor = _opened(name)
+    except OSError:
         return False  # the host was started since
     try:
-        page = os.pread(descriptor, _SIZE, 0)
-        if len(page) != _SIZE or os.fstat(descriptor).st_uid != os.geteuid():
-            return False
-        count, *words = struct.unpack_from(f"={1 + 2 * _MEMBERS}Q", page)
+        count, *words = struct.unpack_from(f"={1 + 2 * _MEMBERS}Q", os.pread(descriptor, _SIZE, 0))
         keys, times = words[:count], words[_MEMBERS : _MEMBERS + count]
         if max(times, default=0) - now_ns > _LONGEST_AHEAD_NS:
             return False
@@ -104,6 +107,16 @@ def _joined(name: str, member: str, now_ns: int) -> bool:
         return True
     finally:
         os.close(descriptor)
+
+
+def _opened(name: str) -> int:
+    """The page. Raises OSError where there is none; whatever else has its name is none."""
+    descriptor = os.open(_path(name), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_size == _SIZE:
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.ENOENT, "no page of ours", str(_path(name)))
 
 
 def _noted(note: Path) -> str | None:

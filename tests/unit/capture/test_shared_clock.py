@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from everywhen.formats.keyslot import Keyset
 from everywhen.formats.segment import WRITE, SegmentHeader
 from everywhen.repository.keys.cipher import Cipher
 from everywhen.repository.keys.segment_keys import JournalRecipient, open_segment
-from tests.shared_clocks import forgotten, page
+from tests.shared_clocks import MEMORY, forgotten, page
 
 SECOND = 10**9
 NOW = 1_700_000_000 * SECOND
@@ -100,6 +101,53 @@ def test_a_clock_that_cannot_be_used_is_replaced(folder: Path, how: str) -> None
     new = join(folder, "web2", NOW, os.urandom)
     assert new != old
     assert SharedClock(new, "web2").stamp(NOW) == NOW
+
+
+@pytest.mark.parametrize("what", ["link", "folder", "pipe", "another's"])
+def test_what_else_has_the_name_of_the_page_is_none(folder: Path, tmp_path: Path, what: str) -> None:
+    """All may make files where it lies."""
+    old = join(folder, "web1", NOW, os.urandom)
+    there = page(folder)
+    try:
+        there.unlink()
+        match what:
+            case "link":
+                (tmp_path / "page").write_bytes(bytes(4096))
+                there.symlink_to(tmp_path / "page")
+            case "folder":
+                there.mkdir()
+            case "pipe":
+                os.mkfifo(there)
+            case _:
+                if os.geteuid() != 0:
+                    pytest.skip("only root can give a file away")
+                there.write_bytes(bytes(4096))
+                os.chown(there, 65534, 65534)
+                there.chmod(0o666)
+        with pytest.raises(OSError, match=there.name):
+            SharedClock(old, "web1")
+        new = join(folder, "web1", NOW, os.urandom)
+        assert new != old
+        assert SharedClock(new, "web1").stamp(NOW) == NOW
+        assert join(folder, "web2", NOW, os.urandom) == new
+    finally:
+        if there.is_dir():
+            there.rmdir()
+        else:
+            there.unlink(missing_ok=True)
+
+
+def test_a_page_for_which_there_is_no_room_is_not_left_behind(folder: Path) -> None:
+    name = os.urandom(16)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            join(folder, "web1", NOW, lambda _: name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (MEMORY / f"everywhen-{name.hex()}").exists()
+    assert joined(folder, "web1").stamp(NOW) == NOW
 
 
 def test_the_page_is_for_nobody_else(folder: Path) -> None:
