@@ -6,12 +6,17 @@ nobody captures, and afterwards only what changed is stored. Both are on one hos
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from everywhen.capture import bitmaps, leftovers
+from everywhen.capture.hypervisor import QmpSocket
+from everywhen.capture.nodes import find_disks
 from everywhen.capture.qmp import CommandFailed
+from everywhen.formats.ids import PointId
 from tests.bridged import MIB, STORED, captured, figures, filled, same
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor, eventually
@@ -129,6 +134,73 @@ def test_back_in_the_qemu_that_it_had_left(
         capture.stop()
     same(program, first)
     assert max(figures(program, "bytes_stored").values()) < STORED
+
+
+def saved(hypervisor: Hypervisor, rate: int = 1 << 30) -> None:
+    """Its guest is written to a file, and goes on: to QEMU that is a migration. `rate`: bytes a second."""
+    hypervisor.monitor.execute("migrate-set-parameters", {"max-bandwidth": rate})
+    hypervisor.monitor.execute("migrate", {"uri": f"exec:cat > {hypervisor.folder}/saved"})
+    eventually(lambda: migration(hypervisor) in ("completed", "failed"), "it is saved")
+    assert migration(hypervisor) == "completed", hypervisor.monitor.execute("query-migrate")
+    hypervisor.monitor.execute("cont")
+
+
+def test_a_migration_is_dealt_with_once(tmp_path: Path) -> None:
+    """This guest stands still, and would be sent with the same figures again, were it not slower."""
+    point = PointId("p-" + "2" * 12)
+    with Hypervisor(tmp_path, [MIB]) as running, QmpSocket(str(running.qmp)).monitor() as monitor:
+        disks, name = find_disks(monitor), f"everywhen-{point}-vd0"
+        for rate in (1 << 30, 1 << 20):
+            bitmaps.begin(monitor, {"node0": "vd0"}, point)
+            saved(running, rate)
+            running.monitor.execute("stop")
+            assert name in running.ours()
+            QmpSocket(str(running.qmp)).clear_outdated(monitor, disks)
+            assert name not in running.ours()
+            bitmaps.begin(monitor, {"node0": "vd0"}, point)
+            QmpSocket(str(running.qmp)).clear_outdated(monitor, disks)
+            assert [one.point for one in bitmaps.recordings(monitor, "node0")] == [point]
+            bitmaps.remove(monitor, "node0", name)
+        assert len(running.ours()) == 1, "a note on the last one"
+        leftovers.clear_bitmaps(monitor)
+        assert running.ours() == set()
+
+
+@SOAK
+@pytest.mark.parametrize("then", ["protect", "unprotect"])
+def test_saved_while_a_capture_reads_what_has_changed_and_is_killed(
+    program: Program, first: Hypervisor, then: str, tmp_path: Path
+) -> None:
+    """What it exports holds a bitmap. All is read once: from then on bitmaps are believed again, until it is saved again."""
+    with captured(program, first) as capture:
+        capture.kill()
+    (tmp_path / "noise").write_bytes(os.urandom(MIB))
+    first.io(0, f"write -s {tmp_path}/noise {4 * MIB} {MIB}")
+    with Capture(program, "web1", first.qmp, "--pace", "100k") as capture:
+        eventually(lambda: {"everywhen-frozen", "everywhen-export"} <= first.ours(), "what has changed is read")
+        capture.process.send_signal(signal.SIGSTOP)  # or it would see that the guest stands still
+        saved(first)
+        capture.kill()
+    assert {"everywhen-frozen", "everywhen-export"} <= first.ours()
+    if then == "unprotect":
+        program.ok("unprotect", "web1", "--qmp", first.qmp)
+        assert first.ours() == set()
+    assert read_again(program, first, 5) > MIB, "all is read"
+    assert read_again(program, first, 6) <= 65536, "only what has changed"
+    saved(first, 1 << 20)
+    assert read_again(program, first, 7) > MIB, "all is read"
+    program.ok("unprotect", "web1", "--qmp", first.qmp)
+    assert first.ours() == set()
+
+
+def read_again(program: Program, hypervisor: Hypervisor, value: int) -> int:
+    """Bytes of the first disk that a capture reads where 4 KiB have changed since the one before."""
+    hypervisor.write(0, value * 4096, 4096, value)
+    before = len(program.ok("points", "web1"))
+    with captured(program, hypervisor) as capture:
+        capture.stop()
+    same(program, hypervisor)
+    return int(program.ok("points", "web1")[-1 - before]["disks"]["vd0"]["bytes_read"])
 
 
 def test_during_the_first_copy(program: Program, first: Hypervisor, second: Destination) -> None:

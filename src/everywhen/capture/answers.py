@@ -7,6 +7,7 @@ or drivers have are optional; nothing else is believed to be there because it al
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,11 +72,12 @@ class BlockExport:
 class Migration:
     """A guest on its way out of a QEMU: how far it is, `none` where there never was one, and how many milliseconds that took.
 
-    QEMU counts what it writes into a snapshot as one, too, and says that it took no time.
+    QEMU counts what it writes into a snapshot as one, too, and says that it took no time. `figures`: all that it says of it.
     """
 
     status: str
     took_ms: int
+    figures: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +204,8 @@ def migration(monitor: Monitor) -> Migration:
     with _reading("query-migrate"):
         found = _object(monitor.execute("query-migrate"))
         # Of one into this QEMU nothing but the status is told.
-        return Migration(text(found, "status", "none") if "ram" in found else "none", whole(found, "total-time", 0))
+        status = text(found, "status", "none") if "ram" in found else "none"
+        return Migration(status, whole(found, "total-time", 0), json.dumps(found, sort_keys=True))
 
 
 def commands(monitor: Monitor) -> set[str]:

@@ -7,7 +7,7 @@ that the point shows. Whether it can be used is seen from its name: by whoever k
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from everywhen.capture import answers
@@ -20,6 +20,8 @@ GRANULARITY = 65536
 """Bytes a bit stands for: a block, which is what is compared and stored."""
 FROZEN = f"{OURS}frozen"
 GUARD = f"{OURS}guard"
+AFTER = f"{OURS}after-"
+"""How notes begin (`note`)."""
 _SET_BACK = ("qcow2", "rbd")
 """Drivers of nodes that QEMU can set back to a snapshot (QEMU 7.2: those with bdrv_snapshot_goto)."""
 _POINT = len("p-") + 12
@@ -55,6 +57,16 @@ def guard(monitor: Monitor, node: str) -> None:
     below = [nodes[name] for name in answers.graph(monitor).chain(node)[1:] if name in nodes]
     bare = [one.name for one in below if one.driver in _SET_BACK and GUARD not in [bitmap.name for bitmap in one.bitmaps]]
     _transaction(monitor, [_add(name, GUARD, disabled=True) for name in bare])
+
+
+def note(monitor: Monitor, nodes: Iterable[str], name: str) -> None:
+    """Leave a word with QEMU, for as long as it runs, in the name of a bitmap that records nothing."""
+    _transaction(monitor, [_add(node, name, disabled=True) for node in nodes])
+
+
+def noted(monitor: Monitor, name: str) -> bool:
+    """Whether this word was left with it."""
+    return any(one.name == name for node in answers.block_nodes(monitor).values() for one in node.bitmaps)
 
 
 def begin(monitor: Monitor, disks: Mapping[str, str], point: PointId) -> None:

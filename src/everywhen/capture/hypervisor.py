@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from everywhen.capture import leftovers, migration
+from everywhen.capture import migration
 from everywhen.capture.nodes import DiskNode, find_disks
 from everywhen.capture.qmp import Monitor, QmpMonitor, VmOff
 from everywhen.capture.socket_access import let_in
@@ -48,7 +48,11 @@ class Hypervisor(Protocol):
         nobody can read. Empty where nobody knows."""
 
     def monitor(self) -> Monitor:
-        """Its monitor, connected; close it. Bitmaps of ours that do not have all that was written are gone."""
+        """Its monitor, connected; close it."""
+
+    def clear_outdated(self, monitor: Monitor, disks: list[DiskNode]) -> None:
+        """Remove bitmaps of ours that do not have all that was written to its disks, of which these are the captured ones.
+        Nothing else of ours is on them. Raises CommandFailed."""
 
     def why_away(self, monitor: Monitor) -> str | None:
         """Why its guest is not there any more, though the monitor is: it was migrated."""
@@ -93,12 +97,13 @@ class QmpSocket:
         try:
             if (why := migration.why_away(monitor)) is not None:
                 raise VmOff(f"{self.place}: {why}")
-            if migration.may_have_run_elsewhere(monitor):
-                leftovers.clear_bitmaps(monitor)
         except BaseException:
             monitor.close()
             raise
         return monitor
+
+    def clear_outdated(self, monitor: Monitor, disks: list[DiskNode]) -> None:
+        migration.clear_outdated(monitor, [disk.node for disk in disks])
 
     def why_away(self, monitor: Monitor) -> str | None:
         return migration.why_away(monitor)

@@ -51,6 +51,9 @@ class LibvirtVm:
     def monitor(self) -> Monitor:
         return LibvirtMonitor.connect(self.uri, self.domain)
 
+    def clear_outdated(self, monitor: Monitor, disks: list[DiskNode]) -> None:
+        """libvirt lets no guest run on in a QEMU that it has left."""
+
     def why_away(self, monitor: Monitor) -> str | None:  # noqa: ARG002 - libvirt ends such a QEMU, and its monitor says why
         return None
 

@@ -8,7 +8,10 @@ Sources: QEMU, qapi/run-state.json (RunState), qapi/migration.json (MigrationSta
 
 from __future__ import annotations
 
-from everywhen.capture import answers
+from collections.abc import Iterable
+from hashlib import blake2b
+
+from everywhen.capture import answers, bitmaps, leftovers
 from everywhen.capture.qmp import CommandFailed, Monitor
 
 LEFT = "the VM was migrated: its guest runs in another QEMU now"
@@ -29,13 +32,28 @@ def why_away(monitor: Monitor) -> str | None:
     return None
 
 
-def may_have_run_elsewhere(monitor: Monitor) -> bool:
-    """Whether the guest had left this QEMU before it ran on here: what was written to its disks meanwhile, no bitmap has.
+def clear_outdated(monitor: Monitor, nodes: Iterable[str]) -> None:
+    """Remove our bitmaps where the guest may have run elsewhere since they were begun: they do not have what was written there.
 
-    Also where it was only saved to a file: that cannot be told apart. Raises MonitorError.
+    QEMU tells of its last migration as long as it runs, so which one was dealt with is noted on these nodes, the disks'.
+    Nothing else of ours is on them. Raises MonitorError, CommandFailed.
+    """
+    name = departure(monitor)
+    if name is not None and not bitmaps.noted(monitor, name):
+        leftovers.clear_bitmaps(monitor)
+        bitmaps.note(monitor, nodes, name)
+
+
+def departure(monitor: Monitor) -> str | None:
+    """A name for the last time that the guest left this QEMU before it ran on here; None where it never did.
+
+    Also where it was only saved to a file: that cannot be told apart. A guest that ran meanwhile does not leave twice with the
+    same figures: bytes and pages that were sent, milliseconds that each part of it took. Raises MonitorError.
     """
     try:
         last = answers.migration(monitor)
     except CommandFailed:
-        return False
-    return last.status in _RUNS_THERE or (last.status == "completed" and last.took_ms > 0)
+        return None
+    if last.status in _RUNS_THERE or (last.status == "completed" and last.took_ms > 0):
+        return f"{bitmaps.AFTER}{blake2b(last.figures.encode(), digest_size=8).hexdigest()}"
+    return None

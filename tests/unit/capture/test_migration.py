@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from everywhen.capture.migration import COMING, LEFT, may_have_run_elsewhere, why_away
+from everywhen.capture.migration import COMING, LEFT, departure, why_away
 from everywhen.capture.qmp import CommandFailed, MonitorError, QmpMonitor
 
 RAM = {"transferred": 1, "total": 2}
@@ -68,12 +68,19 @@ def test_where_the_guest_is(state: str, status: str, why: str | None) -> None:
     ],
 )
 def test_whether_it_may_have_run_elsewhere(answer: dict[str, Any], may_have: bool) -> None:
-    assert may_have_run_elsewhere(Saying(query_migrate=answer)) is may_have
+    assert (departure(Saying(query_migrate=answer)) is not None) == may_have
+
+
+@pytest.mark.parametrize("other", [{"total-time": 13}, {"downtime": 4}, {"ram": {"transferred": 2, "total": 2}}])
+def test_one_time_elsewhere_is_told_from_another(other: dict[str, Any]) -> None:
+    one = {"status": "completed", "ram": RAM, "total-time": 12, "downtime": 3}
+    assert departure(Saying(query_migrate=one)) == departure(Saying(query_migrate=dict(reversed(one.items()))))
+    assert departure(Saying(query_migrate=one)) != departure(Saying(query_migrate=one | other))
 
 
 def test_a_storage_daemon_has_no_guest_that_moves() -> None:
     assert why_away(Saying()) is None
-    assert not may_have_run_elsewhere(Saying())
+    assert departure(Saying()) is None
 
 
 def test_an_answer_that_is_none() -> None:

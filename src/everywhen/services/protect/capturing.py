@@ -153,6 +153,7 @@ class Capture:
             known = self.parent.disks if self.parent else {}
             choice = choose(self.order.hypervisor.survey(monitor), self.order.disks, known)
             leftovers.clear(monitor)
+            self.order.hypervisor.clear_outdated(monitor, list(choice.disks.values()))
             try:
                 self._capture(monitor, choice)
             finally:
