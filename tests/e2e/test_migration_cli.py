@@ -237,7 +237,7 @@ def test_not_while_a_disk_is_pushed(program: Program, tmp_path: Path) -> None:
         first.monitor.execute("migrate", {"uri": second.address})
         done = program.run("protect", "web1", "--qmp", first.qmp)
         assert done.code == 1, done
-        assert "must be sent by its tap, and not while its VM moves" in done.err
+        assert "QEMU does not keep its VM from moving meanwhile: disallowing migration blocker (migration" in done.err
         first.monitor.execute("migrate-set-parameters", {"max-bandwidth": 1 << 30})
         eventually(lambda: run_state(second) == "paused", "the guest has arrived")
         second.write(0, MIB, 4096, 7)
@@ -259,3 +259,13 @@ def test_doctor_says_that_the_guest_has_left(program: Program, first: Hypervisor
     (check,) = [check for check in done.document["vms"][0]["checks"] if check["check"] == "guest"]
     assert "its guest runs in another QEMU" in check["words"]
     assert program.run("doctor", "--qmp", second.qmp).code == 0
+
+
+def test_where_all_must_be_migratable_no_disk_is_pushed(program: Program, tmp_path: Path) -> None:
+    more = ["-only-migratable"]
+    with Hypervisor(tmp_path, [MIB], iothread=True, scsi=True, image_format="qcow2", more=more) as running:
+        done = program.run("protect", "web1", "--qmp", running.qmp)
+        assert done.code == 1, done
+        assert "QEMU does not keep its VM from moving meanwhile: disallowing migration blocker (--only-migratable)" in done.err
+        assert running.ours() == set()
+    assert not list(program.folder.rglob("empty.vhd"))

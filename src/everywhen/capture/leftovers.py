@@ -45,7 +45,7 @@ def is_anothers(monitor: Monitor, socket: Path) -> bool:
     """Whether taps of ours lead to a sink at another socket: another run has attached since this one did, and what there was of
     this one it has removed. Raises MonitorError, CommandFailed."""
     taps = [node for node in answers.block_nodes(monitor).values() if node.name.startswith(f"{OURS}tap-")]
-    return any(str(socket) not in tap.filename for tap in taps)
+    return any(not tap.filename.endswith(f"?socket={socket}") for tap in taps)
 
 
 def clear_bitmaps(monitor: Monitor) -> int:

@@ -25,17 +25,17 @@ STAY = f"{OURS}sends-a-disk-just-now"
 def stay(monitor: Monitor, folder: Path) -> None:
     """Have QEMU refuse to migrate its guest from now on. `folder`: where QEMU may open files of ours.
 
-    Raises MonitorError, CommandFailed: also when it is being migrated.
+    Raises OSError, MonitorError, CommandFailed: when it is being migrated, and always where QEMU runs with -only-migratable.
     """
     layout = lay_out_fixed(SECTOR, Runs.of_extents([]), Identity(UUID(int=0), 0))
     image = folder / "empty.vhd"
-    image.write_bytes(layout.read(0, layout.file_size, lambda _, length: bytes(length)))
-    image.chmod(0o644)
     try:
+        image.write_bytes(layout.read(0, layout.file_size, lambda _, length: bytes(length)))
+        image.chmod(0o644)
         file = {"driver": "file", "filename": str(image), "read-only": True}
         monitor.execute("blockdev-add", {"driver": "vpc", "node-name": STAY, "read-only": True, "file": file})
     finally:
-        image.unlink()  # QEMU has it open
+        image.unlink(missing_ok=True)  # QEMU has it open, or it could not even be made
 
 
 def let_go(monitor: Monitor) -> None:

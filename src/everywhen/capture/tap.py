@@ -57,7 +57,8 @@ class Tap:
         try:
             stay(self._monitor, Path(socket_path).parent)
         except CommandFailed as error:
-            raise TapFailed(f"{self.disk.device} must be sent by its tap, and not while its VM moves: {error}") from error
+            why = "must be sent by its tap, and QEMU does not keep its VM from moving meanwhile"
+            raise TapFailed(f"{self.disk.device} {why}: {error}") from error
         self._begin(socket_path, {"sync": "full", "speed": rate, "buf-size": _PUSHED_AT_ONCE})
 
     def is_ready(self, timeout: float) -> bool:

@@ -26,7 +26,8 @@ from everywhen.services.sizes import size
 
 _STYLES = {Verdict.YES: "", Verdict.CARE: "warn", Verdict.NO: "bad", Verdict.LEFT_OUT: "faint"}
 _ANSWER_S = 4.0
-_UNSEEN = "Disks that the guest itself reaches over a network (iSCSI, NFS) cannot be seen from here."
+_UNSEEN = "Disks that the guest itself reaches over a network (iSCSI, NFS) cannot be seen from here, and are in no point."
+"""Said of every VM: nothing outside a guest tells that it has none."""
 
 
 @dataclass(frozen=True, slots=True)
