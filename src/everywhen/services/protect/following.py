@@ -70,8 +70,9 @@ def follow(standing: Standing, order: CaptureOrder, told: Told, time: Time, wish
             if ships:
                 shipped, at_ship = now, figures
                 if isinstance(wish, Ship) and standing.common_clock is not None:
-                    standing.witness()  # who opens a moment of the group must see that nothing is missing up to now
-                why = _tried(standing.ship, told)
+                    # Who opens a moment of the group must see that nothing is missing up to now.
+                    why = _tried(standing.witness, told)
+                why = _tried(standing.ship, told) or why
             much = figures.taken - figures.sealed > _MOST_RECORDS or figures.data_bytes - at_seal.data_bytes > _MOST_BYTES
             # What is made by amount alone, or in a hurry, is no reason to freeze a guest.
             if isinstance(wish, Mark):

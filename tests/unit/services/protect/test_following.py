@@ -38,6 +38,7 @@ class World:
     end_wish: None = None
     in_group: bool = False
     wall_ns: int = 0
+    unseen: str = ""
 
     def wait(self, seconds: float) -> Wish | None:
         self.now += seconds
@@ -64,6 +65,8 @@ class World:
 
     def witness(self) -> None:
         self._do("witness")
+        if self.unseen:
+            raise MissedInstant(self.unseen)
 
     def _do(self, what: str) -> None:
         self.done.append(what)
@@ -177,6 +180,13 @@ def test_a_mark_of_a_group_has_the_instant_that_was_asked_for() -> None:
     world = World([wishing(Mark("now", answers.append, 7 * SECOND)), wishing(Ship(answers.append))], in_group=True)
     assert run(world) == ["point quiet now at 7", "witness", "ship", "ship", "point"]
     assert run(World([wishing(Ship(answers.append))])) == ["ship", "ship", "point"], "nobody else needs a witness"
+
+
+def test_what_cannot_be_witnessed_is_said_and_shipped() -> None:
+    answers: list[dict[str, object]] = []
+    world = World([wishing(Ship(answers.append)), later(1)], in_group=True, unseen="the sink was late")
+    assert run(world) == ["witness", "ship", "ship", "point"]
+    assert (answers, world.said) == ([{"error": "the sink was late"}], ["the sink was late"])
 
 
 def test_an_instant_that_was_missed_ends_no_capture() -> None:

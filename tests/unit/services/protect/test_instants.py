@@ -9,6 +9,8 @@ from typing import Any, Self, cast
 import pytest
 
 from everywhen.block.patched import Patches
+from everywhen.capture.freezing import NotFrozen
+from everywhen.nbd.connection import NbdError
 from everywhen.services.ages import SECOND
 from everywhen.services.protect.capture_order import CaptureLost, MissedInstant, Time
 from everywhen.services.protect.instants import Cut, Instants
@@ -43,6 +45,15 @@ def test_all_records_up_to_the_instant() -> None:
 def test_what_is_none_of_that_instant(cut: Cut, parent_ns: int) -> None:
     with pytest.raises(MissedInstant):
         cut.demand(replayed(cut), parent_ns)
+
+
+def test_a_record_after_a_mark_that_came_too_early_shows_nothing() -> None:
+    """The clock was set back, the mark stamped before the instant, and so was a write that is beyond the number alone."""
+    replay, cut = Replay([Patches()], 10, following=True), Cut(12, CRASH, 10_100, begun=10)
+    replay.feed(group(10, *(write(0, 0, b"x") for _ in range(3))), until=cut.until, until_ns=cut.at_ns)
+    assert (replay.sequence, replay.beyond) == (12, True)
+    with pytest.raises(MissedInstant, match="set back"):
+        cut.demand(replay, 9_000)
 
 
 @dataclass
@@ -118,6 +129,24 @@ def test_the_mark_comes_after_the_instant(monkeypatch: pytest.MonkeyPatch) -> No
     cut = instants(sink, clock, monkeypatch).cut(quiet=True, at_ns=1002 * SECOND)
     assert clock() > 1002 * SECOND
     assert (cut.begun, cut.until, cut.at_ns) == (10, 11, 1002 * SECOND)
+
+
+def test_nobody_is_frozen_for_an_instant_that_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    marking = instants(Sink(), clock, monkeypatch)._marking(1002 * SECOND)
+    clock.sleep(2.0)  # hooks
+    with pytest.raises(NotFrozen, match="had passed"):
+        marking.__enter__()
+
+
+def test_a_sink_that_is_slow_to_answer_costs_an_instant_and_no_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(_: object) -> None:
+        raise NbdError("timed out")
+
+    there = instants(Sink(), Clock(), monkeypatch)
+    monkeypatch.setattr(Instants, "_connection", late)
+    with pytest.raises(MissedInstant, match="timed out"):
+        there.witness()
 
 
 def test_nobody_waits_for_an_instant_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
