@@ -64,7 +64,7 @@ class CutStore(ForwardingStore):
 
 
 def brought_in(repository: Repository, folder: Path) -> None:
-    import_left(repository, folder, read_catalog(repository).points_of(VM), all_known=True)
+    import_left(repository, folder, read_catalog(repository).points_of(VM), lambda: None, all_known=True)
 
 
 def content(repository: Repository, back: int) -> bytes:
@@ -128,7 +128,7 @@ def test_what_is_for_another_repository_is_not_touched(tmp_path: Path) -> None:
         world.open(other, world.create(other, encrypted=True)) as repository,
         pytest.raises(ForeignSpool, match="another repository"),
     ):
-        import_left(repository, folder, [point], all_known=True)
+        import_left(repository, folder, [point], lambda: None, all_known=True)
     assert [file.path.read_bytes() for file in spool_files(folder)] == there
 
 
@@ -146,7 +146,7 @@ def test_another_line_of_history_makes_no_point(tmp_path: Path, *, captured: boo
                 point, point=making.point, number=2, epoch=epoch, parent=parent_link(repository, point), journal=other
             )
             making.commit(later)
-        made = import_left(repository, folder, [point, later], all_known=True)
+        made = import_left(repository, folder, [point, later], lambda: None, all_known=True)
         assert (made is None) == captured
         assert spool_files(folder) == []
         assert len(Journal(repository, STREAM).numbers()) == 3

@@ -238,5 +238,5 @@ class QmpMonitor:
                     self._events.append(item)
 
 
-class _Late(MonitorError, TimeoutError):
+class _Late(MonitorBusy, TimeoutError):
     """Nothing came in time."""

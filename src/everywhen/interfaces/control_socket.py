@@ -28,16 +28,12 @@ from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json, parse_json, text, whole
 from everywhen.repository.index.process_lock import try_lock
 from everywhen.services.failures import Busy
-from everywhen.services.protect.wishes import LONGEST_PAUSE_S, End, Mark, Pause, Reply, Resume, Ship, Wish
+from everywhen.services.protect.wishes import ANSWER_S, GRANTED_S, LONGEST_PAUSE_S, End, Mark, Pause, Reply, Resume, Ship, Wish
 
 NAME = "control.sock"
 _LONGEST = 1 << 16
 _LONGEST_PATH = 107
 """Bytes: the kernel's limit."""
-ANSWER_S = 120.0
-"""A point that is being made comes first, and may take a while."""
-_GRANTED_S = 60.0
-"""So long a wish may wait for its turn: the rest is for fulfilling it."""
 _FAREWELL_S = 2.0
 _AGAIN_S = 0.1
 """After a connection that could not be taken: a process that is out of descriptors would turn in circles."""
@@ -159,7 +155,7 @@ class Listener:
                     self._end_wish = wish
                     self.end()
                 elif wish is not None:
-                    self._wishes.put((wish, time.monotonic() + _GRANTED_S))
+                    self._wishes.put((wish, time.monotonic() + GRANTED_S))
                 answer = answered.get(timeout=ANSWER_S)
             except Corrupt as error:
                 answer = {"error": str(error)}
@@ -178,7 +174,8 @@ class Listener:
             case "ship":
                 return Ship(reply)
             case "mark":
-                return Mark(text(value, "text"), reply, None if value.get("at_ns") is None else whole(value, "at_ns"))
+                at_ns = None if value.get("at_ns") is None else whole(value, "at_ns")
+                return Mark(text(value, "text"), reply, at_ns, time.monotonic())
             case "pause":
                 seconds = value.get("seconds")
                 if not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST_PAUSE_S:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from everywhen.capture.nodes import DiskNode
-from everywhen.capture.qmp import MOST_EVENTS, Answer, CommandFailed, Event, MonitorError, QmpMonitor, QmpSession
+from everywhen.capture.qmp import MOST_EVENTS, Answer, CommandFailed, Event, MonitorBusy, MonitorError, QmpMonitor, QmpSession
 from everywhen.capture.tap import Tap
 from everywhen.formats.errors import Corrupt
 
@@ -125,3 +125,24 @@ def test_a_peer_that_is_silent_hangs_up_or_speaks_otherwise() -> None:
         QmpMonitor(mine, 5)
     with played(lambda peer: peer.sendall(b"220 smtp ready\r\n")) as mine, pytest.raises(MonitorError, match="no QMP"):
         QmpMonitor(mine, 5)
+
+
+def test_a_monitor_whose_answer_is_late_is_busy_and_goes_on() -> None:
+    """QEMU's main loop is blocked for as long as it saves much memory."""
+    asked = threading.Event()
+
+    def qemu(peer: socket.socket) -> None:
+        peer.sendall(GREETING)
+        stream = peer.makefile("rb")
+        for text in iter(stream.readline, b""):
+            command = json.loads(text)
+            if command["execute"] == "slow":
+                asked.wait()
+            peer.sendall(line(**{"return": command["execute"], "id": command["id"]}))
+
+    with played(qemu) as mine:
+        monitor = QmpMonitor(mine, 5)
+        with pytest.raises(MonitorBusy, match="does not answer"):
+            monitor.execute("slow", timeout=0.05)
+        asked.set()
+        assert monitor.execute("next") == "next"

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from everywhen.formats.fields import Json
@@ -21,7 +20,6 @@ from everywhen.services.times import local_time, rfc3339, zone_label
 _AHEAD = 5 * SECOND
 """Time for each capture to hear of it, to end what it is at (a point by time waits for 2 s), and to begin what comes before."""
 _ABSENT = "no capture of it into this repository runs on this host"
-_ANOTHER = "it has a point of that name, of another instant: its capture keeps no common ones"
 _SILENT = "its capture does not answer"
 
 
@@ -36,7 +34,8 @@ def mark_group(context: Context, group: str, text: str) -> int | None:
     here = [name for name, found in captures.items() if found.state != SILENT]
     with ThreadPoolExecutor(len(names)) as pool:
         answers = dict(zip(here, pool.map(lambda name: _asked(context, name, request), here), strict=True))
-    made, missed = told_apart(answers, time_ns)
+    made = {name: one for name, one in answers.items() if not isinstance(one, str)}
+    missed = {name: one for name, one in answers.items() if isinstance(one, str)}
     missed |= {name: _SILENT if name in captures else _ABSENT for name in names if name not in here}
     if not made:
         whys = "; ".join(f"{name}: {why.rstrip('.')}" for name, why in sorted(missed.items()))
@@ -57,13 +56,6 @@ def mark_group(context: Context, group: str, text: str) -> int | None:
         one = made[name]
         context.output.warn(f"{name}: {one['asked']} was asked for, {one['reached']} was reached: {one['why']}")
     return Exit.LESS_THAN_ASKED if missed or less else None
-
-
-def told_apart(answers: Mapping[str, Json | str], time_ns: int) -> tuple[dict[str, Json], dict[str, str]]:
-    """Who has a point of exactly that instant, with the answers; and who has none, and why. By VM."""
-    made = {name: one for name, one in answers.items() if not isinstance(one, str) and one.get("time_ns") == time_ns}
-    missed = {name: one if isinstance(one, str) else _ANOTHER for name, one in answers.items() if name not in made}
-    return made, missed
 
 
 def _asked(context: Context, name: str, request: Json) -> Json | str:

@@ -38,13 +38,16 @@ def unprotect(
 def _end(context: Context, vm: str) -> int:
     """Through the capture that runs."""
     try:
-        return int(ask_capture(context, vm, {"wish": "end"})["taken_off"])
+        answer = ask_capture(context, vm, {"wish": "end"})
     except NotFound as error:
         error.do = [
             f"Did a capture of a VM that runs leave something? everywhen unprotect {vm} --qmp SOCKET (or --libvirt URI)",
             "A QEMU that has ended keeps nothing of ours.",
         ]
         raise
+    if why := answer.get("not_in_a_point"):
+        context.output.warn(f"{vm}: the last recovery point could not be made ({why})")
+    return int(answer["taken_off"])
 
 
 def _clear(context: Context, vm: str, qmp: str | None, libvirt: str | None, domain: str | None) -> int:

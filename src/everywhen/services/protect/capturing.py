@@ -16,7 +16,7 @@ from everywhen.capture import bitmaps, leftovers
 from everywhen.capture.counters import FINE, SPOOL_FAILED, SPOOL_FULL, SPOOL_SLOW
 from everywhen.capture.export import Pace
 from everywhen.capture.nodes import DiskNode
-from everywhen.capture.qmp import CommandFailed, Monitor, MonitorError
+from everywhen.capture.qmp import CommandFailed, Monitor, MonitorBusy, MonitorError
 from everywhen.capture.reading import Reader
 from everywhen.capture.reception import Reception
 from everywhen.capture.spool_reader import SpoolDamaged
@@ -95,7 +95,6 @@ class Capture:
         """The VM's newest point."""
         self.known: dict[PointId, int] = {}
         """Numbers of the points since each of which the changes up to the newest one are those of the disks here."""
-        self.mark: str | None = None  # what the first point is to be called
         self.apart = ""  # as `Origin.apart`
         self.stood = False
         """Whether all taps were attached, and a point was made."""
@@ -175,6 +174,7 @@ class Capture:
             pace = Pace(self.order.rate, self.time.monotonic, self.time.sleep)
             reader = Reader(monitor, self.order.sockets / "export.sock", pace)
             pushed = [tap for tap in taps if not reader.can_read(tap.disk)]
+            self._demand_readable(pushed)
             for tap in taps:
                 if tap not in pushed:
                     tap.attach(str(reception.socket_path))
@@ -189,6 +189,9 @@ class Capture:
                 # The first point is there; what could not be done is to end its session, which gc sees to.
                 self.told.waiting(str(error))
             self._stay()
+
+    def _demand_readable(self, pushed: list[Tap]) -> None:
+        """Raises CannotCapture where disks that would be pushed cannot be captured; no tap is attached yet."""
 
     def _stay(self) -> None:
         """From the first point on, as long as the taps are to stand."""
@@ -223,7 +226,7 @@ class Capture:
     def _last_words(self) -> None:
         """A point of the last moment that the spool has: what was written while the taps went, or before QEMU ended."""
         if self.stood and self.parent is not None:
-            made = import_spool(self.repository, self.parent, self._spool, self._begin)
+            made = import_spool(self.repository, self.parent, self._spool, self._begin, self.told.alive)
             if made is not None:
                 self._keep(made.point)
                 self.covered_ns = max(self.covered_ns, made.ended_ns)
@@ -238,7 +241,7 @@ class Capture:
             named = list(zip(stretch.names, (node.size for node in stretch.nodes), strict=True))
             disks = [SealedDisk(name, size, trees.get(name) or Tree(size, None)) for name, size in named]
             sealer = Sealer(self.repository, writer, disks, Replay([Patches() for _ in disks], 0, following=False))
-            consumer = Consumer(reception, self._spool, sealer, self.order.spool_limit, self._until)
+            consumer = Consumer(reception, self._spool, sealer, self.order.spool_limit, self._until, self.time.monotonic)
             progress = CopyProgress([size for _, size in named], self.wishes, self.told, self.look)
             sink = str(reception.socket_path)
             closer = GapCloser(sink, writer, consumer, trees, self.known)
@@ -249,7 +252,11 @@ class Capture:
             for tap in pushed:
                 closer.push(push, tap, progress)
             progress.end()
-            self._seal(writer, sealer, self.mark, quiet=True)
+            self._seal(writer, sealer, self._first_mark(), quiet=True)
+
+    def _first_mark(self) -> str | None:
+        """What the first point is to be called."""
+        return None
 
     def look(self) -> None:
         """Raises CaptureLost when a tap, or what receives from it, has ended, or a disk was taken from the VM."""
@@ -260,7 +267,11 @@ class Capture:
             raise CaptureLost(_WHY[reception.state])
         if reception.silent_s > _HUNG_S:
             raise CaptureLost("the sink hangs, and the watchdog did not take it away")
-        demand_taps(self.order.hypervisor, self._stretch.monitor, self._stretch.taps)
+        try:
+            demand_taps(self.order.hypervisor, self._stretch.monitor, self._stretch.taps)
+        except MonitorBusy as busy:  # a snapshot of much memory: whether they stand is seen later, and said until when they did
+            self.told.waiting(str(busy))
+            return
         # The taps stand now, so they stood then.
         if reception.durable >= self._seen[1]:
             self.covered_ns = max(self.covered_ns, self._seen[0])
@@ -275,7 +286,7 @@ class Capture:
         reception = self._stretch.reception
         reception.roll()
         self._until(lambda: reception.rolled)
-        self._spool.ship(self._begin, reception.closed)
+        self._spool.ship(self._begin, reception.closed, self.told.alive)
         self._drop()
         self.told.shipped()
 
@@ -332,6 +343,7 @@ class Capture:
         bitmaps.begin(monitor, names, writer.point)
         try:
             cut = stretch.instants.cut(quiet=quiet, at_ns=at_ns)
+            demand_taps(self.order.hypervisor, monitor, stretch.taps)  # a guest that has left writes elsewhere, and they stand
             there = attached(monitor)  # now, so they were when the bitmaps were begun, and up to the instant
             self._feed(sealer, cut)
             # What was written between the end of a tap and the beginning of these bitmaps is neither here nor there.
@@ -358,7 +370,10 @@ class Capture:
             self.stood, self._begin, self.covered_ns = True, sealer.replay.sequence, point.time_ns
         self.told.sealed(point, sealer.replay.writes)
         for node, recordings in old.items():
-            bitmaps.remove(monitor, node, *(recording.name for recording in recordings))
+            # The point is there. One that stays has more than is needed, and the next point removes it; that the monitor is
+            # gone the next look tells.
+            with suppress(CommandFailed, MonitorError):
+                bitmaps.remove(monitor, node, *(recording.name for recording in recordings))
         self._drop()
 
     def _wait_for_sink(self) -> None:
@@ -373,6 +388,7 @@ class Capture:
         """All records up to there, as soon as they are durable. Raises CaptureLost."""
         reception, replay, until = self._stretch.reception, sealer.replay, cut.until
         self._until(lambda: reception.durable >= until)
+        sealer.alive = self.told.alive
         for group in self._spool.groups(replay.sequence):
             sealer.feed(group, until, cut.at_ns)
             if replay.sequence >= until or replay.beyond:

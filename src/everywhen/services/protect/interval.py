@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from everywhen.capture.reading import Reader
 from everywhen.capture.tap import Tap
 from everywhen.formats.ids import PointId
 from everywhen.formats.point import Gap, RecoveryPoint
@@ -21,7 +20,7 @@ from everywhen.services.protect.capture_order import ENDS, CaptureOrder, Figures
 from everywhen.services.protect.capturing import Capture
 from everywhen.services.protect.choosing import refuse_pushed
 from everywhen.services.protect.lineage import demand_parent, demand_turn
-from everywhen.services.protect.wishes import End, Mark, Pause, Wish, Wishes, marked, refuse
+from everywhen.services.protect.wishes import ANSWER_S, GRANTED_S, End, Mark, Pause, Wish, Wishes, marked, refuse
 
 LATE = "making the points took longer than the time between them"
 _LOOK_S = 1.0
@@ -61,16 +60,16 @@ class Interval:
 
     def _round(self, vm: Vm, known: dict[PointId, int], gap: Gap | None) -> None:
         """Make a point, for a mark if there is one."""
-        wish = self._wishes.marks.pop(0) if self._wishes.marks else None
+        wish = self._wishes.next_mark(self._time.monotonic())
         capture = _Round(self._repository, self._order, self._told, self._time, self._wishes)
-        capture.mark, capture.apart = wish.text if wish else None, self._statistics
+        capture.wish, capture.apart = wish, self._statistics
         try:
             if self.epoch and self.parent is not None:  # between two rounds another capture may begin, or the point be deleted
                 demand_turn(self._repository, vm.vm, self.epoch)
                 demand_parent(self._repository, self.parent)
             capture.run(vm, self.parent, known, gap)
         except (*ENDS, Paused) as error:
-            for one in ([wish] if wish else []) + self._wishes.marks:
+            for one in self._wishes.marks if capture.stood or wish is None else [wish, *self._wishes.marks]:
                 refuse(one, f"capture was lost just now ({error})")
             raise
         finally:
@@ -78,28 +77,38 @@ class Interval:
             if capture.stood and capture.parent is not None:
                 self.parent, self.stood, self.covered_ns = capture.parent, True, capture.parent.time_ns
                 self._told.again = self._wishes.patient = True
-        if wish is not None and self.parent is not None:
-            marked(wish, self.parent)
+                if wish is not None:  # also where the round was lost after that
+                    marked(wish, capture.parent)
 
     def _rest(self, until: float) -> None:
         """Without taps, until the next point is due, or somebody wants one, or the end. Raises Paused."""
         wishes = self._wishes
-        while not wishes.marks and not wishes.end_wanted and (left := until - self._time.monotonic()) > 0:
+        while not wishes.marks and not wishes.end_wanted:
             self._told.alive()
-            wish = wishes.wait(min(left, _LOOK_S))
+            left = until - self._time.monotonic()
+            wish = wishes.wait(max(0.0, min(left, _LOOK_S)))  # also where the point is late, or a pause would never come
             if isinstance(wish, Pause):
                 self._told.paused(wish.seconds)
                 wish.reply({"paused": wish.seconds})
                 raise Paused(wish)
+            if left <= 0:
+                return
 
 
 class _Round(Capture):
     """A capture that ends with its first point."""
 
-    def _close_gap(self, reader: Reader, pushed: list[Tap]) -> None:
+    wish: Mark | None = None
+    """Whoever wants the point, and gives it its name."""
+
+    def _demand_readable(self, pushed: list[Tap]) -> None:
         if pushed:
             raise refuse_pushed([tap.disk.device for tap in pushed])
-        super()._close_gap(reader, pushed)
+
+    def _first_mark(self) -> str | None:
+        # Whoever wished for it was told that there is none: the name would be that of a state before something.
+        there = self.wish is not None and self.time.monotonic() - self.wish.asked < ANSWER_S
+        return self.wish.text if self.wish and there else None
 
     def _stay(self) -> None:
         self.told.measured(self.figures)
@@ -115,6 +124,15 @@ class _Patience:
         self._wishes = wishes
         self.marks: list[Mark] = []
         self.patient = False
+
+    def next_mark(self, now: float) -> Mark | None:
+        """Whose turn it is, by the clock of `Mark.asked`; whoever has waited for too long is refused."""
+        while self.marks:
+            mark = self.marks.pop(0)
+            if now - mark.asked < GRANTED_S:
+                return mark
+            refuse(mark, f"the point before it took longer than {GRANTED_S:.0f} s")
+        return None
 
     @property
     def ending(self) -> bool:
@@ -133,7 +151,9 @@ class _Patience:
         wish = self._wishes.wait(seconds)
         if wish is None or isinstance(wish, Pause) or not self.patient:
             return wish
-        if isinstance(wish, Mark):
+        if isinstance(wish, Mark) and wish.at_ns is not None:
+            refuse(wish, "it is captured at intervals, and has no points of its group's instants")
+        elif isinstance(wish, Mark):
             self.marks.append(wish)
         else:
             refuse(wish, "")  # everything is in the repository, and there is no pause to end

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from typing import NoReturn
 
 from everywhen.capture.qmp import CommandFailed, MonitorError, VmOff
 from everywhen.capture.spool_reader import SpoolDamaged, spool_files
@@ -15,7 +16,7 @@ from everywhen.formats.point import Gap, RecoveryPoint
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.services.catalog import Catalog, read_catalog
-from everywhen.services.failures import Failed, Failure, WrongUsage
+from everywhen.services.failures import Failed, WrongUsage
 from everywhen.services.identities import put_into_group, record, vm_of
 from everywhen.services.naming import is_name
 from everywhen.services.protect.absence import Absence, rest
@@ -54,41 +55,45 @@ def protect(
     """
     if not is_name(name):
         raise WrongUsage(f'"{name}" is not a name for a VM: use a-z, 0-9, dot, dash and underscore.', on=name)
-    newest = _captured(repository, name, order, told, time, wishes)
+    newest, missing = _captured(repository, name, order, told, time, wishes)
+    if missing:
+        told.left_behind(f"the last recovery point could not be made ({missing})")
     if (end := wishes.end_wish) is not None:
-        end.reply(_withdrawn(order))
+        end.reply(_withdrawn(order) | ({"not_in_a_point": missing} if missing else {}))
     return newest
 
 
 def _captured(
     repository: Repository, name: str, order: CaptureOrder, told: Told, time: Time, wishes: Wishes
-) -> RecoveryPoint | None:
-    back_off, stood, tries = _BACK_OFF_S, False, 0
+) -> tuple[RecoveryPoint | None, str]:
+    """The newest point; and why what was written at the end is in none, '' where it is."""
+    back_off, stood, tries, epoch = _BACK_OFF_S, False, 0, 0
     newest: RecoveryPoint | None = None
     gap: Gap | None = None
     complete: RecoveryPoint | None = None
     seen: tuple[object, ...] = ()
-    epoch = 0
     while True:
         capture = _stretch(repository, order, told, time, wishes)
-        began = time.monotonic()
+        began, missing = time.monotonic(), ""
         try:
             vm, parent, known, left_ns = _beginning(repository, name, order, told)
             demand_turn(repository, vm.vm, epoch)
             gap = _gap_after(parent, gap, left_ns)
             capture.run(vm, parent, known, gap)
         except Stopped:
-            return capture.parent
+            return capture.parent, ""
         except Paused as pause:
             why, rest_s, stood = "paused", pause.wish.seconds, True
         except VmOff as off:
             if not (stood or order.waits or _was_captured(capture.parent)):
-                raise _not_begun(name, order, off) from off
+                _refuse(name, order, off)
+            if capture.stood:  # between two points at intervals
+                gap = Gap(capture.covered_ns, str(off))
             absence = Absence(repository, name, order, told, time, wishes, seen, complete)
             absence.sit_out(str(off))
             newest = absence.complete or capture.parent or newest
             if wishes.ending:
-                return newest
+                return newest, ""
             if absence.complete is not None:
                 gap = Gap(absence.until_ns, STARTED)
             # Nobody may be there any more to hear that it cannot begin: from now on it is tried again.
@@ -98,27 +103,26 @@ def _captured(
             stand_aside(displaced, order, told, wishes)
             newest, gap, stood, epoch = capture.parent or newest, None, True, 0
             if wishes.ending:
-                return newest
+                return newest, ""
             continue
         except ENDS as error:
             why, stood, tries = str(error), stood or capture.stood, tries + 1
             if not stood and not (isinstance(error, CaptureLost | TapEnded) and tries < _TRIES):
-                if isinstance(error, REPOSITORY_FAILS):
-                    raise  # it says for itself what is wrong with the repository
-                raise _not_begun(name, order, error) from error
-            told.lost(why)
+                _refuse(name, order, error)
+            if not wishes.ending:
+                told.lost(why)
             back_off = _back_off(back_off, error, lasted_s=time.monotonic() - began)
             # A VM that ended in order is looked after at once: what happens to its images meanwhile nobody would see.
-            rest_s = 0.0 if capture.complete else back_off
+            missing, rest_s = ("", 0.0) if capture.complete else (why, back_off)
         else:
-            return capture.parent
+            return capture.parent, ""
         if capture.stood:
             gap = Gap(capture.covered_ns, why)
             complete, seen = (capture.parent if capture.complete else None), capture.images
         newest, epoch = capture.parent or newest, capture.epoch or epoch  # 0: lost before it had claimed any
         rest(rest_s, time, wishes, told)
         if wishes.ending:
-            return newest
+            return newest, missing
 
 
 def _gap_after(parent: RecoveryPoint | None, gap: Gap | None, left_ns: int) -> Gap | None:
@@ -184,7 +188,7 @@ def _brought_in(
 ) -> Imported | None:
     """What other runs left. A damaged spool is set aside: what it had beyond the newest point the bitmaps know, too."""
     try:
-        found = import_left(repository, order.spool, points, all_known=not catalog.unreadable)
+        found = import_left(repository, order.spool, points, told.alive, all_known=not catalog.unreadable)
     except (SpoolDamaged, Corrupt) as error:
         aside = order.folder / f"spool-damaged-{repository.surroundings.clock()}"
         order.spool.rename(aside)
@@ -233,10 +237,13 @@ def _ways(order: CaptureOrder, error: Exception) -> list[str]:
     return []
 
 
-def _not_begun(name: str, order: CaptureOrder, error: Exception) -> Failure:
-    return Failed(
+def _refuse(name: str, order: CaptureOrder, error: Exception) -> NoReturn:
+    """Say that capture cannot be begun at all."""
+    if isinstance(error, REPOSITORY_FAILS):
+        raise error  # it says for itself what is wrong with the repository
+    raise Failed(
         f"{name} cannot be captured: {error}.",
         on=order.hypervisor.place,
         safe="Nothing of it is left in the VM, which runs on as before.",
         do=getattr(error, "do", ()) or _ways(order, error),
-    )
+    ) from error

@@ -93,6 +93,8 @@ class Sealer:
         self.replay = replay
         self.instant_ns = 0
         """The common instant that the point is to show, 0: none. Nothing was written between its newest record and that."""
+        self.alive: Callable[[], None] = lambda: None
+        """Called now and then while records are laid and taken in: of a spool that has grown for hours, that takes hours."""
         self._minutes = MinuteCounts()
 
     @classmethod
@@ -104,6 +106,7 @@ class Sealer:
 
     def feed(self, group: Group, until: int | None = None, until_ns: int | None = None) -> None:
         """The next records, those before the number `until` and not after a time. Raises Corrupt, StorageError, Damaged."""
+        self.alive()
         since = self.replay.sequence
         self.replay.feed(group, until=until, until_ns=until_ns)
         self._minutes.add(group, since, self.replay.sequence)
@@ -173,5 +176,5 @@ class Sealer:
         for disk, patches in zip(self._disks, self.replay.patches, strict=True):
             below = PointDisk(self._repository.fetcher, disk.tree)
             device = PatchedDevice(below, patches, disk.size)
-            disk.take_in(self._writer, device, patches.ranges(disk.size), lambda _: None)
+            disk.take_in(self._writer, device, patches.ranges(disk.size), lambda _: self.alive())
             patches.clear()

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,17 +39,20 @@ class SpoolInUse(Exception):
     """The sink of a run that was killed has not ended yet: what it holds would be brought in in part. Nothing was touched."""
 
 
-def import_spool(repository: Repository, newest: RecoveryPoint, spool: Spool, begin: int) -> Imported | None:
+def import_spool(
+    repository: Repository, newest: RecoveryPoint, spool: Spool, begin: int, alive: Callable[[], None]
+) -> Imported | None:
     """Bring in what follows `newest`, the newest point of the spool's stream; None if there was nothing.
 
     Where a later capture has made points, none is made: what followed then is another branch (design 4.10.5).
-    `begin`: sequence number of the stream's first moment. The spool is empty afterwards.
+    `begin`: sequence number of the stream's first moment; `alive` is called again and again, as it may take hours. The spool is
+    empty afterwards.
     Raises SpoolDamaged, StorageError, Damaged.
     """
     position = newest.journal
     if position is None:
         return None
-    spool.ship(begin, None)
+    spool.ship(begin, None, alive)
     made = None
     first = next(spool.groups(position.sequence), None)
     # What follows a point that was deleted, or cannot be read just now, cannot be laid over the one before it.
@@ -57,6 +60,7 @@ def import_spool(repository: Repository, newest: RecoveryPoint, spool: Spool, be
     if follows and later_point(repository, newest.vm, newest.epoch, position.stream) is None:
         with write_point(repository, "what a spool still held", first_copy=False) as writer:
             sealer = Sealer.after(repository, writer, newest, position)
+            sealer.alive = alive
             for group in spool.groups(position.sequence):
                 sealer.feed(group)
             point = None
@@ -69,15 +73,17 @@ def import_spool(repository: Repository, newest: RecoveryPoint, spool: Spool, be
     return made
 
 
-def import_left(repository: Repository, folder: Path, points: Sequence[RecoveryPoint], *, all_known: bool) -> Imported | None:
+def import_left(
+    repository: Repository, folder: Path, points: Sequence[RecoveryPoint], alive: Callable[[], None], *, all_known: bool
+) -> Imported | None:
     """Bring in what other runs left in a spool's folder, by the `points` of the VM, dropped ones too; what the newest one held.
 
     What follows none has no moments, and is removed; but only where `points` are for sure all there are
-    (`all_known`): else it may follow one that cannot be read just now, and stays.
+    (`all_known`): else it may follow one that cannot be read just now, and stays. `alive` as in `import_spool`.
     Raises ForeignSpool, SpoolInUse, SpoolDamaged, StorageError, Damaged.
     """
     with _nobody_writes(folder):
-        return _import_left(repository, folder, points, all_known=all_known)
+        return _import_left(repository, folder, points, alive, all_known=all_known)
 
 
 @contextmanager
@@ -92,7 +98,9 @@ def _nobody_writes(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _import_left(repository: Repository, folder: Path, points: Sequence[RecoveryPoint], *, all_known: bool) -> Imported | None:
+def _import_left(
+    repository: Repository, folder: Path, points: Sequence[RecoveryPoint], alive: Callable[[], None], *, all_known: bool
+) -> Imported | None:
     made = None
     files = spool_files(folder)
     for epoch in sorted({file.epoch for file in files}):
@@ -106,7 +114,7 @@ def _import_left(repository: Repository, folder: Path, points: Sequence[Recovery
         mine = [point for point in points if header and point.journal and point.journal.stream == header.stream.hex()]
         if mine:
             begin = min(point.journal.sequence for point in mine if point.journal)
-            made = import_spool(repository, max(mine, key=lambda point: point.number), spool, begin) or made
+            made = import_spool(repository, max(mine, key=lambda point: point.number), spool, begin, alive) or made
         if mine or all_known or header is None:
             spool.remove()
     return made

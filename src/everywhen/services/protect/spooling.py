@@ -6,7 +6,7 @@ A file of the spool goes when its bytes are a segment of the journal and its rec
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -47,10 +47,11 @@ class Spool:
                 if group.sequence + len(group) > since:
                     yield group
 
-    def ship(self, since: int, closed: int | None) -> None:
+    def ship(self, since: int, closed: int | None, alive: Callable[[], None]) -> None:
         """Make segments of the files with lower numbers than `closed` (None: all are closed), durable on return.
 
-        Those that end at or before record `since` are of no use to anybody. Raises LowOnSpace, StorageError.
+        Those that end at or before record `since` are of no use to anybody. `alive` is called for each file. Raises LowOnSpace,
+        StorageError.
         """
         files = self.files()
         if self._shipped is None:
@@ -58,6 +59,7 @@ class Spool:
         for file, following in zip(files, [*files[1:], None], strict=True):
             if file.number in self._shipped or (closed is not None and file.number >= closed):
                 continue
+            alive()
             begin = None if following is None else first_sequence(following)
             if begin is None or begin > since:
                 self._put(file, torn=closed is None and following is None)

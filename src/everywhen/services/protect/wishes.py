@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol, TypeAlias
 
 from everywhen.formats.fields import Json
@@ -24,11 +25,12 @@ class Ship:
 @dataclass(frozen=True, slots=True)
 class Mark:
     """Make a recovery point of now, or of exactly the instant `at_ns`, with a name. The reply: its `point`, `time_ns`, `asked`,
-    `reached`, `why`."""
+    `reached`, `why`. `asked`: when it was wished, in seconds of the clock that never runs backwards."""
 
     text: str
     reply: Reply
     at_ns: int | None = None
+    asked: float = inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,10 @@ class End:
 Wish: TypeAlias = Ship | Mark | Pause | Resume | End
 
 LONGEST_PAUSE_S = 7 * 86400.0
+ANSWER_S = 120.0
+"""Nobody waits longer. A point that is being made comes first, and may take a while."""
+GRANTED_S = 60.0
+"""So long a wish may wait for its turn: the rest is for fulfilling it."""
 
 
 class Wishes(Protocol):

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -118,7 +120,7 @@ def sealer(repository: Repository) -> Iterator[Sealer]:
 
 
 def consumer(receiving: Any, spool: Spool, sealer: Sealer) -> Consumer:
-    return Consumer(receiving, spool, sealer, LIMIT, lambda done: eventually(done, "the sink did it"))
+    return Consumer(receiving, spool, sealer, LIMIT, lambda done: eventually(done, "the sink did it"), monotonic)
 
 
 def content(repository: Repository, sealer: Sealer) -> bytes:
@@ -155,6 +157,18 @@ def test_it_goes_on_while_much_comes_in(receiving: Receiving, spool: Interrupted
     assert next(bursts, None) is None
     assert sealer.replay.sequence == receiving.taken - 1, "what came in last is less than half of the spool"
     assert 0 < spool.size() <= LIMIT // 2
+
+
+def test_whoever_waits_is_told_while_the_spool_is_consumed(receiving: Receiving, spool: Interrupted, sealer: Sealer) -> None:
+    """Into a repository that is slow that takes hours. Here 0.4 s pass at each look at the clock."""
+    for number in range(12):
+        receiving.write(number)
+    seconds, at = itertools.count(0, 0.4), list[int]()
+    consuming = Consumer(receiving, spool, sealer, LIMIT, lambda done: eventually(done, "done"), lambda: next(seconds))  # type: ignore[arg-type]
+    consuming.run(lambda _: at.append(sealer.replay.sequence))
+    assert 2 <= len(at) < 12
+    assert at[0] < at[1] < receiving.taken, "while records were read, and not for each of them"
+    assert at[-1] == receiving.taken
 
 
 @pytest.mark.parametrize("closes", [True, False])

@@ -42,6 +42,11 @@ class World:
     wishes: list[tuple[float, Wish | None]]
     """None: the end."""
     fails: Exception | None = None
+    fails_after: Exception | None = None
+    """When the point is made."""
+    round_s: float = ROUND
+    deaf: bool = False
+    """A round in which nothing is read looks for no wishes."""
     now: float = 0.0
     ending: bool = False
     end_wish: None = None
@@ -70,7 +75,7 @@ def rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     class Round:
         stood = False
         epoch = 0
-        mark: str | None = None
+        wish: Mark | None = None
 
         def __init__(self, repository: Any, order: World, told: Any, time: Time, wishes: Any) -> None:
             self._world, self._told, self._wishes = order, told, wishes
@@ -79,13 +84,13 @@ def rounds(monkeypatch: pytest.MonkeyPatch) -> None:
         def run(self, vm: Vm, parent: Made | None, known: dict[str, int], gap: Gap | None) -> None:
             assert not vm.group
             world = self._world
-            world.rounds.append((world.now, self.mark, gap, known))
+            world.rounds.append((world.now, self.wish.text if self.wish else None, gap, known))
             self.epoch = len(world.rounds)
             self.parent = parent
             self._told.attached(["vda"], {})
-            end = world.now + ROUND
+            end = world.now + world.round_s
             while world.now < end:
-                wish = self._wishes.wait(0)
+                wish = None if world.deaf else self._wishes.wait(0)
                 if isinstance(wish, Pause):
                     raise Paused(wish)
                 assert wish is None
@@ -96,6 +101,8 @@ def rounds(monkeypatch: pytest.MonkeyPatch) -> None:
                 raise world.fails
             number = parent.number + 1 if parent else 1
             self.parent, self.stood = Made(f"p-{number}", number, int(world.now * SECOND)), True
+            if world.fails_after is not None and parent is not None:
+                raise world.fails_after
             for _ in range(2):
                 self._told.measured(Figures(9, 9, 9, 9, 9, 9, 9, 1, 2, 3))
                 self._told.sealed(self.parent, 9)
@@ -178,6 +185,15 @@ def test_a_pause_between_points_or_in_a_round(at: float, rounds_begun: int) -> N
 
 
 @pytest.mark.usefixtures("rounds")
+def test_a_pause_is_heard_where_each_point_takes_longer_than_an_interval() -> None:
+    pause, heard = answers(lambda reply: Pause(5.0, reply))
+    world = World([(3 * ROUND, pause)], interval_s=1.0, deaf=True)
+    with pytest.raises(Paused):
+        run(world)
+    assert heard == [{"paused": 5.0}]
+
+
+@pytest.mark.usefixtures("rounds")
 def test_a_loss_ends_it_and_marks_are_refused() -> None:
     first, heard = answers(lambda reply: Mark("a", reply))
     second, heard_too = answers(lambda reply: Mark("b", reply))
@@ -185,6 +201,43 @@ def test_a_loss_ends_it_and_marks_are_refused() -> None:
     with pytest.raises(CaptureLost):
         run(world)
     assert heard == heard_too == [{"error": "capture was lost just now (the sink ended)"}]
+
+
+@pytest.mark.usefixtures("rounds")
+def test_a_mark_that_nobody_waits_for_any_more_is_none() -> None:
+    """It would be the name of a state after what it was to come before."""
+    wishes = [answers(lambda reply, at=at: Mark(f"at {at}", reply, asked=at)) for at in (101.0, 190.0)]  # type: ignore[misc]
+    world = World([(101, wishes[0][0]), (190, wishes[1][0]), (215, None)], round_s=100)
+    run(world)
+    assert [mark for _, mark, *_ in world.rounds] == [None, None, "at 190.0", None]
+    assert ["error" in heard[0] for _, heard in wishes] == [True, False]
+
+
+@pytest.mark.parametrize(("now", "name"), [(119.0, "before"), (121.0, None)])
+def test_a_point_that_is_made_too_late_has_not_the_name(now: float, name: str | None) -> None:
+    capture = object.__new__(interval._Round)
+    capture.time, capture.wish = Time(lambda: now, lambda _: None), Mark("before", lambda _: None, asked=0.0)
+    assert capture._first_mark() == name
+
+
+@pytest.mark.usefixtures("rounds")
+def test_a_mark_of_a_group_is_refused() -> None:
+    """A point of another time would have the name of the group's instant."""
+    wish, heard = answers(lambda reply: Mark("a", reply, 11 * SECOND))
+    world = World([(10, wish), (20, None)])
+    run(world)
+    assert [mark for _, mark, *_ in world.rounds] == [None, None]
+    assert "has no points of its group's instants" in heard[0]["error"]
+
+
+@pytest.mark.usefixtures("rounds")
+def test_a_round_that_is_lost_after_its_point_has_granted_the_mark() -> None:
+    first, heard = answers(lambda reply: Mark("a", reply))
+    second, heard_too = answers(lambda reply: Mark("b", reply))
+    with pytest.raises(CaptureLost):
+        run(World([(10, first), (12, second)], fails_after=CaptureLost("the sink ended")))
+    assert heard[0]["point"] == "p-2"
+    assert heard_too == [{"error": "capture was lost just now (the sink ended)"}]
 
 
 def test_a_gap_is_where_a_point_is_missing() -> None:

@@ -11,11 +11,12 @@ import pytest
 
 from everywhen.capture.qmp import VmOff
 from everywhen.formats.point import Gap, JournalPosition
+from everywhen.repository.errors import LowOnSpace
 from everywhen.repository.ledger import Vm
 from everywhen.services.protect import protection
-from everywhen.services.protect.capture_order import CaptureLost, CaptureOrder, Time
+from everywhen.services.protect.capture_order import CaptureLost, CaptureOrder, Stopped, Time
 from everywhen.services.protect.capture_states import NOT_RUNNING
-from everywhen.services.protect.wishes import Wish
+from everywhen.services.protect.wishes import End, Wish
 
 POINT = "a point"
 VM = Vm("7" * 32, "web1", "web1", "", "", 0)
@@ -102,6 +103,79 @@ def test_a_try_that_ends_before_its_claim_forgets_none(monkeypatch: pytest.Monke
     time = Time(lambda: world.now, lambda _: None)
     protection.protect(anything, "web1", cast("CaptureOrder", world), anything, time, anything)
     assert asked == [0, 5, 5, 5]
+
+
+@dataclass
+class Ended:
+    """A capture at intervals or of every write whose stretches end one after the other, by these."""
+
+    ends: list[Exception]
+    now: float = 0.0
+    interval_s: float = 60.0
+    ending: bool = False
+    end_wish: End | None = None
+    gaps: list[Gap | None] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+    hypervisor: None = None
+    sink: None = None
+    waits: bool = False
+
+    def wait(self, _: float) -> None:
+        self.now += 1
+
+    def lost(self, why: str) -> None:
+        self.told.append(f"lost: {why}")
+
+    def left_behind(self, what: str) -> None:
+        self.told.append(what)
+
+    def alive(self) -> None:
+        """Nothing to tell."""
+
+
+def protected(world: Ended, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stretch:
+        parent, stood, covered_ns, images, epoch, complete = POINT, True, 77, (), 0, False
+
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def run(self, _vm: object, _parent: object, _known: object, gap: Gap | None) -> None:
+            world.gaps.append(gap)
+            world.ending = len(world.ends) == 1
+            raise world.ends.pop(0)
+
+    class Absence:
+        complete, until_ns = None, 1
+
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def sit_out(self, _: str) -> None:
+            """It is on again."""
+
+    monkeypatch.setattr(protection, "Interval", Stretch)
+    monkeypatch.setattr(protection, "Absence", Absence)
+    monkeypatch.setattr(protection, "_beginning", lambda *_: (VM, None, {}, 0))
+    monkeypatch.setattr(protection, "demand_turn", lambda *_: None)
+    monkeypatch.setattr(protection, "withdraw", lambda *_: 3)
+    anything = cast("Any", world)
+    protection.protect(anything, "web1", anything, anything, Time(lambda: world.now, lambda _: None), anything)
+
+
+def test_a_vm_that_is_shut_down_between_two_points_is_why_the_next_one_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = Ended([CaptureLost("the sink ended"), VmOff("it is off"), Stopped()])
+    protected(world, monkeypatch)
+    assert world.gaps == [None, Gap(77, "the sink ended"), Gap(77, "it is off")]
+
+
+def test_an_end_whose_last_point_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Any] = []
+    protected(world := Ended([LowOnSpace("full")], end_wish=End(answers.append)), monkeypatch)
+    assert answers == [{"taken_off": 3, "not_in_a_point": "full"}]
+    assert world.told == ["the last recovery point could not be made (full)"], "it does not begin again by itself"
+    protected(world := Ended([Stopped()], end_wish=End(answers.append)), monkeypatch)
+    assert (answers[1], world.told) == ({"taken_off": 3}, [])
 
 
 def test_a_gap_begins_where_capture_ended_not_at_a_backup_within_it() -> None:
