@@ -94,6 +94,23 @@ def test_a_frozen_guest_needs_no_replay(program: Program, guest: AgentGuest) -> 
     assert max(after - before for before, after in pairwise(guest.safe[began:])) < _STILL_S * 1e9
 
 
+@in_soak
+def test_points_at_intervals_are_of_a_frozen_guest(program: Program, guest: AgentGuest) -> None:
+    began = len(guest.safe)
+    with capture(program, guest, "filesystem", "--interval", "2s") as running:
+        eventually(lambda: running.said.count("filesystem-consistent") >= 3, "three points", 120)
+        running.stop()
+    made = points(program)
+    assert [point["consistency"] for point in made].count("filesystem") >= 3, made
+    for point in made:
+        if point["consistency"] == "filesystem":
+            images, time_ns = restored(program, f"web1@{point['id']}")
+            assert [replayed(image) for image in images] == [False, False]
+            assert check(images, time_ns, guest).replayed == 0
+    assert program.ok("timeline", "web1")["every_write"] == []
+    assert max(after - before for before, after in pairwise(guest.safe[began:])) < _STILL_S * 1e9
+
+
 def marked(program: Program, running: Capture) -> dict[str, Any]:
     """A point made by hand, now."""
     running.ask({"wish": "mark", "text": "now"})

@@ -196,6 +196,26 @@ def test_a_vm_that_ends_and_starts_again(program: Program, hypervisor: Hyperviso
     same(program, hypervisor)
 
 
+def test_a_raw_disk_with_an_iothread_is_read_beside_qemu(program: Program, tmp_path: Path) -> None:
+    with Hypervisor(tmp_path, SIZES, iothread=True, scsi=True) as running:
+        running.write(0, 0, MIB, 1)
+        running.write(1, MIB, MIB, 2)
+        proxy = MonitorProxy(tmp_path / "proxy", running.qmp)
+        with proxy, captured(program, proxy.path, "1h").followed() as capture:
+            rests(program, running)
+            running.write(0, 3 * MIB, 65536, 5)
+            program.ok("mark", "web1", "once more")
+            rests(program, running)
+            running.write(1, 65536, 4096, 6)
+            capture.stop()
+            log = proxy.log
+        same(program, running)
+    read = [[disk["bytes_read"] for disk in point["disks"].values()] for point in program.ok("points", "web1")[:2]]
+    assert read == [[0, 65536], [65536, 0]], "only what changed"
+    assert program.ok("timeline", "web1")["every_write"] == []
+    assert Rules(frozenset(["node0", "node1"])).broken(log) == []
+
+
 def test_a_disk_that_would_be_sent_whole_each_time_is_refused(program: Program, tmp_path: Path) -> None:
     with Hypervisor(tmp_path, SIZES, iothread=True, scsi=True, image_format="qcow2") as running:
         done = program.run("protect", "web1", "--qmp", running.qmp, "--interval", "1h")
