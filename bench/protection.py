@@ -180,9 +180,9 @@ class NullSink:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        leftovers.clear(self._guest.monitor, answered=True)
         self._nbdkit.kill()
         self._nbdkit.wait()
-        leftovers.clear(self._guest.monitor)
 
 
 def cpu_s(pid: int) -> float:

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple, Self
 
 
 class Said(NamedTuple):
-    """One message: `kind` is command, event, refusal (of the command of that name), or jobs (all that there are)."""
+    """One message: `kind` is command, event, refusal (of the command of that name), jobs (all that there are), or state
+    (of the guest)."""
 
     kind: str
     name: str
@@ -96,6 +97,8 @@ class MonitorProxy:
             self._log.append(Said("event", message["event"], message.get("data", {})))
         elif "return" in message and self._asked[message["id"]] == "query-block-jobs":
             self._log.append(Said("jobs", "query-block-jobs", {job["device"]: job for job in message["return"]}))
+        elif "return" in message and self._asked[message["id"]] == "query-status":
+            self._log.append(Said("state", "query-status", message["return"]))
         elif "error" in message and "id" in message:
             self._log.append(Said("refusal", self._asked[message["id"]], message["error"]))
 
@@ -109,7 +112,7 @@ OURS = "everywhen-"
 _ASKING = {"qmp_capabilities", "qom-get", "qom-list", "x-debug-query-block-graph"}
 _ACTING = {
     *("blockdev-add", "blockdev-mirror", "blockdev-del", "block-job-cancel", "yank", "transaction"),
-    *("block-job-pause", "block-job-resume"),
+    *("block-job-pause", "block-job-resume", "stop", "cont"),
     *("nbd-server-start", "nbd-server-stop", "block-export-add", "block-export-del"),
 }
 _ACTIONS = {"block-dirty-bitmap-add", "block-dirty-bitmap-merge", "block-dirty-bitmap-remove"}
@@ -126,14 +129,18 @@ class Rules:
         """One line for each message that must not be there."""
         self._found: list[str] = []
         self._running: set[str] = set()
-        self._yanked: set[str] = set()
         self._stays: set[str] = set()
+        self._pushes: set[str] = set()
+        self._paused: set[str] = set()
+        self._drained = self._at_rest = self._stopped = False
         self._servers = 0
         for message in log:
             if message.kind == "event" and message.name in _ENDS:
                 self._running.discard(str(message.data.get("device")))
             elif message.kind == "jobs":
                 self._running &= set(message.data)  # one may have ended while nobody listened
+            elif message.kind == "state":
+                self._at_rest = message.data["status"] != "running"
             elif message.kind == "refusal":
                 self._refused(message)
             elif message.kind == "command":
@@ -173,26 +180,42 @@ class Rules:
     def _blockdev_mirror(self, message: Said, data: dict[str, Any]) -> None:
         self._mirrored = data["job-id"]
         self._running.add(self._mirrored)
-        self._yanked.discard(self._mirrored)
+        if data["sync"] != "none":
+            self._pushes.add(self._mirrored)
         self._must(data["sync"] == "none" or bool(self._stays), "K4: not migrated during a push", message)
+        at_error = "report" if data["sync"] == "none" else "stop"
         how = (data["copy-mode"], data["on-target-error"], data["job-id"] == data["target"])
-        self._must(how == ("write-blocking", "report", True), "every write, and an end with the sink", message)
+        self._must(how == ("write-blocking", at_error, True), "every write; K5: no push ends by itself", message)
         self._must(data["job-id"].startswith(OURS) and data["filter-node-name"].startswith(OURS), "our names", message)
 
     def _block_job_pause(self, message: Said, data: dict[str, Any]) -> None:
         self._must(data["device"].startswith(OURS), "only our jobs", message)
+        self._paused.add(data["device"])
 
-    _block_job_resume = _block_job_pause
+    def _block_job_resume(self, message: Said, data: dict[str, Any]) -> None:
+        job = data["device"]
+        self._must(job.startswith(OURS), "only our jobs", message)
+        self._must(job in self._pushes or self._drained, "K5: it may end now, with no write under way", message)
 
     def _yank(self, message: Said, data: dict[str, Any]) -> None:
         names = {instance["node-name"] for instance in data["instances"]}
         self._must(all(name.startswith(OURS) for name in names), "our names", message)
-        self._yanked |= names
 
     def _block_job_cancel(self, message: Said, data: dict[str, Any]) -> None:
         self._must(data["device"].startswith(OURS), "only our jobs", message)
-        self._must(data["device"] in self._yanked, "F2: its connection is yanked first", message)
-        self._must(data.get("force") is True, "F1: without force it waits for the sink", message)
+        if data.get("force"):
+            self._must(self._at_rest, "K5: no job is ended with writes under way", message)
+            return
+        self._must(data["device"] in self._paused | self._pushes, "K5: until now it could not end by itself", message)
+        self._must(self._drained, "K5: where a write has failed others may be under way", message)
+        self._drained = False
+
+    def _stop(self, message: Said, data: dict[str, Any]) -> None:
+        self._stopped = self._at_rest = True
+
+    def _cont(self, message: Said, data: dict[str, Any]) -> None:
+        self._must(self._stopped, "only who was stopped by us goes on", message)
+        self._stopped = self._at_rest = False
 
     def _blockdev_del(self, message: Said, data: dict[str, Any]) -> None:
         self._must(data["node-name"].startswith(OURS), "only our nodes", message)
@@ -216,6 +239,7 @@ class Rules:
         self._servers = max(0, self._servers - 1)
 
     def _transaction(self, message: Said, data: dict[str, Any]) -> None:
+        self._drained = True
         for action in data["actions"]:
             inner = action["data"]
             self._must(action["type"] in _ACTIONS, "only bitmaps are changed together", message)

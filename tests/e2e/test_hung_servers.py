@@ -18,15 +18,12 @@ import pytest
 from everywhen.capture import bitmaps, leftovers
 from everywhen.capture.nodes import find_disks
 from everywhen.capture.qmp import QmpMonitor
-from everywhen.capture.reception import Reception
-from everywhen.capture.sink_process import SinkOrder
 from everywhen.capture.tap import Tap, TapFailed
 from everywhen.formats.ids import PointId
-from everywhen.formats.keyslot import Keyset
 from everywhen.nbd.connection import NbdError
 from everywhen.nbd.server import Export, ServerSession
-from everywhen.repository.keys.segment_keys import JournalRecipient
 from tests.hypervisor import Hypervisor, eventually
+from tests.receptions import reception
 
 MIB = 1 << 20
 POINT = PointId("p-0123456789ab")
@@ -106,7 +103,7 @@ def test_a_server_that_hangs_after_our_handshake_holds_qemu_for_the_open_timeout
             Tap(monitor, disks[0], 0).attach(str(tmp_path / "sink"))
         blocked = time.monotonic() - began
         monitor.execute("query-block", timeout=1.0)
-        leftovers.clear(monitor)
+        leftovers.clear(monitor, answered=False)
     # `open-timeout` is 2 s; the rest is for a busy machine.
     assert blocked < 5
     assert hypervisor.ours() == set()
@@ -114,21 +111,11 @@ def test_a_server_that_hangs_after_our_handshake_holds_qemu_for_the_open_timeout
     assert hypervisor.write_errors(0) == 0
 
 
-@contextmanager
-def reception(folder: Path) -> Iterator[Reception]:
-    recipient = JournalRecipient.of(bytes(16), Keyset(b"n" * 32, {}))
-    identity = (recipient.repository.hex(), recipient.generation, recipient.public.hex())
-    (folder / "spool").mkdir()
-    order = SinkOrder([MIB, MIB], str(folder / "spool"), 1 << 30, "ab" * 16, 1, *identity)
-    with Reception(folder / "sink", order) as running:
-        yield running
-
-
 def test_new_bitmaps_under_a_hung_sink_wait_for_the_watchdog_at_most(hypervisor: Hypervisor, tmp_path: Path) -> None:
     """They drain, so they wait for the write in flight; the guest's other disk and the monitor stand still as long."""
     with QmpMonitor.connect(str(hypervisor.qmp)) as monitor:
         disks = find_disks(monitor)
-        with reception(tmp_path) as running:
+        with reception(tmp_path, [MIB, MIB]) as running:
             for number, disk in enumerate(disks):
                 Tap(monitor, disk, number).attach(str(running.socket_path))
             hypervisor.write(0, 0, 65536, 1)
@@ -144,7 +131,7 @@ def test_new_bitmaps_under_a_hung_sink_wait_for_the_watchdog_at_most(hypervisor:
         hypervisor.write(1, 0, 4096, 2)
         eventually(lambda: hypervisor.writes_answered(0) > before, "the write is answered")
         assert hypervisor.write_errors(0) == hypervisor.write_errors(1) == 0
-        leftovers.clear(monitor)
+        leftovers.clear(monitor, answered=False)
     assert hypervisor.ours() == {f"everywhen-{POINT}-vd{number}" for number in range(2)}
 
 
@@ -153,7 +140,7 @@ def test_a_backup_job_in_a_taps_place_fails_a_write_of_the_guest(
     hypervisor: Hypervisor, tmp_path: Path, number: signal.Signals
 ) -> None:
     """Why points at intervals are made by taps (docs/decisions/0006). Should this fail, QEMU does not do that any more."""
-    with reception(tmp_path) as running:
+    with reception(tmp_path, [MIB, MIB]) as running:
         server = {"type": "unix", "path": str(running.socket_path)}
         target = {"driver": "nbd", "node-name": "everywhen-tap-0", "server": server, "export": "disk-0"}
         hypervisor.monitor.execute("blockdev-add", target)
@@ -166,4 +153,4 @@ def test_a_backup_job_in_a_taps_place_fails_a_write_of_the_guest(
         hypervisor.io(0, "aio_write -P 7 524288 65536")
         eventually(lambda: hypervisor.write_errors(0) == 1, "the guest's write fails")
         eventually(lambda: not running.alive, "the sink was taken away")
-    leftovers.clear(hypervisor.monitor)
+    leftovers.clear(hypervisor.monitor, answered=False)

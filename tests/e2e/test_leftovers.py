@@ -23,5 +23,5 @@ def test_below_another_tools_filter(tmp_path: Path) -> None:
         backup = {"job-id": "theirs", "device": "node0", "target": "theirs", "sync": "none", "filter-node-name": "filter"}
         running.monitor.execute("blockdev-backup", backup)
         assert [disk.node for disk in find_disks(monitor)] == ["filter"]
-        leftovers.clear(monitor)
+        leftovers.clear(monitor, answered=False)
         assert running.ours() == {f"everywhen-{point}-vd0"}

@@ -22,7 +22,7 @@ MIRROR = {
 }
 EXPORT = {"type": "nbd", "id": "everywhen-export", "node-name": "node0", "writable": False}
 YANK = {"instances": [{"type": "block-node", "node-name": TAP}]}
-CANCEL = {"device": TAP, "force": True}
+JOB = {"device": TAP}
 
 
 def command(name: str, **data: Any) -> Said:
@@ -34,14 +34,25 @@ def bitmap(action: str, **data: Any) -> Said:
 
 
 ENDED = Said("event", "BLOCK_JOB_COMPLETED", {"device": TAP})
-ATTACHED = [command("blockdev-add", **ADD), command("blockdev-mirror", **MIRROR)]
+ADDED = [command("blockdev-add", **ADD), command("blockdev-mirror", **MIRROR)]
+ATTACHED = [*ADDED, command("block-job-pause", **JOB)]
+DRAIN = command("transaction", actions=[])
+RESUME, CANCEL, FORCE = (
+    command("block-job-resume", **JOB),
+    command("block-job-cancel", **JOB),
+    command("block-job-cancel", **JOB, force=True),
+)
+RUNNING = Said("state", "query-status", {"status": "running"})
+STANDING = Said("state", "query-status", {"status": "paused"})
 DELETED = command("blockdev-del", **{"node-name": TAP})
 
 
 @pytest.mark.parametrize(
     "log",
     [
-        [*ATTACHED, command("yank", **YANK), command("block-job-cancel", **CANCEL), ENDED, DELETED],
+        [*ATTACHED, command("yank", **YANK), DRAIN, RESUME, CANCEL, ENDED, DELETED],
+        [*ADDED, RUNNING, command("stop"), FORCE, command("cont")],
+        [*ADDED, STANDING, FORCE],
         [*ATTACHED, Said("jobs", "query-block-jobs", {}), DELETED],
         [*ATTACHED, Said("refusal", "blockdev-mirror", {}), DELETED],
         [command("nbd-server-start"), command("block-export-add", **EXPORT), command("nbd-server-stop")],
@@ -58,7 +69,7 @@ def test_a_record_as_it_must_be(log: list[Said]) -> None:
         ([command("blockdev-add", **ADD | {"driver": "copy-before-write"})], "K2"),
         ([command("qom-set", path="/machine/x", property="drive", value="cbw")], "K2"),
         ([command("blockdev-reopen")], "K2"),
-        ([command("stop")], "K2"),
+        ([command("cont")], "stopped by us"),
         ([command("block-export-add", **EXPORT | {"node-name": "node1"})], "K1"),
         ([command("block-export-add", **EXPORT | {"writable": True})], "only to be read"),
         ([command("blockdev-add", driver="nbd", **{"node-name": TAP, "reconnect-delay": 0})], "F3"),
@@ -67,11 +78,15 @@ def test_a_record_as_it_must_be(log: list[Said]) -> None:
         ([*ATTACHED, DELETED], "F4"),
         ([*ATTACHED, ENDED, *ATTACHED, DELETED], "F4"),
         ([*ATTACHED, Said("jobs", "query-block-jobs", {TAP: {}}), DELETED], "F4"),
-        ([*ATTACHED, command("block-job-cancel", **CANCEL)], "F2"),
-        ([*ATTACHED, command("yank", **YANK), ENDED, *ATTACHED, command("block-job-cancel", **CANCEL)], "F2"),
-        ([*ATTACHED, command("yank", **YANK), command("block-job-cancel", device=TAP)], "F1"),
+        ([*ATTACHED, CANCEL], "K5"),
+        ([*ATTACHED, RESUME], "K5"),
+        ([*ADDED, DRAIN, CANCEL], "K5"),
+        ([*ATTACHED, DRAIN, CANCEL, ENDED, *ATTACHED, CANCEL], "K5"),
+        ([*ATTACHED, RUNNING, FORCE], "K5"),
+        ([*ATTACHED, RUNNING, command("stop"), command("cont"), FORCE], "K5"),
+        ([command("blockdev-mirror", **MIRROR | {"on-target-error": "stop"})], "K5"),
         ([command("blockdev-mirror", **MIRROR | {"copy-mode": "background"})], "every write"),
-        ([command("blockdev-mirror", **MIRROR | {"sync": "full"})], "K4"),
+        ([command("blockdev-mirror", **MIRROR | {"sync": "full", "on-target-error": "stop"})], "K4"),
         ([command("nbd-server-stop")], "only our server"),
         ([command("nbd-server-start"), Said("refusal", "nbd-server-start", {}), command("nbd-server-stop")], "only our server"),
         ([command("block-export-del", id="theirs")], "only our exports"),

@@ -20,10 +20,17 @@ from everywhen.formats.fields import Json, flag, mapping, objects, optional_text
 
 @dataclass(frozen=True, slots=True)
 class Bitmap:
-    """A dirty bitmap. One without a name belongs to a job of QEMU's. `recording`: it can be trusted, and goes on."""
+    """A dirty bitmap. `recording`: it can be trusted, and goes on; `count`: bytes that are dirty, by `granularity`."""
 
     name: str
     recording: bool
+    granularity: int
+    count: int
+
+    @property
+    def is_of_job(self) -> bool:
+        """Whether it belongs to a job of QEMU's: such have no name."""
+        return not self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +224,12 @@ def commands(monitor: Monitor) -> set[str]:
 def _node(entry: Json) -> BlockNode:
     image = mapping(entry, "image")
     bitmaps = tuple(
-        Bitmap(text(one, "name", ""), flag(one, "recording") and not flag(one, "inconsistent", False))
+        Bitmap(
+            text(one, "name", ""),
+            flag(one, "recording") and not flag(one, "inconsistent", False),
+            whole(one, "granularity"),
+            whole(one, "count"),
+        )
         for one in objects(entry, "dirty-bitmaps")
     )
     compat = optional_text(mapping(mapping(image, "format-specific"), "data"), "compat")

@@ -17,10 +17,10 @@ _PER_CONNECTION = 128
 _SIZE = 65536
 
 # Words of the sink as a whole
-TAKEN, DURABLE, WRITTEN_BYTES, STATE, TAKEN_BYTES, CLOSED, ROLL, ROLLED, BEAT_NS = range(9)
+TAKEN, DURABLE, WRITTEN_BYTES, STATE, TAKEN_BYTES, CLOSED, ROLL, ROLLED, BEAT_NS, LET_GO, LETS_GO = range(11)
 """Sequence numbers after the newest record that was taken, and that is durable; bytes of spool written; see below; bytes of
 data taken; segments that are closed; how often `protect` asked for the open one to be closed, and how often it was; when
-the sink looked at its sockets last."""
+the sink looked at its sockets last; whether `protect` wants it to let go of its taps, and whether it has."""
 # Words of a connection
 RECEIVED, REQUESTS, ANSWERED, OLDEST_NS, WORST_NS, TAP = range(6)
 """The last one: the number after that of the disk whose tap it is; 0 where it is none."""
@@ -30,7 +30,7 @@ _SERVED_IN = 16
 _BUCKETS = 80
 
 FINE, SPOOL_FULL, SPOOL_SLOW, SPOOL_FAILED = range(4)
-"""Values of STATE: why the sink has let go of its taps."""
+"""Values of STATE: why the sink lets go of its taps by itself."""
 
 
 class Counters:

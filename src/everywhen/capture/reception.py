@@ -9,7 +9,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from time import clock_gettime_ns, monotonic_ns
+from time import clock_gettime_ns, monotonic, monotonic_ns, sleep
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +17,8 @@ from everywhen.capture.counters import (
     BEAT_NS,
     CLOSED,
     DURABLE,
+    LET_GO,
+    LETS_GO,
     ROLL,
     ROLLED,
     STATE,
@@ -29,6 +31,8 @@ from everywhen.capture.sink_process import SinkOrder
 
 _END_S = 30.0
 _SILENT_S = 1.0
+_LET_GO_S = 2.0
+"""The sink looks every 0.1 s."""
 
 
 class Reception:
@@ -115,13 +119,29 @@ class Reception:
 
     @property
     def state(self) -> int:
-        """Why the sink lets go of its taps (`counters.FINE`: it does not)."""
+        """Why the sink lets go of its taps by itself (`counters.FINE`: it does not)."""
         return self.counters.get(STATE)
+
+    @property
+    def lets_go(self) -> bool:
+        """Whether the sink has let go of its taps, for whatever reason: what it answered since is nowhere."""
+        return self.counters.get(LETS_GO) != 0
 
     def processor_ns(self) -> dict[str, int]:
         """Nanoseconds of processor time that the sink, the watchdog and this process have had, by `<which>_ns`."""
         pids = {"sink_ns": self.sink.pid, "watchdog_ns": self.watchdog.pid, "protect_ns": os.getpid()}
         return {name: _processor_ns(pid) for name, pid in pids.items()}
+
+    def let_go(self) -> bool:
+        """Have the sink take nothing any more, and answer all the same; whether it does. The journal says that its taps are
+        closed now: they can be taken off."""
+        self.counters.put(LET_GO, 1)
+        end = monotonic() + _LET_GO_S
+        while self.alive and not self.lets_go:
+            if monotonic() > end:
+                return False
+            sleep(0.005)
+        return self.alive
 
     def close(self) -> None:
         """End both; what was received is durable then. Whoever is still connected is hung up on."""

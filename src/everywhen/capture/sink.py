@@ -4,6 +4,9 @@
 Exports: `disk-N` for the tap of disk N; `mark-N`, whose writes are marks in the sequence of records; `probe`, to see that it
 answers. It serves no reads: with a minimum block of 1 byte QEMU never needs any. A guest's flushes never come here; a flush is
 answered and means nothing.
+
+It lets go of its taps when it is told to, and when the spool takes no more: the journal says that they are closed, and what
+comes after that is answered and forgotten, until they are taken off. Hanging up on them endangers QEMU (K5).
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic_ns
 
-from everywhen.capture.counters import BEAT_NS, FINE, STATE, TAP, Counters
+from everywhen.capture.counters import BEAT_NS, FINE, LET_GO, LETS_GO, STATE, TAP, Counters
 from everywhen.capture.spool_writer import Record
 from everywhen.formats.fields import canonical_json
 from everywhen.formats.segment import MARK, WRITE, ZERO
@@ -47,7 +50,7 @@ class _Connection:
 
 
 class Sink:
-    """Serves the connections that come over `control`, until it is closed or the spool takes no more."""
+    """Serves the connections that come over `control`, until it is closed."""
 
     def __init__(
         self, sizes: list[int], take: Take, counters: Counters, control: socket.socket, rest: Callable[[], None]
@@ -65,12 +68,15 @@ class Sink:
         self._connections: dict[int, _Connection] = {}
         """By descriptor of the socket."""
         self._buffer = memoryview(bytearray(_RECEIVE))
+        self._lets_go = False
 
     def run(self) -> None:
         """Serve. On return all connections are shut down."""
         try:
-            while self._counters.get(STATE) == FINE:
+            while True:
                 self._counters.put(BEAT_NS, monotonic_ns())
+                if self._counters.get(STATE) != FINE or self._counters.get(LET_GO):
+                    self._let_go()
                 for descriptor, _ in self._poll.poll(0.1):
                     connection = self._connections.get(descriptor)
                     if connection is None:
@@ -110,8 +116,8 @@ class Sink:
             self._counters.received(connection.number, count, len(requests), began)
             if not connection.kind and connection.session.name:
                 self._chosen(connection)
-            if requests and not self._answer(connection, requests):
-                return False
+            if requests:
+                self._answer(connection, requests)
             output = connection.session.take_output()
             if output:
                 connection.socket.sendall(output)
@@ -121,19 +127,28 @@ class Sink:
             self._counters.answered(connection.number, len(requests), monotonic_ns() - began)
         return connection.session.phase is not Phase.ENDED
 
-    def _answer(self, connection: _Connection, requests: list[Request]) -> bool:
-        """Take requests; False when the spool takes no more: then nothing is answered, and the tap ends."""
+    def _answer(self, connection: _Connection, requests: list[Request]) -> None:
+        """Take requests, as long as the spool does."""
         kinds, disk = _KINDS[connection.kind], connection.disk
         records = [
             (kinds[command], disk, offset, length, data)
             for command, _, _, offset, length, data in requests
             if command in kinds and length
         ]
-        if records and self._take(records) is None:
-            return False
+        if records and not self._lets_go and self._take(records) is None:
+            self._let_go()
+        # Who makes a mark wants it in the journal; a guest wants to go on.
+        forgotten = self._lets_go and connection.kind == _MARKS
         for request in requests:
-            connection.session.reply(request.cookie, 0 if request.command in _DONE else p.EINVAL)
-        return True
+            error = p.EINVAL if request.command not in _DONE else p.EIO if forgotten else 0
+            connection.session.reply(request.cookie, error)
+
+    def _let_go(self) -> None:
+        if not self._lets_go:
+            for connection in self._connections.values():
+                self._mark(connection, "tap closed")
+            self._lets_go = True
+            self._counters.put(LETS_GO, 1)
 
     def _chosen(self, connection: _Connection) -> None:
         connection.kind, _, disk = connection.session.name.partition("-")
@@ -153,6 +168,6 @@ class Sink:
 
     def _mark(self, connection: _Connection, what: str) -> None:
         """Say in the sequence what becomes of a tap."""
-        if connection.kind == _TAP:
+        if connection.kind == _TAP and not self._lets_go:
             text = canonical_json({"mark": what})
             self._take([(MARK, connection.disk, 0, len(text), text)])

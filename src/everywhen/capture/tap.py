@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """One disk's tap: attached, and watched for its end; `leftovers` takes it off.
 
-F3: no `blockdev-add` before a handshake of our own has succeeded, and never without `open-timeout` (docs/capture.md).
+F3: no `blockdev-add` before a handshake of our own has succeeded, and never without `open-timeout`. K5: a job that could end
+by itself while a write is under way would take QEMU with it, so it is paused, which the forwarding of writes does not mind
+(docs/capture.md).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from everywhen.capture import answers, bitmaps
@@ -23,7 +26,10 @@ _OPEN_TIMEOUT_S = 2
 _READY_S = 10.0
 _PUSHED_AT_ONCE = 4 << 20
 """Bytes of a push that are under way. QEMU's default is 16 MiB, and a guest's write waits for those before it."""
+READY = ("ready", "standby")
+"""States of a job that forwards writes, and has nothing else to do; in the second one it is paused."""
 ENDED = ("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
+_REFUSED = "BLOCK_JOB_ERROR"
 
 
 class TapFailed(Exception):
@@ -42,12 +48,19 @@ class Tap:
         self.disk = disk
         self.number = number
         self.name = f"{OURS}tap-{number}"
+        self.refused = False
+        """Whether it is known that a write could not be sent."""
 
     def attach(self, socket_path: str) -> None:
         """Let QEMU send every write of the disk to the sink at `socket_path`. Raises TapFailed, NbdError, MonitorError."""
-        self._begin(socket_path, {"sync": "none"})
+        # With "report" the first write that cannot be sent is the last that QEMU tries to send.
+        self._begin(socket_path, {"sync": "none", "on-target-error": "report"})
         if not self.is_ready(_READY_S):
             raise TapFailed(f"{self.disk.device}: the job does not become ready")
+        try:
+            self._monitor.execute("block-job-pause", {"device": self.name})
+        except CommandFailed as error:
+            raise TapEnded(f"{self.disk.device}: {error}") from error
 
     def push(self, socket_path: str, rate: int) -> None:
         """As `attach`, and let QEMU send what the disk holds, too, `rate` bytes a second: all was sent when `is_ready`.
@@ -59,7 +72,9 @@ class Tap:
         except CommandFailed as error:
             why = "must be sent by its tap, and QEMU does not keep its VM from moving meanwhile"
             raise TapFailed(f"{self.disk.device} {why}: {error}") from error
-        self._begin(socket_path, {"sync": "full", "speed": rate, "buf-size": _PUSHED_AT_ONCE})
+        # It cannot be paused, or nothing would be pushed: with "stop" it pauses where it would end otherwise.
+        how = {"sync": "full", "speed": rate, "buf-size": _PUSHED_AT_ONCE, "on-target-error": "stop"}
+        self._begin(socket_path, how)
 
     def is_ready(self, timeout: float) -> bool:
         """Wait so long until all that it has to send is sent; whether it is. Raises TapFailed, MonitorError."""
@@ -109,7 +124,6 @@ class Tap:
             "target": self.name,
             "copy-mode": "write-blocking",
             "granularity": _GRANULARITY,
-            "on-target-error": "report",
             "filter-node-name": f"{OURS}filter-{self.number}",
         }
         try:
@@ -123,13 +137,28 @@ class Tap:
 
     def ended(self, timeout: float) -> str | None:
         """Why the tap has ended, waiting so long for its end; None while it goes on."""
-        event = self._monitor.next_event(timeout, lambda event: self._is_mine(event, *ENDED))
-        return None if event is None else str(event.data.get("error", "it was cancelled"))
+        event = self._monitor.next_event(timeout, lambda event: self._is_mine(event, _REFUSED, *ENDED))
+        if event is None:
+            return None
+        self.refused = self.refused or event.name == _REFUSED
+        return "a write could not be sent" if event.name == _REFUSED else str(event.data.get("error", "it was cancelled"))
 
     def _is_mine(self, event: Event, *names: str) -> bool:
         return event.name in names and event.data.get("device") == self.name
 
 
-def attached(monitor: Monitor) -> set[str]:
-    """Names of our taps whose jobs are forwarding writes now, and so have been since they were attached."""
-    return {job.name for job in answers.jobs(monitor) if job.name.startswith(OURS) and job.status == "ready"}
+def all_stand(monitor: Monitor, taps: Iterable[Tap]) -> bool:
+    """Whether each of these taps is forwarding writes now, and so has forwarded every one since it was attached.
+
+    A job keeps a bitmap of what it has still to send: what could not be forwarded is in it before the guest is told that it
+    is written. Raises MonitorError, CommandFailed.
+    """
+    ready = {job.name for job in answers.jobs(monitor) if job.status in READY}
+    nodes = answers.block_nodes(monitor)
+
+    def owes(tap: Tap) -> bool:
+        node = nodes.get(tap.disk.node)
+        # Another tool's backup has such a bitmap as well, in larger pieces: QEMU never copies by less than 64 KiB.
+        return node is None or any(one.is_of_job and one.granularity == _GRANULARITY and one.count for one in node.bitmaps)
+
+    return all(tap.name in ready and not owes(tap) for tap in taps)

@@ -86,13 +86,16 @@ def test_what_is_wrong_is_said(answer: Any, words: str) -> None:
 
 
 def test_bitmaps_that_cannot_be_trusted() -> None:
+    sizes = {"granularity": 4096, "count": 8192}
     bitmaps = [
-        {"recording": True},
-        {"name": "a", "recording": True, "inconsistent": True},
-        {"name": "b", "recording": False},
-        {"name": "c", "recording": True, "inconsistent": False},
+        {"recording": True} | sizes,
+        {"name": "a", "recording": True, "inconsistent": True} | sizes,
+        {"name": "b", "recording": False} | sizes,
+        {"name": "c", "recording": True, "inconsistent": False} | sizes,
     ]
     answer = [{"node-name": "n", "drv": "qcow2", "image": {"virtual-size": 512}, "dirty-bitmaps": bitmaps}]
     with Answering(answer) as monitor:
         found = answers.block_nodes(monitor)["n"].bitmaps
     assert [(bitmap.name, bitmap.recording) for bitmap in found] == [("", True), ("a", False), ("b", False), ("c", True)]
+    assert [bitmap.is_of_job for bitmap in found] == [True, False, False, False]
+    assert {(bitmap.granularity, bitmap.count) for bitmap in found} == {(4096, 8192)}

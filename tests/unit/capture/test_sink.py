@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from everywhen.capture.counters import ANSWERED, OLDEST_NS, RECEIVED, Counters
+from everywhen.capture.counters import ANSWERED, LET_GO, LETS_GO, OLDEST_NS, RECEIVED, Counters
 from everywhen.capture.sink import Sink
 from everywhen.capture.spool_writer import Record
 from everywhen.formats.fields import parse_json, text
 from everywhen.formats.segment import MARK, WRITE, ZERO
 from everywhen.nbd import protocol as p
+from tests.hypervisor import eventually
 
 SIZE = 1 << 30
 
@@ -126,10 +127,22 @@ def test_a_mark_is_a_mark(sink: Running) -> None:
     assert sink.said() == ["quiet"]
 
 
-def test_what_finds_no_room_is_not_answered(sink: Running) -> None:
+def test_what_finds_no_room_is_answered_and_the_tap_is_closed_before_it(sink: Running) -> None:
+    """Hung up on, QEMU would be in danger (K5)."""
     sink.room = 3
-    assert sink.answers(chosen("disk-1") + WRITES[0] + WRITES[1] + WRITES[4]) == []
+    assert sink.answers(chosen("disk-1") + WRITES[0] + WRITES[1] + WRITES[4]) == [(5, 0), (6, 0), (9, 0)]
     assert sink.said() == ["tap opened", "tap closed"]
+    assert sink.counters.get(LETS_GO) == 1
+
+
+def test_told_to_let_go_it_answers_and_takes_nothing(sink: Running) -> None:
+    """A guest goes on; who makes a mark is told that there will be none."""
+    assert sink.answers(chosen("disk-1") + WRITES[0]) == [(5, 0)]
+    sink.counters.put(LET_GO, 1)
+    eventually(lambda: sink.counters.get(LETS_GO) == 1, "it lets go")
+    assert sink.answers(chosen("disk-1") + WRITES[0] + WRITES[1]) == [(5, 0), (6, 0)]
+    assert sink.answers(chosen("mark-1") + request(p.CMD_WRITE, 1, 0, b'{"mark":"quiet"}')) == [(1, p.EIO)]
+    assert sink.said() == ["tap opened", (WRITE, 1, 512, 5, b"first"), "tap closed"]
 
 
 def test_a_client_that_makes_no_sense_costs_nobody_else_anything(sink: Running) -> None:

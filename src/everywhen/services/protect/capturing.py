@@ -20,7 +20,7 @@ from everywhen.capture.qmp import CommandFailed, Monitor, MonitorBusy, MonitorEr
 from everywhen.capture.reading import Reader
 from everywhen.capture.reception import Reception
 from everywhen.capture.spool_reader import SpoolDamaged
-from everywhen.capture.tap import Tap, attached
+from everywhen.capture.tap import Tap, all_stand
 from everywhen.formats.ids import PointId
 from everywhen.formats.point import Gap, RecoveryPoint, Tree
 from everywhen.repository import epochs
@@ -54,7 +54,7 @@ from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
 from everywhen.services.protect.sink_orders import joined_clock, sink_order
 from everywhen.services.protect.spool_import import import_spool
 from everywhen.services.protect.spooling import Spool
-from everywhen.services.protect.taps_standing import demand_taps
+from everywhen.services.protect.taps_standing import demand_taps, take_off
 from everywhen.services.protect.wishes import Wishes
 from everywhen.services.replay import Replay
 
@@ -151,44 +151,52 @@ class Capture:
         with self.order.hypervisor.monitor() as monitor:
             known = self.parent.disks if self.parent else {}
             choice = choose(self.order.hypervisor.survey(monitor), self.order.disks, known)
-            leftovers.clear(monitor)
+            leftovers.clear(monitor, answered=False)
             self.order.hypervisor.clear_outdated(monitor, list(choice.disks.values()))
             try:
                 self._capture(monitor, choice)
             finally:
                 # The sink is gone: nothing of ours stays in QEMU but the bitmaps. QEMU itself may be gone.
+                take_off(monitor, self.order.sink, answered=False)
                 with suppress(CommandFailed, MonitorError):
-                    if not leftovers.is_anothers(monitor, self.order.sink):
-                        leftovers.clear(monitor)
                     self.order.hypervisor.forget(monitor, list(choice.disks.values()))
 
     def _capture(self, monitor: Monitor, choice: Choice) -> None:
-        nodes, names = list(choice.disks.values()), list(choice.disks)
+        nodes = list(choice.disks.values())
         self.order.sockets.mkdir(mode=0o700, exist_ok=True)
         self.order.hypervisor.admit(self.order.sockets, monitor)
         self._clock = joined_clock(self.repository, self.order) if self.vm.group else ""
         order = sink_order(self.repository, self.order, nodes, (self._stream, self.epoch), self._clock)
         with Reception(self.order.sink, order) as reception:
-            self.order.hypervisor.admit(reception.socket_path, monitor)
-            taps = [Tap(monitor, node, number) for number, node in enumerate(nodes)]
-            pace = Pace(self.order.rate, self.time.monotonic, self.time.sleep)
-            reader = Reader(monitor, self.order.sockets / "export.sock", pace)
-            pushed = [tap for tap in taps if not reader.can_read(tap.disk)]
-            self._demand_readable(pushed)
-            for tap in taps:
-                if tap not in pushed:
-                    tap.attach(str(reception.socket_path))
-            self.told.attached(names, choice.left_out)
-            instants = Instants(reception, self.order.quieting, self.time, self.repository.surroundings.clock)
-            self._stretch = _Stretch(monitor, choice, nodes, names, reception, taps, instants)
             try:
-                self._close_gap(reader, pushed)
-            except REPOSITORY_FAILS as error:
-                if not self.stood:
-                    raise
-                # The first point is there; what could not be done is to end its session, which gc sees to.
-                self.told.waiting(str(error))
-            self._stay()
+                self._receive(monitor, choice, reception)
+            finally:
+                # While it answers: where a tap's writes fail, ending it is another matter (`leftovers`).
+                if reception.let_go():
+                    take_off(monitor, self.order.sink, answered=True)
+
+    def _receive(self, monitor: Monitor, choice: Choice, reception: Reception) -> None:
+        nodes, names = list(choice.disks.values()), list(choice.disks)
+        self.order.hypervisor.admit(reception.socket_path, monitor)
+        taps = [Tap(monitor, node, number) for number, node in enumerate(nodes)]
+        pace = Pace(self.order.rate, self.time.monotonic, self.time.sleep)
+        reader = Reader(monitor, self.order.sockets / "export.sock", pace)
+        pushed = [tap for tap in taps if not reader.can_read(tap.disk)]
+        self._demand_readable(pushed)
+        for tap in taps:
+            if tap not in pushed:
+                tap.attach(str(reception.socket_path))
+        self.told.attached(names, choice.left_out)
+        instants = Instants(reception, self.order.quieting, self.time, self.repository.surroundings.clock)
+        self._stretch = _Stretch(monitor, choice, nodes, names, reception, taps, instants)
+        try:
+            self._close_gap(reader, pushed)
+        except REPOSITORY_FAILS as error:
+            if not self.stood:
+                raise
+            # The first point is there; what could not be done is to end its session, which gc sees to.
+            self.told.waiting(str(error))
+        self._stay()
 
     def _demand_readable(self, pushed: list[Tap]) -> None:
         """Raises CannotCapture where disks that would be pushed cannot be captured; no tap is attached yet."""
@@ -201,7 +209,8 @@ class Capture:
         except DisksChanged:
             raise
         except ENDS:
-            self._in_order = reception.alive and reception.state == FINE and shut_down(monitor)
+            refused = any(tap.refused for tap in self._stretch.taps)
+            self._in_order = reception.alive and reception.state == FINE and not refused and shut_down(monitor)
             raise
 
     @property
@@ -344,10 +353,11 @@ class Capture:
         try:
             cut = stretch.instants.cut(quiet=quiet, at_ns=at_ns)
             demand_taps(self.order.hypervisor, monitor, stretch.taps)  # a guest that has left writes elsewhere, and they stand
-            there = attached(monitor)  # now, so they were when the bitmaps were begun, and up to the instant
+            # Now, so they did when the bitmaps were begun, and up to the instant.
+            stand = all_stand(monitor, stretch.taps) and not stretch.reception.lets_go
             self._feed(sealer, cut)
             # What was written between the end of a tap and the beginning of these bitmaps is neither here nor there.
-            if sealer.replay.ended or not sealer.replay.is_moment or not there.issuperset(tap.name for tap in stretch.taps):
+            if sealer.replay.ended or not sealer.replay.is_moment or not stand:
                 raise CaptureLost("a tap ended")
             cut.demand(sealer.replay, self.parent.time_ns if self.parent else 0)
             sealer.instant_ns = cut.at_ns or 0

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Whether the taps of a capture still hear of every write: each goes on, its disk is the VM's, and the guest is there."""
+"""Whether the taps of a capture still hear of every write: each goes on, its disk is the VM's, and the guest is there; and
+that they are taken off."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
+from everywhen.capture import leftovers
 from everywhen.capture.hypervisor import Hypervisor
 from everywhen.capture.nodes import detached
-from everywhen.capture.qmp import Monitor
+from everywhen.capture.qmp import CommandFailed, Monitor, MonitorError
 from everywhen.capture.tap import Tap
 from everywhen.services.protect.capture_order import CaptureLost, DisksChanged
 
@@ -22,3 +26,10 @@ def demand_taps(hypervisor: Hypervisor, monitor: Monitor, taps: Sequence[Tap]) -
             raise DisksChanged(f"{tap.disk.device} was detached")
     if (why := hypervisor.why_away(monitor)) is not None:
         raise CaptureLost(why)
+
+
+def take_off(monitor: Monitor, sink: Path, *, answered: bool) -> None:
+    """Leave nothing of the capture whose sink listens there, but its bitmaps; `answered`: that sink answers. QEMU may be gone."""
+    with suppress(CommandFailed, MonitorError):
+        if not leftovers.is_anothers(monitor, sink):
+            leftovers.clear(monitor, answered=answered)

@@ -18,5 +18,5 @@ def withdraw(hypervisor: Hypervisor, sink: Path | None = None) -> int:
     with hypervisor.monitor() as monitor:
         if sink is not None and leftovers.is_anothers(monitor, sink):
             return 0
-        leftovers.clear(monitor)
+        leftovers.clear(monitor, answered=False)
         return leftovers.clear_bitmaps(monitor)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A tap is taken off while writes are under way (K5): QEMU 7.2 frees what they still use where its job is ended by force, or by
+an error. Of a disk of 4 GiB and more that is memory of its own, and QEMU dies at once; of a smaller one its heap is damaged.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pytest
+
+from everywhen.capture import leftovers
+from everywhen.capture.nodes import find_disks
+from everywhen.capture.qmp import MonitorError, QmpMonitor
+from everywhen.capture.reception import Reception
+from everywhen.capture.tap import Tap, all_stand
+from tests.hypervisor import eventually
+from tests.receptions import reception
+
+SIZE = 8 << 30
+LATENCY_NS = 5_000_000
+"""Of the disk: so there are always writes that it has not done yet, and that are still to be sent to the sink."""
+
+
+class SlowDisk:
+    """A storage daemon with a large slow disk that holds nothing, and somebody who writes to it, 16 requests at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.qmp, serves = folder / "qmp.sock", folder / "nbd.sock"
+        command = ["qemu-storage-daemon", "--chardev", f"socket,id=qmp,path={self.qmp},server=on,wait=off"]
+        command += ["--monitor", "chardev=qmp", "--nbd-server", f"addr.type=unix,addr.path={serves}"]
+        command += ["--blockdev", f"driver=null-co,node-name=disk,size={SIZE},latency-ns={LATENCY_NS}"]
+        command += ["--export", "type=nbd,id=disk,node-name=disk,name=disk,writable=on"]
+        self.daemon = subprocess.Popen(command)
+        eventually(serves.exists, "the disk is served")
+        uri = f"nbd+unix:///disk?socket={serves}"
+        command = ["qemu-img", "bench", "-w", "-q", "-d", "16", "-c", "1000000", "-s", "4k", "-S", "1M", "-f", "raw", uri]
+        self.writer = subprocess.Popen(command)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for process in (self.writer, self.daemon):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SlowDisk]:
+    with SlowDisk(tmp_path) as running:
+        yield running
+
+
+@contextmanager
+def tapped(disk: SlowDisk, folder: Path) -> Iterator[tuple[QmpMonitor, Reception, Tap]]:
+    """With writes on their way to the sink."""
+    with QmpMonitor.connect(str(disk.qmp)) as monitor, reception(folder, [SIZE]) as sink:
+        tap = Tap(monitor, find_disks(monitor)[0], 0)
+        tap.attach(str(sink.socket_path))
+        began = sink.taken
+        eventually(lambda: sink.taken > began + 100, "writes come")
+        assert all_stand(monitor, [tap])
+        yield monitor, sink, tap
+
+
+def goes_on(disk: SlowDisk, monitor: QmpMonitor) -> None:
+    """Nothing is left, and the writer has seen no error."""
+    nodes = monitor.execute("query-named-block-nodes", {"flat": True})
+    assert not [node["node-name"] for node in nodes if node["node-name"].startswith("everywhen-")]
+    assert disk.daemon.poll() is None
+    assert disk.writer.poll() is None
+
+
+def test_an_end_in_order(disk: SlowDisk, tmp_path: Path) -> None:
+    for number in range(5):
+        with tapped(disk, tmp_path / str(number)) as (monitor, sink, tap):
+            assert sink.let_go()
+            taken = sink.taken
+            assert all_stand(monitor, [tap]), "QEMU has not noticed"
+            leftovers.clear(monitor, answered=True)
+            assert sink.taken == taken, "what came after that was forgotten"
+            goes_on(disk, monitor)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_sink_is_lost(disk: SlowDisk, tmp_path: Path, number: signal.Signals) -> None:
+    for attempt in range(5):
+        with tapped(disk, tmp_path / str(attempt)) as (monitor, sink, tap):
+            os.kill(sink.sink.pid, number)
+            eventually(lambda: not sink.alive, "the watchdog has taken it away")
+            assert not sink.let_go()
+            eventually(lambda: tap.ended(0) is not None, "a write could not be sent")
+            assert tap.refused
+            assert not all_stand(monitor, [tap])
+            leftovers.clear(monitor, answered=False)
+            goes_on(disk, monitor)
+
+
+def test_what_a_killed_run_leaves(disk: SlowDisk, tmp_path: Path) -> None:
+    """Its job is paused, so QEMU does not end it, however long nobody comes."""
+    with tapped(disk, tmp_path / "first") as (_, sink, tap):
+        sink.sink.kill()
+        sink.watchdog.kill()
+        eventually(lambda: tap.ended(0) is not None, "a write could not be sent")
+    with QmpMonitor.connect(str(disk.qmp)) as again:
+        assert [job["status"] for job in again.execute("query-block-jobs")] == ["standby"]
+        leftovers.clear(again, answered=False)
+        goes_on(disk, again)
+
+
+def test_a_job_that_is_ended_by_force_takes_qemu_with_it(disk: SlowDisk, tmp_path: Path) -> None:
+    """Why it is never done. Should this fail, QEMU does not do that any more."""
+    with tapped(disk, tmp_path / "first") as (monitor, _, tap):
+        with suppress(MonitorError):
+            monitor.execute("block-job-cancel", {"device": tap.name, "force": True})
+        assert disk.daemon.wait(10) == -signal.SIGSEGV
