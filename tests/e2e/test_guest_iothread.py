@@ -78,3 +78,21 @@ def test_pushed_while_it_writes_and_boots(program: Program, guest: Guest) -> Non
         raw = disk.with_suffix(".raw")
         subprocess.run(["qemu-img", "convert", "-O", "raw", disk, raw], check=True)
         same(image, raw)
+
+
+@in_soak
+@pytest.mark.parametrize("guest", ["qcow2"], indirect=True)
+def test_a_push_that_is_ended_early_holds_the_guest_for_a_moment(program: Program, guest: Guest) -> None:
+    """Only while it stands still is no write under way, and QEMU in no danger (K5)."""
+    for _ in range(3):
+        began = time.time_ns()
+        with Capture(program, "web1", guest.qmp, "--pace", "1M") as capture:
+            guest.wait(lambda: any('"full"' in line for line in guest.commands(began, time.time_ns())), "it is pushed")  # noqa: B023
+            guest.reach(len(guest.safe) + 3)
+            capture.stop()
+        told = "".join(guest.commands(began, time.time_ns()))
+        assert told.index('"stop"') < told.rindex('"force": true') < told.index('"cont"')
+        guest.reach(len(guest.safe) + 5)
+    gaps = sorted(later - earlier for earlier, later in pairwise(guest.safe))
+    print(f"ms between two records: {gaps[len(gaps) // 2] / 1e6:.0f}, at most {gaps[-1] / 1e6:.0f}")
+    assert gaps[-1] < 2e9
