@@ -29,7 +29,7 @@ def demand_taps(hypervisor: Hypervisor, monitor: Monitor, taps: Sequence[Tap]) -
 
 
 def take_off(monitor: Monitor, sink: Path, *, answered: bool) -> None:
-    """Leave nothing of the capture whose sink listens there, but its bitmaps; `answered`: that sink answers. QEMU may be gone."""
+    """Leave nothing but bitmaps of the capture whose sink listens there, and still answers (`answered`). QEMU may be gone."""
     with suppress(CommandFailed, MonitorError):
         if not leftovers.is_anothers(monitor, sink):
             leftovers.clear(monitor, answered=answered)
