@@ -27,7 +27,7 @@ class World:
         self.away: str | Exception | None = None
         self.said: list[str] = []
         self.taken = self.durable = 7
-        self.alive, self.state, self.silent_s = True, FINE, 0.0
+        self.alive, self.state, self.silent_s, self.lets_go = True, FINE, 0.0, False
         self.counters = SimpleNamespace(taps=lambda: ())
 
     def clock(self) -> int:
@@ -101,7 +101,7 @@ def sealing(monkeypatch: pytest.MonkeyPatch) -> tuple[Capture, World]:
     disk = SimpleNamespace(node="node0")
     stretch = {"reception": world, "monitor": None, "taps": [], "nodes": [disk], "names": ["vda"], "instants": instants}
     one._stretch = cast("Any", SimpleNamespace(**stretch))
-    monkeypatch.setattr(capturing, "attached", lambda _: set())
+    monkeypatch.setattr(capturing, "all_stand", lambda *_: True)
     monkeypatch.setattr(Cut, "demand", lambda *_: None)
     for name, found in (("recordings", [SimpleNamespace(name="old")]), ("begin", None), ("begun", {}), ("remove", None)):
         monkeypatch.setattr(bitmaps, name, lambda *_, found=found: found)
@@ -113,6 +113,15 @@ def test_a_guest_that_left_before_the_instant_has_no_point_of_it(sealing: tuple[
     one, world = sealing
     world.away = "its guest was migrated"
     with pytest.raises(CaptureLost, match="migrated"):
+        sealed(one, world)
+    assert not one.stood
+
+
+def test_what_was_answered_and_taken_by_nobody_is_in_no_point(sealing: tuple[Capture, World]) -> None:
+    """A sink that has let go of its taps still answers: QEMU's jobs look as they always do."""
+    one, world = sealing
+    world.lets_go = True
+    with pytest.raises(CaptureLost, match="a tap ended"):
         sealed(one, world)
     assert not one.stood
 
