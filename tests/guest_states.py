@@ -13,11 +13,11 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Protocol
 
+from tests.moments import nanoseconds
 from tests.program import Program
 
 _SIZE = 512
@@ -63,13 +63,7 @@ def restored(program: Program, moment: str) -> tuple[list[Path], int]:
     """
     done = program.restore(moment, program.folder / "restored", "--overwrite")
     images = [program.folder / disk["path"] for _, disk in sorted(done["disks"].items())]
-    whole, _, fraction = done["time"].removesuffix("Z").partition(".")
-    return images, int(datetime.fromisoformat(f"{whole}+00:00").timestamp()) * 10**9 + int(fraction.ljust(9, "0"))
-
-
-def rfc3339(time_ns: int) -> str:
-    """As a user would write it, to the nanosecond."""
-    return f"{datetime.fromtimestamp(time_ns // 10**9, UTC):%Y-%m-%dT%H:%M:%S}.{time_ns % 10**9:09d}Z"
+    return images, nanoseconds(done["time"])
 
 
 def inspect(images: Sequence[Path]) -> State:

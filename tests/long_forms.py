@@ -7,6 +7,7 @@ import os
 
 import pytest
 
-in_soak = pytest.mark.skipif(
-    "EVERYWHEN_SOAK" not in os.environ, reason="long: make soak; what no shorter one shows is in CONTRIBUTING.md"
-)
+SOAK = "EVERYWHEN_SOAK" in os.environ
+"""Whether tests that have a long form are to take it."""
+
+in_soak = pytest.mark.skipif(not SOAK, reason="long: make soak; what no shorter one shows is in CONTRIBUTING.md")

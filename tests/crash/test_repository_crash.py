@@ -8,7 +8,6 @@ gc must work as if nothing had happened. By default every third prefix (all of t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +25,8 @@ from everywhen.storage.posix import PosixStore
 from everywhen.storage.recording import Change, RecordingStore, replay
 from tests.interleaving import no_threads
 from tests.laboratory import SparseDisk, World, block, shrink_packs, touched
+from tests.long_forms import SOAK
 
-SOAK = "EVERYWHEN_SOAK" in os.environ
 DAY = 24 * 3600
 
 

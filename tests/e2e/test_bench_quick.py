@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.long_forms import SOAK
+
 ROOT = Path(__file__).resolve().parents[2]
 
 KEYS = {
@@ -33,9 +35,6 @@ KEYS = {
 
 TOOLS = ("borg", "restic", "qemu-storage-daemon", "fio", "nbdkit", "virtnbdbackup", "libvirtd", "unshare")
 
-SOAK = os.environ.get("EVERYWHEN_SOAK") == "1"
-"""All measures take about three minutes; without it four of them have to do."""
-
 
 def _bench(work: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "bench", "--quick", "--work", str(work), *options]
@@ -57,7 +56,7 @@ def _excused(reason: str) -> bool:
 
 
 def test_the_table_is_complete(tmp_path: Path) -> None:
-    measures = list(KEYS) if SOAK else ["P1", "P2c"]
+    measures = list(KEYS) if SOAK else ["P1", "P2c"]  # all take about three minutes
     done = _bench(tmp_path, "--only", ",".join(measures))
     assert done.returncode == 0, done.stderr
     found = _targets(done.stdout)
@@ -100,6 +99,8 @@ CONTENT = """
 import sys
 from pathlib import Path
 from bench.proof import content_of
+
+from tests.long_forms import SOAK
 folder = Path(sys.argv[1])
 def made(name, size, pieces):
     with (folder / name).open("wb") as file:

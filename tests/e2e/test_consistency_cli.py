@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,12 +18,12 @@ from tests.guest import needs_kernel
 from tests.guest_agent import HOOK, AgentGuest, needs_agent
 from tests.guest_states import check, restored
 from tests.hypervisor import eventually
-from tests.long_forms import in_soak
+from tests.long_forms import SOAK, in_soak
 from tests.program import Program
 
 pytestmark = [needs_kernel, needs_agent]
 
-_KILLED_AFTER_S = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if "EVERYWHEN_SOAK" in os.environ else (0.02,)
+_KILLED_AFTER_S = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if SOAK else (0.02,)
 _STILL_S = 3.0
 """So long the guest may stand still at most, on a machine that emulates it and has other work to do."""
 

@@ -2,8 +2,8 @@
 """fio on a storage daemon under `everywhen protect` while all of ours is broken: no error, no long stall, right moments.
 
 What is right is judged by a recorder between fio and the daemon that knows nothing of ours (`tests/reference.py`): every state
-that is restored must be one in which a power cut could have left both disks, at the time that the point tells. A short run
-breaks each thing once; with EVERYWHEN_SOAK=1 it goes on for minutes, in any order.
+that is restored must be one in which a power cut could have left both disks, at the time that the point tells. Some things are
+broken once, and then all of them for minutes, in any order: it is in `make soak` only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import datetime
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -26,16 +25,17 @@ import pytest
 
 from everywhen.nbd.connection import NbdConnection
 from tests.captures import Capture
+from tests.long_forms import in_soak
+from tests.moments import nanoseconds, rfc3339
 from tests.program import Program
 from tests.recorder import CELL
 from tests.reference import Cut, Reference
 from tests.storage_daemon import MIB, Fio, FioJob, Recorder, StorageDaemon
 
-SOAK = bool(os.environ.get("EVERYWHEN_SOAK"))
-SIZES = (64 * MIB, 48 * MIB) if SOAK else (24 * MIB, 16 * MIB)
-CONTROL_S = 20 if SOAK else 2
+SIZES = (64 * MIB, 48 * MIB)
+CONTROL_S = 20
 SOAK_S = 300
-POINTS, MOMENTS = (50, 50) if SOAK else (3, 8)
+POINTS, MOMENTS = 50, 50
 JOBS = [
     FioJob("vda", 0, SIZES[0] // 2, 16, "4k/70:16k/20:64k/10", 24, 60_000),
     FioJob("vda", SIZES[0] // 2, 4 * MIB, 1, "4k", 1, 5_000),
@@ -115,8 +115,7 @@ class Chaos:
         # A spool that is small on purpose may have been full by then.
         if self._losses() == losses and self.capture.state() == "following":
             self.covered.append((calm, until))
-        if SOAK:
-            time.sleep(self._chance.random())  # another moment of its work each time
+        time.sleep(self._chance.random())  # another moment of its work each time
         began = time.time_ns()
         yield
         self.acts.append((name, began, time.time_ns()))
@@ -205,7 +204,7 @@ class Chaos:
 
 
 @pytest.mark.timeout(SOAK_S + 900)
-@pytest.mark.skipif(not SOAK, reason="a minute of chaos, longer on a busy machine: make soak")
+@in_soak
 def test_fio_while_everything_of_ours_is_broken(tmp_path: Path) -> None:
     program = Program(tmp_path).init()
     with ExitStack() as stack:
@@ -237,11 +236,11 @@ def test_fio_while_everything_of_ours_is_broken(tmp_path: Path) -> None:
 
 
 def acts(chaos: Chaos) -> Iterator[Callable[[], None]]:
-    """Some once, or all for minutes. Each loss doubles the wait for the next try; when ours is restarted that is forgotten."""
+    """Some once, then all for minutes. Each loss doubles the wait for the next try, until ours is restarted."""
     once = [chaos.repository_away, chaos.sink_killed, chaos.spool_filled, chaos.sink_hung]
     yield from once
     chance, end = random.Random(3), time.monotonic() + SOAK_S
-    while SOAK and time.monotonic() < end:
+    while time.monotonic() < end:
         yield from chance.sample([*once, chaos.watchdog_killed, chaos.protect_hung], 3)
         yield chance.choice([chaos.restarted, chaos.killed_as_it_begins])
 
@@ -339,17 +338,6 @@ def moments_are_right(program: Program, reference: Reference, chaos: Chaos) -> N
             back += 1
     print(f"{right} instants are right, {back} of them so many writes earlier, too; {gaps} were not captured")
     assert back, "no moment could be gone back from"
-
-
-def rfc3339(time_ns: int) -> str:
-    """In UTC, to the nanosecond."""
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(time_ns // 10**9))}.{time_ns % 10**9:09d}Z"
-
-
-def nanoseconds(text: str) -> int:
-    """RFC 3339 in UTC as ns since 1970."""
-    seconds, _, fraction = text.removesuffix("Z").partition(".")
-    return int(datetime.fromisoformat(f"{seconds}+00:00").timestamp()) * 10**9 + int(fraction.ljust(9, "0"))
 
 
 def following_points(said: list[str]) -> dict[tuple[str, str], int]:

@@ -3,20 +3,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-
-import pytest
 
 from tests.captures import Capture
 from tests.guest import Guest, needs_kernel
 from tests.guest_states import inspect, restored
+from tests.long_forms import in_soak
 from tests.program import Program, same
 
-pytestmark = [
-    needs_kernel,
-    pytest.mark.skipif("EVERYWHEN_SOAK" not in os.environ, reason="test_migration_cli.py is quicker: EVERYWHEN_SOAK=1"),
-]
+pytestmark = [needs_kernel, in_soak]
 
 
 def test_it_goes_on_and_so_does_capture_where_it_is(tmp_path: Path) -> None:

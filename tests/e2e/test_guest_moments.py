@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -13,14 +12,15 @@ import pytest
 
 from tests.captures import Capture
 from tests.guest import Guest, needs_kernel
-from tests.guest_states import check, restored, rfc3339
+from tests.guest_states import check, restored
 from tests.hypervisor import eventually
-from tests.long_forms import in_soak
+from tests.long_forms import SOAK, in_soak
+from tests.moments import rfc3339
 from tests.program import Program
 
 pytestmark = needs_kernel
 
-_INSTANTS, _RECORDS = (50, 5000) if "EVERYWHEN_SOAK" in os.environ else (8, 500)
+_INSTANTS, _RECORDS = (50, 5000) if SOAK else (8, 500)
 
 
 @pytest.fixture

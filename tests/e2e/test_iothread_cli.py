@@ -20,13 +20,12 @@ import pytest
 from everywhen.nbd.connection import NbdConnection, NbdError
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor, eventually
-from tests.long_forms import in_soak
+from tests.long_forms import SOAK, in_soak
 from tests.monitor_proxy import MonitorProxy, Rules
 from tests.processes import running
 from tests.program import Program
 
 MIB = 1 << 20
-SOAK = bool(os.environ.get("EVERYWHEN_SOAK"))
 SIZES = [24 * MIB, 8 * MIB + 4096]
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -146,37 +146,36 @@ def test_with_its_storage(capture: LibvirtCapture, here: Guest, there: Guest) ->
         assert all(disk["bytes_stored"] < 100_000 for disk in other.points()[0]["disks"].values())
 
 
-@pytest.mark.skipif("EVERYWHEN_SOAK" not in os.environ, reason="it takes half a minute: EVERYWHEN_SOAK=1")
+@in_soak
 def test_a_long_one(capture: LibvirtCapture, here: Guest, there: Guest) -> None:
     """libvirt lets nobody ask a QEMU whose guest is on its way: no point can be made, and capture goes on."""
     capture.start("--seal-every", "1s")
     here.raw.migrateSetMaxSpeed(1)  # MiB a second
-    thread = threading.Thread(target=migrate, args=(here, there))
-    thread.start()
-    try:
+    with ThreadPoolExecutor() as pool:
+        on_its_way = pool.submit(migrate, here, there)
         eventually(lambda: here.raw.jobStats().get("memory_total", 0) > 0, "it is on its way")
-        process = arriving(here.name)
-        assert process is not None
+        process = arriving(here)
         os.kill(process, signal.SIGSTOP)
         try:
             eventually(lambda: capture.wish("status")["waiting"] is not None, "no point can be made", 40)
-            assert thread.is_alive(), "it is on its way"
+            assert not on_its_way.done(), "it is on its way"
             assert capture.state == "following"
         finally:
             os.kill(process, signal.SIGCONT)
-    finally:
-        thread.join(60)
+        on_its_way.result(60)
     eventually(lambda: capture.state == "off", "it waits")
     capture.guest = there
     capture.same()
     assert "libvirt does not answer within 10 s" in capture.stop().err
 
 
-def arriving(name: str) -> int | None:
-    """The process that waits for a domain from another host."""
+def arriving(guest: Guest) -> int:
+    """The process that waits for it from another host: it has the guest's images, which lie in a folder of this test."""
+    found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):  # it has ended
             words = path.read_bytes().split(b"\0")
-            if b"-incoming" in words and any(word.startswith(f"guest={name},".encode()) for word in words):
-                return int(path.parent.name)
-    return None
+            if b"-incoming" in words and any(str(guest.folder).encode() in word for word in words):
+                found.append(int(path.parent.name))
+    assert len(found) == 1, found
+    return found[0]

@@ -6,7 +6,6 @@ An operation may be refused, and may be said to be refused; it may never cost a 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -290,7 +289,6 @@ def test_renamed(capture: LibvirtCapture, guest: Guest) -> None:
     assert all(point["disks"]["vda"]["bytes_stored"] < MIB / 2 for point in capture.points()[:-1])
 
 
-@pytest.mark.skipif(shutil.which("virtnbdbackup") is None, reason="virtnbdbackup is not installed")
 def test_virtnbdbackup_in_a_pause(capture: LibvirtCapture, guest: Guest, tmp_path: Path) -> None:
     capture.start()
     # It wants a name and a password for any address that has a plus in it; libvirtd asks for none.

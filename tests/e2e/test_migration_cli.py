@@ -20,10 +20,9 @@ from everywhen.formats.ids import PointId
 from tests.bridged import MIB, STORED, captured, figures, filled, same
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor, eventually
+from tests.long_forms import in_soak
 from tests.migrating import Destination, leaves, migration, moves, run_state
 from tests.program import Program, ended
-
-SOAK = pytest.mark.skipif("EVERYWHEN_SOAK" not in os.environ, reason="the quicker of these run always: EVERYWHEN_SOAK=1")
 
 
 @pytest.fixture
@@ -107,7 +106,9 @@ def test_a_migration_that_fails_costs_nothing(program: Program, first: Hyperviso
     same(program, first)
 
 
-@pytest.mark.parametrize("meanwhile", ["following", pytest.param("paused", marks=SOAK), pytest.param("ended", marks=SOAK)])
+@pytest.mark.parametrize(
+    "meanwhile", ["following", pytest.param("paused", marks=in_soak), pytest.param("ended", marks=in_soak)]
+)
 def test_back_in_the_qemu_that_it_had_left(
     program: Program, first: Hypervisor, second: Destination, meanwhile: str, tmp_path: Path
 ) -> None:
@@ -166,7 +167,7 @@ def test_a_migration_is_dealt_with_once(tmp_path: Path) -> None:
         assert running.ours() == set()
 
 
-@SOAK
+@in_soak
 @pytest.mark.parametrize("then", ["protect", "unprotect"])
 def test_saved_while_a_capture_reads_what_has_changed_and_is_killed(
     program: Program, first: Hypervisor, then: str, tmp_path: Path

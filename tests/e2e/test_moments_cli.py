@@ -13,6 +13,7 @@ import pytest
 
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor, eventually
+from tests.moments import rfc3339
 from tests.program import PROGRAM, Program
 
 MIB = 1 << 20
@@ -73,10 +74,6 @@ def restored(program: Program, moment: str) -> list[bytes]:
     folder = program.folder / "back"
     program.restore(moment, folder, "--overwrite")
     return [(folder / f"web1-vd{number}.raw").read_bytes() for number in range(len(SIZES))]
-
-
-def rfc3339(time_ns: int) -> str:
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(time_ns // 10**9))}.{time_ns % 10**9:09d}Z"
 
 
 def test_every_write_can_be_gone_back_to(program: Program, hypervisor: Hypervisor, capture: Capture) -> None:

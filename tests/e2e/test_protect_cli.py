@@ -202,8 +202,6 @@ def test_a_repository_that_is_away_does_not_end_capture(program: Program, hyperv
         assert process.stderr is not None
         said = process.stderr.readline()
         assert said, "it ended"
-        if "was taken away because it hung" in said:
-            pytest.skip("this machine is so busy that the watchdog had to take the sink away")
         assert "capture was lost" not in said
     hypervisor.write(1, 2 * MIB, 4096, 6)
     away.rename(program.repo)

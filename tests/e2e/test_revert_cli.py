@@ -7,7 +7,6 @@ tests sees; and whatever it answers, the next point must be what the disk holds.
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 from collections.abc import Iterator
@@ -20,12 +19,12 @@ from everywhen.capture.qmp import CommandFailed
 from tests.bridged import MIB, STORED, captured, figures, filled, same
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor, eventually
+from tests.long_forms import in_soak
 from tests.program import Program
 
 REFUSED = "Device has active dirty bitmaps"
-SOAK = pytest.mark.skipif("EVERYWHEN_SOAK" not in os.environ, reason="the quicker of these run always: EVERYWHEN_SOAK=1")
 MEANWHILE = pytest.mark.parametrize(
-    "meanwhile", ["paused", pytest.param("following", marks=SOAK), pytest.param("ended", marks=SOAK)]
+    "meanwhile", ["paused", pytest.param("following", marks=in_soak), pytest.param("ended", marks=in_soak)]
 )
 
 

@@ -15,6 +15,7 @@ from everywhen.storage.posix import PosixStore
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor, eventually
 from tests.laboratory import World
+from tests.moments import rfc3339
 from tests.program import Program
 from tests.records import CAPTURED, made
 
@@ -65,8 +66,7 @@ def contents(hypervisor: Hypervisor) -> list[bytes]:
 
 def now() -> str:
     """This instant, as an address has it; the next write is in a later microsecond."""
-    at = time.time_ns()
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(at // 10**9))}.{at % 10**9:09d}Z"
+    return rfc3339(time.time_ns())
 
 
 def backed_up(program: Program, hypervisor: Hypervisor) -> str:

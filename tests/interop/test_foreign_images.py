@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -21,9 +20,9 @@ import pytest
 from everywhen.block.image import Image
 from everywhen.block.image_errors import ImageDamaged, ImageError, ImageMissing, ImageUnsupported
 from everywhen.block.open_image import open_image
+from tests.long_forms import SOAK
 
 SOURCE = Path(__file__).parents[3] / "shared" / "images"
-SOAK = bool(os.environ.get("EVERYWHEN_SOAK"))
 STEP = 4 << 20
 
 pytestmark = [

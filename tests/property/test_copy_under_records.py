@@ -7,7 +7,6 @@ before and after the journal is consumed. As QEMU does, it writes to the disk fi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -31,12 +30,13 @@ from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
 from everywhen.services.replay import Replay
 from everywhen.storage.memory import MemoryStore
 from tests.laboratory import World
+from tests.long_forms import SOAK
 from tests.records import Made, mark
 
 NAMES = ("vda", "vdb")
 SIZE = 5 * BLOCK_SIZE + 700
 STREAM = "ab" * 16
-EXAMPLES = 2000 if os.environ.get("EVERYWHEN_SOAK") else 25
+EXAMPLES = 2000 if SOAK else 25
 
 Write: TypeAlias = tuple[int, int, int, int]
 """Disk, offset, length, and the byte it is filled with (0: zeroes)."""

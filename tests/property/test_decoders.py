@@ -8,7 +8,6 @@ was stored, or a FormatError, without taking much memory for what a damaged leng
 from __future__ import annotations
 
 import functools
-import os
 import tempfile
 import tracemalloc
 from collections.abc import Callable
@@ -32,8 +31,8 @@ from everywhen.repository.repository import Repository
 from everywhen.repository.twins import twin_of
 from everywhen.storage.memory import MemoryStore, StoredObject
 from tests.laboratory import SparseDisk, World, block, touched
+from tests.long_forms import SOAK
 
-SOAK = "EVERYWHEN_SOAK" in os.environ
 MANY = settings(max_examples=5000 if SOAK else 300, deadline=None)
 FEWER = settings(max_examples=2000 if SOAK else 120, deadline=None)
 MOST = 64 << 20

@@ -9,7 +9,6 @@ in turn.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import threading
@@ -38,8 +37,8 @@ from everywhen.services.keep.pruning import undo
 from everywhen.storage.memory import MemoryStore, StoredObject
 from tests.interleaving import Bounds, Play, Step, Switch, explore, no_threads
 from tests.laboratory import SparseDisk, World, block, shrink_packs, touched, truth_of
+from tests.long_forms import SOAK
 
-SOAK = "EVERYWHEN_SOAK" in os.environ
 WARM = "warm"
 
 

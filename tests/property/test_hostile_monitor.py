@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
@@ -22,9 +21,10 @@ from everywhen.capture.survey import survey
 from everywhen.capture.tap import Tap, all_stand
 from everywhen.formats.ids import PointId
 from tests.hypervisor import Hypervisor
+from tests.long_forms import SOAK
 
 MIB = 1 << 20
-MANY = settings(max_examples=20000 if "EVERYWHEN_SOAK" in os.environ else 600, deadline=None)
+MANY = settings(max_examples=20000 if SOAK else 600, deadline=None)
 POINT = PointId("p-0123456789ab")
 Recorded = dict[tuple[str, str], Any]
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 
 import pytest
@@ -12,8 +11,9 @@ from hypothesis import strategies as st
 
 from everywhen.nbd import protocol as p
 from everywhen.nbd.client import ClientSession, Reply
+from tests.long_forms import SOAK
 
-MANY = settings(max_examples=20000 if "EVERYWHEN_SOAK" in os.environ else 1000, deadline=None)
+MANY = settings(max_examples=20000 if SOAK else 1000, deadline=None)
 CONTEXT = "base:allocation"
 SIZE = 1 << 20
 

@@ -6,7 +6,6 @@ the checks behind them are reached.
 
 from __future__ import annotations
 
-import os
 import shutil
 import struct
 import subprocess
@@ -22,12 +21,13 @@ from hypothesis import strategies as st
 from everywhen.block.image_errors import ImageError
 from everywhen.block.open_image import open_image
 from everywhen.formats.images.crc32c import crc32c
+from tests.long_forms import SOAK
 
 pytestmark = pytest.mark.skipif(not shutil.which("qemu-img"), reason="qemu-img, which makes the samples, is not installed")
 
 PAYLOAD = 0x5A
 MIB = 1 << 20
-EXAMPLES = 2000 if os.environ.get("EVERYWHEN_SOAK") else 40
+EXAMPLES = 2000 if SOAK else 40
 SECONDS = 3.0
 MEMORY = 300 * MIB
 

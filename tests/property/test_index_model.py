@@ -18,6 +18,7 @@ from everywhen.formats.pack import DELTA_ONE, FULL_ZSTD, PackIndex
 from everywhen.repository.index import run_cache
 from everywhen.repository.index.index import ChunkIndex
 from everywhen.repository.index.run_cache import discard
+from tests.long_forms import SOAK
 
 WRITERS = 2
 NAMES = 24
@@ -170,5 +171,4 @@ class IndexModel(RuleBasedStateMachine):
 
 
 TestIndexModel = IndexModel.TestCase
-SOAK = "EVERYWHEN_SOAK" in os.environ
 TestIndexModel.settings = settings(max_examples=400 if SOAK else 80, stateful_step_count=60 if SOAK else 25, deadline=None)

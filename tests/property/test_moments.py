@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
@@ -19,8 +18,9 @@ from everywhen.services.moments import Moment
 from everywhen.services.sizes import parse_size, size
 from everywhen.services.times import Stretch, local_time, parse_time, rfc3339
 from everywhen.services.whens import Latest, Marked, PointNamed, parse_when, resolve
+from tests.long_forms import SOAK
 
-THOROUGH = settings(max_examples=3_000 if os.environ.get("EVERYWHEN_SOAK") else 100, deadline=None)
+THOROUGH = settings(max_examples=3_000 if SOAK else 100, deadline=None)
 NOW = 1_795_000_000 * SECOND
 zones = st.sampled_from(["UTC", "Europe/Berlin", "Australia/Lord_Howe", "America/Havana"]).map(ZoneInfo)
 instants = st.integers(0, 4_000_000_000 * SECOND)

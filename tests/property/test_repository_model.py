@@ -7,7 +7,6 @@ equal disks have equal roots, however they came about (design 4.9.5).
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -28,8 +27,8 @@ from everywhen.repository.repository import Repository
 from everywhen.storage.memory import MemoryStore
 from tests.interleaving import no_threads
 from tests.laboratory import SparseDisk, World, block, shrink_packs, touched, truth_of
+from tests.long_forms import SOAK
 
-SOAK = "EVERYWHEN_SOAK" in os.environ
 VMS = ("0" * 32, "1" * 32)
 SLACK_S = 601
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -17,8 +16,9 @@ from everywhen.services.failures import WrongUsage
 from everywhen.services.keep.retention import KINDS, UNITS, Policy, Term, nearest_term, parse_terms
 from everywhen.services.keep.thinning import Hold, plan
 from everywhen.services.moments import Moment
+from tests.long_forms import SOAK
 
-THOROUGH = settings(max_examples=2_000 if os.environ.get("EVERYWHEN_SOAK") else 150, deadline=None)
+THOROUGH = settings(max_examples=2_000 if SOAK else 150, deadline=None)
 ZONES = ["UTC", "Europe/Berlin", "America/St_Johns", "Australia/Lord_Howe", "Asia/Kathmandu", "America/Havana"]
 LABELS = {
     "hourly": "%Y-%m-%d %H {fold}",
