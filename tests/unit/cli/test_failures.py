@@ -125,6 +125,33 @@ def test_ctrl_c_once_ends_cleanly_and_twice_at_once() -> None:
     assert (twice.returncode, twice.stdout) == (130, "")
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="os.kill sends no Ctrl-C on Windows")
+def test_ctrl_c_in_the_middle_of_a_line() -> None:
+    """Of progress, say: who prints holds the stream then."""
+    body = """
+        import io, os, signal, sys
+        from everywhen.interfaces.cli.failures import guarded, two_step_interrupt
+        from everywhen.interfaces.cli.output import Output
+        class Pressed(io.FileIO):
+            times = 0
+            def write(self, data):
+                self.times += 1
+                if self.times == 1:
+                    os.kill(os.getpid(), signal.SIGINT)
+                return super().write(data)
+        output = Output(sys.stdout, io.TextIOWrapper(io.BufferedWriter(Pressed(2, "w", closefd=False))), {})
+        def command():
+            with two_step_interrupt(output):
+                output.machine_line("half of it")
+        sys.exit(guarded(output, command))
+    """
+    done = script(textwrap.dedent(body))
+    assert done.returncode == 130, done
+    assert "Stopping. Ctrl-C again: at once.\n" in done.stderr
+    assert "Interrupted." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such terminals on Windows")
 def test_ctrl_c_twice_gives_the_terminal_its_cursor_back() -> None:
     import pty

@@ -24,6 +24,7 @@ _CLOSED_PIPE = 141
 """What a shell reports for a program that SIGPIPE ended (128 + 13): `everywhen points | head`."""
 
 _SHOW_CURSOR = b"\x1b[?25h\n"
+_STOPPING = "Stopping. Ctrl-C again: at once."
 
 
 def guarded(output: Output, command: Callable[[], int | None], *, repository: Callable[[], str] = str) -> int:
@@ -74,7 +75,10 @@ def two_step_interrupt(output: Output) -> Iterator[None]:
                 os.write(sys.stderr.fileno(), _SHOW_CURSOR)
             os._exit(Exit.INTERRUPTED)
         pressed = True
-        output.note("Stopping. Ctrl-C again: at once.")
+        try:
+            output.note(_STOPPING)
+        except RuntimeError:  # it was pressed in the middle of a write to that stream, which cannot be entered twice
+            os.write(sys.stderr.fileno(), f"{_STOPPING}\n".encode())
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, handle)
