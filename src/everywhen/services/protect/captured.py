@@ -23,6 +23,10 @@ from everywhen.services.times import local_time
 
 SILENT = "silent"
 """The state of one that is there and does not answer."""
+ALARM_NS = 20_000_000
+"""A sink that is well answers far sooner (design 4.10.2); after ten times as long it is taken away."""
+_ENOUGH = 1000
+"""Of fewer writes one in a hundred says nothing."""
 _MISSED = 3
 """So many intervals without a point need a person: one that comes late does not."""
 
@@ -106,6 +110,10 @@ class Captured:
             return [f"its capture does not answer ({self.why})"]
         left = (self.raw or {}).get("left_behind")
         needs = [left] if isinstance(left, str) else []
+        slowest = min(self.number("p99_ns"), self.number("worst_ns"))  # the first is known to half a power of two
+        if self.attached and self.number("taken") >= _ENOUGH and slowest > ALARM_NS:
+            slow = f"one of 100 writes waits for more than {ALARM_NS // 1_000_000} ms for its capture"
+            needs.append(f"{slow}: are this host's processors busy, or is the spool's disk slow?")
         if self.state == DETACHED:
             since = age(max(now_ns - self.since_ns, SECOND))
             return [f"not captured for {since} ({self.why}); it begins again by itself", *needs]

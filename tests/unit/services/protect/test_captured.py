@@ -88,6 +88,15 @@ def test_from_attaching_to_a_loss(state: CaptureState, clock: Clock) -> None:
     assert found.needs(clock.now) == ["not captured for 6 min (the sink ended); it begins again by itself"]
 
 
+def test_writes_that_wait_for_their_capture_need_a_person() -> None:
+    """One in a hundred, once there are enough to say so."""
+    slow = {"state": "following", "since_ns": 1, "p99_ns": 30_000_000, "worst_ns": 50_000_000, "taken": 1000}
+    assert ["20 ms" in need for need in Captured.from_json(slow).needs(1)] == [True]
+    assert Captured.from_json(slow | {"taken": 999}).needs(1) == []
+    assert Captured.from_json(slow | {"p99_ns": 10_000_000}).needs(1) == []
+    assert Captured.from_json(slow | {"worst_ns": 20_000_000}).needs(1) == []
+
+
 def test_a_pause_says_its_end(state: CaptureState, clock: Clock) -> None:
     following(state, clock)
     state.paused(60.0)
