@@ -19,6 +19,7 @@ from everywhen.interfaces import control_socket
 from everywhen.interfaces.control_socket import NAME, Listener, NoAnswer, NobodyThere, ask
 from everywhen.services.failures import Busy
 from everywhen.services.protect.wishes import End, Mark, Pause, Resume, Ship
+from tests.hypervisor import eventually
 
 
 @pytest.fixture
@@ -140,8 +141,19 @@ def test_a_folder_is_free_when_its_capture_has_ended(folder: Path) -> None:
             pass
 
 
+class Refusals(threading.Event):
+    """How often a listener has waited because it could not take a connection."""
+
+    count = 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.count += 1
+        return super().wait(timeout)
+
+
 def test_a_connection_that_cannot_be_taken_is_not_the_last(folder: Path, listener: Listener) -> None:
     """Out of descriptors for a moment: who asks then, and who asks later, is heard."""
+    listener._closed = refusals = Refusals()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket(socket.AF_UNIX) as silent, socket.socket(socket.AF_UNIX) as asking:
         asking.settimeout(10)
@@ -152,7 +164,7 @@ def test_a_connection_that_cannot_be_taken_is_not_the_last(folder: Path, listene
             silent.connect(str(folder / NAME))  # takes the descriptor that the waiting call of accept has by now
             asking.connect(str(folder / NAME))
             asking.sendall(b'{"wish": "status"}\n')
-            listener._thread.join(0.3)  # the next one fails
+            eventually(lambda: refusals.count > 0, "the next one fails")
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert json.loads(asking.recv(1 << 16)) == {"state": "following"}

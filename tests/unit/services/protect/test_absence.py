@@ -15,10 +15,11 @@ from everywhen.capture.qmp import MonitorError
 from everywhen.formats.point import RecoveryPoint
 from everywhen.repository.repository import Repository
 from everywhen.services.protect.absence import Absence, images_seen
-from everywhen.services.protect.capture_order import CaptureOrder, Time, Told
+from everywhen.services.protect.capture_order import CaptureOrder, Time
 from everywhen.services.protect.capturing import Capture
-from everywhen.services.protect.wishes import Wish, Wishes
+from everywhen.services.protect.wishes import Wish
 from everywhen.storage.memory import MemoryStore
+from tests.deaf import Deaf
 from tests.laboratory import World
 from tests.spools import VM, spooled
 
@@ -26,7 +27,7 @@ SIZE = 1 << 20
 
 
 @dataclass
-class Off:
+class Off(Deaf):
     """A VM that is off, whoever waits for it, and whoever is told; so many waits until the end is wanted."""
 
     images_of: dict[str, StoredDisk]
@@ -56,9 +57,6 @@ class Off:
 
     def sealed(self, point: RecoveryPoint, _: int) -> None:
         self.made.append(point)
-
-    def __getattr__(self, _: str) -> object:
-        return lambda *_arguments: None
 
 
 @pytest.fixture
@@ -90,7 +88,7 @@ def sat_out(repository: Repository, order: CaptureOrder, vm: Off, seen: tuple[ob
     """The point that shows all, after a while."""
     complete = spooled(repository, order.spool)
     time = Time(lambda: vm.now, lambda _: None)
-    absence = Absence(repository, "web1", order, cast("Told", vm), time, cast("Wishes", vm), seen, complete)
+    absence = Absence(repository, "web1", order, vm, time, vm, seen, complete)
     absence.sit_out("it is off")
     return absence.complete
 
@@ -120,7 +118,7 @@ def test_images_are_looked_at_before_the_last_point_is_made(
 ) -> None:
     """That may take minutes: what is written to them meanwhile is none of the VM's."""
     time = Time(lambda: vm.now, lambda _: None)
-    capture = Capture(repository, order, cast("Told", vm), time, cast("Wishes", vm))
+    capture = Capture(repository, order, vm, time, vm)
     before = images_seen(order)
 
     def ended() -> None:

@@ -15,13 +15,7 @@ from everywhen.services.ages import MINUTE, SECOND
 from everywhen.services.protect.capture_order import Figures
 from everywhen.services.protect.capture_state import CaptureState
 from everywhen.services.protect.captured import SILENT, Captured
-
-
-class Deaf:
-    """Is told, and does nothing."""
-
-    def __getattr__(self, name: str) -> object:
-        return lambda *_: None
+from tests.deaf import Deaf
 
 
 class Clock:
@@ -44,7 +38,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def state(clock: Clock) -> CaptureState:
-    return CaptureState(Deaf(), clock, {"vm": "web1", "repository": "ab"})  # type: ignore[arg-type]
+    return CaptureState(Deaf(), clock, {"vm": "web1", "repository": "ab"})
 
 
 def heard(state: CaptureState) -> Captured:
@@ -122,7 +116,7 @@ def test_rates_are_of_the_last_measurements_of_one_stretch(state: CaptureState, 
 
 
 def test_points_at_intervals(clock: Clock) -> None:
-    state = CaptureState(Deaf(), clock, {"vm": "web1", "repository": "ab", "interval_ns": 60 * SECOND})  # type: ignore[arg-type]
+    state = CaptureState(Deaf(), clock, {"vm": "web1", "repository": "ab", "interval_ns": 60 * SECOND})
     state.attached(["vda"], {})
     assert heard(state).words(UTC) == "copying 0 %"
     state.sealed(type("Point", (), {"point": "p-1", "time_ns": clock.now})(), 0)

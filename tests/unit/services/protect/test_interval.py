@@ -14,7 +14,7 @@ from everywhen.formats.point import Gap
 from everywhen.repository.ledger import Vm
 from everywhen.services.ages import SECOND
 from everywhen.services.protect import interval
-from everywhen.services.protect.capture_order import CaptureLost, CaptureOrder, Figures, Paused, Time
+from everywhen.services.protect.capture_order import CaptureLost, CaptureOrder, Figures, Paused, Time, Told
 from everywhen.services.protect.interval import LATE, Interval
 from everywhen.services.protect.wishes import Mark, Pause, Resume, Ship, Wish
 
@@ -65,6 +65,8 @@ class World:
         return wish
 
     def __getattr__(self, name: str) -> Callable[..., None]:
+        if name not in vars(Told):
+            raise AttributeError(name)
         return lambda *_: self.told.append(name)
 
 

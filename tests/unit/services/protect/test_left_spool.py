@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import pytest
 
@@ -17,12 +16,13 @@ from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.repository.twins import twin_of
 from everywhen.services.protect import protection
-from everywhen.services.protect.capture_order import CaptureOrder, Told
+from everywhen.services.protect.capture_order import CaptureOrder
+from tests.deaf import Deaf
 from tests.laboratory import World
 from tests.spools import STREAM, WRITES, sealed_further, spooled
 
 
-class Hearing:
+class Hearing(Deaf):
     """Is told, and remembers what of runs before stays here."""
 
     def __init__(self) -> None:
@@ -30,9 +30,6 @@ class Hearing:
 
     def left_behind(self, what: str) -> None:
         self.left.append(what)
-
-    def __getattr__(self, _: str) -> object:
-        return lambda *_arguments: None
 
 
 @pytest.fixture
@@ -45,7 +42,7 @@ def order(tmp_path: Path) -> CaptureOrder:
 def beginning(
     repository: Repository, order: CaptureOrder, hearing: Hearing
 ) -> tuple[Vm, RecoveryPoint | None, dict[PointId, int], int]:
-    return protection._beginning(repository, "web1", order, cast("Told", hearing))
+    return protection._beginning(repository, "web1", order, hearing)
 
 
 def test_what_may_follow_a_point_that_cannot_be_read_stays(repository: Repository, order: CaptureOrder) -> None:
