@@ -19,7 +19,8 @@ import pytest
 
 libvirt = pytest.importorskip("libvirt", reason="libvirt's Python library is not installed")
 
-from everywhen.capture.libvirt_host import NoDomain
+from everywhen.capture.libvirt_host import NoDomain, NotRunning
+from everywhen.capture.libvirt_vm import LibvirtVm
 from tests.hypervisor import eventually
 from tests.libvirt_capture import LibvirtCapture
 from tests.libvirtd import Guest, Libvirtd
@@ -167,6 +168,33 @@ def test_a_long_one(capture: LibvirtCapture, here: Guest, there: Guest) -> None:
     capture.guest = there
     capture.same()
     assert "libvirt does not answer within 10 s" in capture.stop().err
+
+
+@in_soak
+def test_one_that_does_not_arrive(here: Guest, there: Guest) -> None:
+    """While it is on its way it runs where it was: its images are not read where it is to go. Afterwards nothing tells."""
+    there.libvirtd.connection.defineXML(here.raw.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE))
+    vm = LibvirtVm(there.libvirtd.uri, there.name)
+    here.raw.migrateSetMaxSpeed(1)  # MiB a second
+    with ThreadPoolExecutor() as pool:
+        on_its_way = pool.submit(migrate, here, there)
+        eventually(lambda: here.raw.jobStats().get("memory_total", 0) > 0, "it is on its way")
+        process = arriving(here)
+        os.kill(process, signal.SIGSTOP)
+        try:
+            assert there.domain.is_arriving
+            assert vm.is_off()
+            assert {disk.why_not for disk in vm.images().values()} == {"the VM runs on another host"}
+            with pytest.raises(NotRunning, match="about to arrive"):
+                vm.monitor()
+            here.raw.abortJob()
+        finally:
+            os.kill(process, signal.SIGCONT)
+        with pytest.raises(libvirt.libvirtError):
+            on_its_way.result(60)
+    assert here.domain.runs
+    crashed = [libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_CRASHED]
+    eventually(lambda: there.raw.state() == crashed, "it is said to have crashed, which is not known from here")
 
 
 def arriving(guest: Guest) -> int:

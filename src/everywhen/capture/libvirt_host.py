@@ -168,7 +168,20 @@ class Domain:
         if state != libvirt.VIR_DOMAIN_PAUSED or reason != libvirt.VIR_DOMAIN_PAUSED_MIGRATION:
             return False
         # One that was restored from a file, and is to stand still, has the same reason for good; but no job any more.
-        return bool(within(ANSWER_S, self.domain.jobInfo)[0] != libvirt.VIR_DOMAIN_JOB_NONE)
+        try:
+            return bool(within(ANSWER_S, self.domain.jobInfo)[0] != libvirt.VIR_DOMAIN_JOB_NONE)
+        except MonitorError as error:
+            # libvirt 9.0 has one, of which it tells where the guest comes from alone.
+            why = error.__cause__
+            if isinstance(why, libvirt.libvirtError) and why.get_error_code() == libvirt.VIR_ERR_OPERATION_UNSUPPORTED:
+                return True
+            raise
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it is off because it could not be started here, be it to arrive: then it runs on on another host. Raises
+        MonitorError."""
+        return tuple(within(ANSWER_S, self.domain.state)) == (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_FAILED)
 
     def xml(self, *, running: bool) -> str:
         """Its definition, with all secrets: as it runs now, or as it will be started next. Raises NotRunning, MonitorError."""

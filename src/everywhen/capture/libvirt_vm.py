@@ -45,8 +45,12 @@ class LibvirtVm:
             domain = host.domain(self.domain)
             disks = stored_disks(domain.parsed(running=False))
             if domain.is_elsewhere or domain.is_arriving:
-                return {name: disk._replace(why_not="the VM runs on another host") for name, disk in disks.items()}
-            return disks
+                why = "the VM runs on another host"
+            elif domain.has_failed:
+                why = "the VM could not be started here, or not arrive, and may run on another host"
+            else:
+                return disks
+            return {name: disk._replace(why_not=why) for name, disk in disks.items()}
 
     def monitor(self) -> Monitor:
         return LibvirtMonitor.connect(self.uri, self.domain)

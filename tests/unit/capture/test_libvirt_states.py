@@ -26,6 +26,7 @@ RUNS = libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_BOOTED
 OFF = libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN
 LEFT = libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED
 ARRIVING = libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION
+FAILED = libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_FAILED
 POSTCOPY = libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY
 POSTCOPY_FAILED = libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED
 
@@ -33,7 +34,7 @@ POSTCOPY_FAILED = libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_
 class Told:
     """libvirt's connection and its one domain: in this state, for this reason; and whoever listens to what happens to it."""
 
-    def __init__(self, state: tuple[int, int], job: int = libvirt.VIR_DOMAIN_JOB_NONE) -> None:
+    def __init__(self, state: tuple[int, int], job: int | None = libvirt.VIR_DOMAIN_JOB_NONE) -> None:
         self._state = state
         self._job = job
         self.lived: Any = None
@@ -51,6 +52,10 @@ class Told:
         return list(self._state)
 
     def jobInfo(self) -> list[int]:  # noqa: N802 - libvirt's name
+        if self._job is None:
+            refused = libvirt.libvirtError("migration statistics are available only on the source host")
+            refused.err = (libvirt.VIR_ERR_OPERATION_UNSUPPORTED,)
+            raise refused
         return [self._job]
 
     def XMLDesc(self, _flags: int) -> str:  # noqa: N802 - libvirt's name
@@ -92,7 +97,8 @@ def connected(monkeypatch: pytest.MonkeyPatch, told: Told) -> LibvirtMonitor:
         (Told(RUNS), False, True),
         (Told(OFF), True, True),
         (Told(LEFT), True, False),
-        (Told(ARRIVING, libvirt.VIR_DOMAIN_JOB_UNBOUNDED), True, False),
+        (Told(ARRIVING, None), True, False),
+        (Told(FAILED), True, False),  # as where its QEMU does not even begin to wait for it
         (Told(ARRIVING), False, True),  # it was restored from a file, and is to stand still
         (Told(POSTCOPY, libvirt.VIR_DOMAIN_JOB_UNBOUNDED), True, False),
         (Told(POSTCOPY_FAILED), True, False),
