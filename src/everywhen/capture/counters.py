@@ -17,10 +17,11 @@ _PER_CONNECTION = 128
 _SIZE = 65536
 
 # Words of the sink as a whole
-TAKEN, DURABLE, WRITTEN_BYTES, STATE, TAKEN_BYTES, CLOSED, ROLL, ROLLED, BEAT_NS, LET_GO, LETS_GO = range(11)
+TAKEN, DURABLE, WRITTEN_BYTES, STATE, TAKEN_BYTES, CLOSED, ROLL, ROLLED, BEAT_NS, LET_GO, LETS_GO, WORK_BYTES = range(12)
 """Sequence numbers after the newest record that was taken, and that is durable; bytes of spool written; see below; bytes of
 data taken; segments that are closed; how often `protect` asked for the open one to be closed, and how often it was; when
-the sink looked at its sockets last; whether `protect` wants it to let go of its taps, and whether it has."""
+the sink looked at its sockets last; whether `protect` wants it to let go of its taps, and whether it has; bytes that it takes
+to make a point of what was taken: its data, and some for zeroes."""
 # Words of a connection
 RECEIVED, REQUESTS, ANSWERED, OLDEST_NS, WORST_NS, TAP = range(6)
 """The last one: the number after that of the disk whose tap it is; 0 where it is none."""
@@ -75,7 +76,8 @@ class Counters:
         words, at = self._words, _PER_CONNECTION * (2 + connection)
         words[at + RECEIVED] += count
         if requests:
-            words[at + OLDEST_NS] = now_ns
+            # Those before may have been taken, and be unanswered still.
+            words[at + OLDEST_NS] = words[at + OLDEST_NS] or now_ns
             words[at + REQUESTS] += requests
 
     def answered(self, connection: int, requests: int, took_ns: int) -> None:

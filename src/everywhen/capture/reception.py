@@ -24,6 +24,7 @@ from everywhen.capture.counters import (
     STATE,
     TAKEN,
     TAKEN_BYTES,
+    WORK_BYTES,
     WRITTEN_BYTES,
     Counters,
 )
@@ -91,6 +92,11 @@ class Reception:
     def taken_bytes(self) -> int:
         """Bytes of data that were received."""
         return self.counters.get(TAKEN_BYTES)
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes that it takes to make a point of what was received: its data, and some for zeroes."""
+        return self.counters.get(WORK_BYTES)
 
     @property
     def written_bytes(self) -> int:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The sink: an NBD server that answers every write at once and hands it to the spool. One process per VM.
 
+Where the spool falls behind, what was taken is answered later: who waits for answers writes no more than the spool takes.
+
 Exports: `disk-N` for the tap of disk N; `mark-N`, whose writes are marks in the sequence of records; `probe`, to see that it
 answers. It serves no reads: with a minimum block of 1 byte QEMU never needs any. A guest's flushes never come here; a flush is
 answered and means nothing.
@@ -34,6 +36,9 @@ _PROBE = "probe"
 _KINDS = {_TAP: {p.CMD_WRITE: WRITE, p.CMD_WRITE_ZEROES: ZERO}, _MARKS: {p.CMD_WRITE: MARK}, _PROBE: {}}
 """By an export's name up to the dash: what becomes which kind of record."""
 _DONE = {p.CMD_WRITE, p.CMD_WRITE_ZEROES, p.CMD_FLUSH}
+_HELD_NS = 140_000_000
+"""So long an answer is held back at most: the watchdog, which looks every 20 ms, takes the sink away after 200 ms."""
+_LOOK_S, _HELD_LOOK_S = 0.1, 0.005
 
 Take = Callable[[Sequence[Record]], int | None]
 """`SpoolWriter.take`."""
@@ -47,20 +52,24 @@ class _Connection:
     kind: str = ""
     """The export's name up to the dash; '' until the client has chosen one."""
     disk: int = 0
+    held: int = 0
+    """Requests that were taken and are not answered yet."""
+    since_ns: int = 0
+    """When the first of them came."""
 
 
 class Sink:
     """Serves the connections that come over `control`, until it is closed."""
 
     def __init__(
-        self, sizes: list[int], take: Take, counters: Counters, control: socket.socket, rest: Callable[[], None]
+        self, sizes: list[int], take: Take, counters: Counters, control: socket.socket, behind: Callable[[], bool]
     ) -> None:
-        """`sizes`: bytes of each disk; `rest` waits a little when the spool falls behind."""
+        """`sizes`: bytes of each disk; `behind`: whether the spool is."""
         self._exports = {f"{_TAP}-{disk}": Export(size, _FLAGS) for disk, size in enumerate(sizes)}
         self._exports |= {f"{_MARKS}-{disk}": Export(_LONGEST_MARK, 0) for disk in range(len(sizes))}
         self._exports[_PROBE] = Export(0, p.READ_ONLY)
         self._take = take
-        self._rest = rest
+        self._behind = behind
         self._counters = counters
         self._control = control
         self._poll = select.epoll()
@@ -72,20 +81,20 @@ class Sink:
 
     def run(self) -> None:
         """Serve. On return all connections are shut down."""
+        look_s = _LOOK_S
         try:
             while True:
                 self._counters.put(BEAT_NS, monotonic_ns())
                 if self._counters.get(STATE) != FINE or self._counters.get(LET_GO):
                     self._let_go()
-                for descriptor, _ in self._poll.poll(0.1):
+                for descriptor, _ in self._poll.poll(look_s):
                     connection = self._connections.get(descriptor)
                     if connection is None:
                         if not self._welcome():
                             return
                     elif not self._serve(connection):
                         self._end(connection)
-                # What was taken is answered; and once for all connections, or the last of many would wait too long.
-                self._rest()
+                look_s = _HELD_LOOK_S if self._hold() else _LOOK_S
         finally:
             for connection in list(self._connections.values()):
                 self._end(connection)
@@ -118,14 +127,41 @@ class Sink:
                 self._chosen(connection)
             if requests:
                 self._answer(connection, requests)
-            output = connection.session.take_output()
-            if output:
-                connection.socket.sendall(output)
+                connection.since_ns = connection.since_ns or began
+                connection.held += len(requests)
+            if not (connection.held and self._holds_back):
+                self._send(connection)
         except (OSError, p.ProtocolError):
             return False
-        if requests:
-            self._counters.answered(connection.number, len(requests), monotonic_ns() - began)
         return connection.session.phase is not Phase.ENDED
+
+    @property
+    def _holds_back(self) -> bool:
+        """Whether answers wait. What is forgotten waits for nobody."""
+        return not self._lets_go and self._behind()
+
+    def _send(self, connection: _Connection) -> None:
+        """What is to be said, answers that were held above all. Raises OSError."""
+        output = connection.session.take_output()
+        if output:
+            connection.socket.sendall(output)
+        if connection.held:
+            self._counters.answered(connection.number, connection.held, monotonic_ns() - connection.since_ns)
+            connection.held = connection.since_ns = 0
+
+    def _hold(self) -> bool:
+        """Send answers that were held back, when the spool has caught up, or it is time; whether some are held still."""
+        held = [connection for connection in self._connections.values() if connection.held]
+        if not held:
+            return False
+        latest = monotonic_ns() - _HELD_NS if self._holds_back else monotonic_ns()
+        for connection in held:
+            if connection.since_ns <= latest:
+                try:
+                    self._send(connection)
+                except OSError:
+                    self._end(connection)
+        return any(connection.held for connection in self._connections.values())
 
     def _answer(self, connection: _Connection, requests: list[Request]) -> None:
         """Take requests, as long as the spool does."""
@@ -162,6 +198,8 @@ class Sink:
         self._poll.unregister(connection.socket)
         del self._connections[connection.socket.fileno()]
         with suppress(OSError):  # the other side was faster
+            if connection.held:  # what was taken is answered: a write under way at the end endangers QEMU (K5)
+                self._send(connection)
             connection.socket.shutdown(socket.SHUT_RDWR)
         connection.socket.close()
         self._mark(connection, "tap closed")

@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> int:
     clock = SharedClock(order.clock, order.folder) if order.clock else None
     writer = SpoolWriter(order.place(), counters, clock)
     try:
-        Sink(order.sizes, writer.take, counters, socket.socket(fileno=control), writer.rest).run()
+        Sink(order.sizes, writer.take, counters, socket.socket(fileno=control), lambda: writer.behind).run()
     finally:
         writer.close()
     return 0

@@ -4,7 +4,7 @@
 `take` is called by the sink's loop and returns at once; a thread of its own does the rest. A group is closed when it has
 1 MiB or 250 ms have passed; `fdatasync` follows before its oldest record is a second old. When the thread cannot keep up, the
 spool is full or the disk fails, the state says so, nothing more is taken, and the sink lets go of its taps: a guest never waits
-for the spool, but for a `rest` where it writes faster than the host's disk (I-6).
+for the spool, but for a moment where it writes faster than the host's disk (`behind`; I-6).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from everywhen.capture.counters import (
     STATE,
     TAKEN,
     TAKEN_BYTES,
+    WORK_BYTES,
     WRITTEN_BYTES,
     Counters,
 )
@@ -48,10 +49,6 @@ so a record was durable after 0.8 s at most, and after 1.3 s when a whole second
 _FILE_BYTES = 64 << 20
 _WAITING_BYTES = 256 << 20
 """Bytes of memory for what is taken and not yet written, at which the spool counts as too slow."""
-_SLOWEST = 100_000_000
-"""Bytes a second that are taken at least: where the spool stands still, a write of 1 MiB among 16 at once waits for 0.16 s,
-less than until the watchdog trips, and capture is lost after 1.3 s."""
-_REST_S = 0.02
 _RECORD_BYTES = 256
 """About what a record that waits takes in memory beside its data (189 were measured, and lists have room to grow). Zeroes have
 none: a guest that writes them while the host's disk hangs would fill the memory, and nothing would count as too slow."""
@@ -89,7 +86,7 @@ class SpoolWriter:
         self._clock = clock
         self._counters = counters
         self._next = 0
-        self._taken_bytes = 0
+        self._taken_bytes = self._work_bytes = 0
         self._written = 0
         self._open = _Group(0)
         self._closed: list[_Group] = []
@@ -98,8 +95,6 @@ class SpoolWriter:
         self._waiting = 0
         self._lock = threading.Lock()
         self._work = threading.Event()
-        self._room = threading.Event()
-        self._rested_at = 0
         self._ending = False
         self._number = 0
         self._spooled = 0
@@ -135,28 +130,25 @@ class SpoolWriter:
                     size += len(data)
                 else:
                     # Zeroes hold no data, but what is made of them does: some 300 bytes for each block.
-                    self._taken_bytes += length // 256
+                    self._work_bytes += length // 256
             group.bytes += size
             self._waiting += size + len(records) * _RECORD_BYTES
             number = self._next
             self._next += len(records)
             self._taken_bytes += size
+            self._work_bytes += size
             self._counters.put(TAKEN, self._next)
             self._counters.put(TAKEN_BYTES, self._taken_bytes)
+            self._counters.put(WORK_BYTES, self._work_bytes)
             if group.bytes >= _GROUP_BYTES or len(group.records) >= _GROUP_RECORDS:
                 self._close_group()
                 self._work.set()
         return number
 
-    def rest(self) -> None:
-        """Wait for room while more than half of the memory is taken, for so long as what was taken since the last time takes
-        at `_SLOWEST`, and `_REST_S` at most: who writes faster than the spool would lose capture within a second or two."""
-        with self._lock:
-            count, self._rested_at = self._taken_bytes - self._rested_at, self._taken_bytes
-            if self._waiting <= _WAITING_BYTES // 2:
-                return
-            self._room.clear()
-        self._room.wait(min(count / _SLOWEST, _REST_S))
+    @property
+    def behind(self) -> bool:
+        """Whether more than half of the memory is taken: who goes on to write faster loses capture within a second or two."""
+        return self._waiting > _WAITING_BYTES // 2
 
     def _close_group(self) -> None:
         self._closed.append(self._open)
@@ -226,8 +218,6 @@ class SpoolWriter:
         self._unsynced_since = self._unsynced_since or group.began
         with self._lock:
             self._waiting -= group.bytes + len(group.records) * _RECORD_BYTES
-            if self._waiting <= _WAITING_BYTES // 2:
-                self._room.set()
 
     def _begin_file(self, first: int, time_ns: int) -> _SpoolFile:
         self._close_file()

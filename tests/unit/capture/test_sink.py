@@ -77,7 +77,7 @@ def sink() -> Iterator[Running]:
     counters = Counters.create()
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     running = Running(counters, ours)
-    thread = threading.Thread(target=Sink([4096, SIZE], running.take, counters, its, lambda: None).run)
+    thread = threading.Thread(target=Sink([4096, SIZE], running.take, counters, its, lambda: False).run)
     thread.start()
     yield running
     ours.close()

@@ -86,7 +86,8 @@ class Figures:
     point; bytes of data taken and of spool written for them, and those that wait in the spool now; the instant up to which
     every write is known to be durable on this host; within how many nanoseconds the sink answered half of the writes, 99 of
     100, and each one; nanoseconds of processor time that the sink, the watchdog and `protect` have had since they began; for
-    how many seconds the taps stood that came off again with the newest point."""
+    how many seconds the taps stood that came off again with the newest point; bytes that it takes to make a point of all that
+    was taken."""
 
     taken: int
     durable: int
@@ -102,6 +103,7 @@ class Figures:
     watchdog_ns: int = 0
     protect_ns: int = 0
     tapped_s: float = 0.0
+    work_bytes: int = 0
 
 
 class Told(Protocol):

@@ -223,6 +223,7 @@ class Capture:
             durable=reception.durable,
             sealed=position.sequence if position and position.stream == self._stream else 0,
             data_bytes=reception.taken_bytes,
+            work_bytes=reception.work_bytes,
             spool_bytes=reception.written_bytes,
             waiting_bytes=self._spool.size(),
             covered_ns=self.covered_ns,

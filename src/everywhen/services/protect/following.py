@@ -73,7 +73,7 @@ def follow(standing: Standing, order: CaptureOrder, told: Told, time: Time, wish
                     # Who opens a moment of the group must see that nothing is missing up to now.
                     why = _tried(standing.witness, told)
                 why = _tried(standing.ship, told) or why
-            much = figures.taken - figures.sealed > _MOST_RECORDS or figures.data_bytes - at_seal.data_bytes > _MOST_BYTES
+            much = figures.taken - figures.sealed > _MOST_RECORDS or figures.work_bytes - at_seal.work_bytes > _MOST_BYTES
             # What is made by amount alone, or in a hurry, is no reason to freeze a guest.
             if isinstance(wish, Mark):
                 mark, quiet, at_ns = wish.text, True, wish.at_ns

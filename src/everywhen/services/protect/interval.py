@@ -184,7 +184,8 @@ class _ToldOnce:
             self._told.alive()  # a round is measured once, as a whole
             return
         # Nothing of a round is counted on in the next one, and nothing is captured after it; what its processes took adds up.
-        nothing = dict.fromkeys(("taken", "durable", "sealed", "data_bytes", "spool_bytes", "waiting_bytes", "covered_ns"), 0)
+        counted = ("taken", "durable", "sealed", "data_bytes", "work_bytes", "spool_bytes", "waiting_bytes", "covered_ns")
+        nothing = dict.fromkeys(counted, 0)
         self._sink_ns += figures.sink_ns
         self._watchdog_ns += figures.watchdog_ns
         took = {"sink_ns": self._sink_ns, "watchdog_ns": self._watchdog_ns}

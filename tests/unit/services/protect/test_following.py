@@ -113,7 +113,7 @@ def test_a_quiet_vm_ships_and_seals_by_time() -> None:
 
 def test_a_busy_vm_ships_and_seals_by_amount() -> None:
     assert run(World([later(1, spool_bytes=17 << 20)])) == ["ship", "ship", "point"]
-    assert run(World([later(1, data_bytes=300 << 20), later(1, data_bytes=310 << 20)])) == ["point", "ship", "point"]
+    assert run(World([later(1, work_bytes=300 << 20), later(1, work_bytes=310 << 20)])) == ["point", "ship", "point"]
     assert run(World([later(1, taken=100_001)])) == ["point", "ship", "point"]
 
 
