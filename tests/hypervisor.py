@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from everywhen.capture.qmp import MonitorError, QmpMonitor
 from tests.processes import TIED
@@ -22,6 +22,16 @@ def eventually(done: Callable[[], bool], what: str, seconds: float = 20.0) -> No
     while not done():
         assert time.monotonic() < end, f"not within {seconds} s: {what}"
         time.sleep(0.01)
+
+
+def names_of_ours(execute: Callable[..., Any]) -> set[str]:
+    """Names of ours that are left on a QEMU which is asked so: nodes, jobs, exports, bitmaps."""
+    nodes = execute("query-named-block-nodes", {"flat": True})
+    names = {str(node["node-name"]) for node in nodes}
+    names |= {str(bitmap.get("name")) for node in nodes for bitmap in node.get("dirty-bitmaps", [])}
+    names |= {str(job["device"]) for job in execute("query-block-jobs")}
+    names |= {str(export["id"]) for export in execute("query-block-exports")}
+    return {name for name in names if name.startswith("everywhen-")}
 
 
 class Hypervisor:
@@ -129,13 +139,8 @@ class Hypervisor:
         raise AssertionError(f"no disk {disk}")
 
     def ours(self) -> set[str]:
-        """Names of ours that are left on it: nodes, jobs, exports, bitmaps."""
-        nodes = self.monitor.execute("query-named-block-nodes", {"flat": True})
-        names = {str(node["node-name"]) for node in nodes}
-        names |= {str(bitmap.get("name")) for node in nodes for bitmap in node.get("dirty-bitmaps", [])}
-        names |= {str(job["device"]) for job in self.monitor.execute("query-block-jobs")}
-        names |= {str(export["id"]) for export in self.monitor.execute("query-block-exports")}
-        return {name for name in names if name.startswith("everywhen-")}
+        """See `names_of_ours`."""
+        return names_of_ours(self.monitor.execute)
 
     def replace(self, images: list[Path], image_format: str) -> None:
         """Other images for its disks, from its next start on."""

@@ -25,10 +25,9 @@ class LibvirtCapture:
         """`folder`: of the repository, unless there is one. The sockets lie where QEMU, another user, may come."""
         self.guest = guest
         more = {"EVERYWHEN_STATE": str(guest.libvirtd.folder / f"state-{folder.name}")}
+        self.program = Program(folder, str(repository or "repo"), more)
         if repository is None:
-            self.program = Program(folder, more=more).init()
-        else:
-            self.program = Program(folder, more=more | {"EVERYWHEN_REPO": str(repository)})
+            self.program.init()
         state = Path(more["EVERYWHEN_STATE"])
         self._sockets = state / VM
         self.process: subprocess.Popen[str] | None = None

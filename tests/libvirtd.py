@@ -21,7 +21,7 @@ import libvirt
 from everywhen.capture.libvirt_host import Domain, LibvirtHost, NoDomain
 from everywhen.capture.libvirt_monitor import LibvirtMonitor
 from everywhen.capture.qmp import MonitorError
-from tests.hypervisor import QEMU, eventually
+from tests.hypervisor import QEMU, eventually, names_of_ours
 
 _SCRIPT = Path(__file__).with_suffix(".sh")
 
@@ -200,13 +200,8 @@ class Guest:
         assert not said, said
 
     def ours(self) -> set[str]:
-        """Names of ours that are left on it: nodes, jobs, exports, bitmaps."""
-        nodes = self.execute("query-named-block-nodes", {"flat": True})
-        names = {str(node["node-name"]) for node in nodes}
-        names |= {str(bitmap.get("name")) for node in nodes for bitmap in node.get("dirty-bitmaps", [])}
-        names |= {str(job["device"]) for job in self.execute("query-block-jobs")}
-        names |= {str(export["id"]) for export in self.execute("query-block-exports")}
-        return {name for name in names if name.startswith("everywhen-")}
+        """See `names_of_ours`."""
+        return names_of_ours(self.execute)
 
     def content(self, disk: int) -> bytes:
         """What the disk holds, as the file that it has now says."""

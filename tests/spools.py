@@ -11,6 +11,7 @@ from everywhen.capture.sink_process import SinkOrder
 from everywhen.capture.spool_reader import spool_files
 from everywhen.capture.spool_writer import SpoolWriter
 from everywhen.formats.fields import canonical_json
+from everywhen.formats.keyslot import Keyset
 from everywhen.formats.point import RecoveryPoint, Tree
 from everywhen.formats.segment import MARK, WRITE, ZERO
 from everywhen.repository.keys.segment_keys import JournalRecipient
@@ -27,6 +28,23 @@ SIZE = 300_000
 STREAM = "5a" * 16
 VM = Vm("7" * 32, "web1", "web1", "", "", 0)
 WRITES = 17
+NOT_ENCRYPTED = Keyset(b"n" * 32, {})
+
+
+def sink_order(
+    folder: Path,
+    sizes: list[int],
+    keyset: Keyset = NOT_ENCRYPTED,
+    *,
+    repository: bytes = bytes(16),
+    stream: str = "ab" * 16,
+    epoch: int = 1,
+    limit: int = 1 << 30,
+) -> SinkOrder:
+    """To spool writes to disks of these sizes in a folder, for a repository with these keys; as its process reads it."""
+    recipient = JournalRecipient.of(repository, keyset)
+    identity = (recipient.repository.hex(), recipient.generation, recipient.public.hex())
+    return SinkOrder.decode(SinkOrder(sizes, str(folder), limit, stream, epoch, *identity).encode())
 
 
 def states() -> list[bytes]:
@@ -42,11 +60,9 @@ def states() -> list[bytes]:
 
 def spooled(repository: Repository, folder: Path) -> RecoveryPoint:
     """A spool of three segments, the last one torn at its end, as a killed capture leaves it; and its first point."""
-    recipient = JournalRecipient.of(repository.id, repository.unlocked.keyset)
-    identity = (recipient.repository.hex(), recipient.generation, recipient.public.hex())
     counters = Counters.create()
-    order = SinkOrder([SIZE], str(folder), 1 << 30, STREAM, 1, *identity)
-    writer = SpoolWriter(SinkOrder.decode(order.encode()).place(), counters)
+    order = sink_order(folder, [SIZE], repository.unlocked.keyset, repository=repository.id, stream=STREAM)
+    writer = SpoolWriter(order.place(), counters)
 
     def mark(what: str) -> None:
         text = canonical_json({"mark": what})

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from everywhen.capture.qmp import MonitorError, QmpMonitor
-from tests.hypervisor import eventually
+from tests.hypervisor import eventually, names_of_ours
 from tests.processes import TIED
 
 MIB = 1 << 20
@@ -76,13 +76,8 @@ class StorageDaemon:
         self.process.wait()
 
     def ours(self) -> set[str]:
-        """Names of ours that are left on it: nodes, jobs, exports, bitmaps."""
-        nodes = self.monitor.execute("query-named-block-nodes", {"flat": True})
-        names = {str(node["node-name"]) for node in nodes}
-        names |= {str(bitmap.get("name")) for node in nodes for bitmap in node.get("dirty-bitmaps", [])}
-        names |= {str(job["device"]) for job in self.monitor.execute("query-block-jobs")}
-        names |= {str(export["id"]) for export in self.monitor.execute("query-block-exports")}
-        return {name for name in names if name.startswith("everywhen-")}
+        """See `names_of_ours`."""
+        return names_of_ours(self.monitor.execute)
 
     def content(self) -> dict[str, bytes]:
         """What the disks hold; of use while nobody writes."""

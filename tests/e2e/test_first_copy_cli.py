@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bridged import same
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor, eventually
 from tests.program import Program
@@ -81,12 +82,6 @@ def back(program: Program, number: int, moment: str = "") -> bytes:
     path = program.folder / "back.raw"
     program.restore(f"web1/vd{number}{moment}", path, "--overwrite")
     return path.read_bytes()
-
-
-def same(program: Program, hypervisor: Hypervisor) -> None:
-    """The newest point holds what the disks hold."""
-    for number in range(len(SIZES)):
-        assert back(program, number) == hypervisor.content(number), f"disk {number} differs"
 
 
 def test_a_guest_writes_many_times_the_spool_while_it_is_copied(program: Program, hypervisor: Hypervisor) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from everywhen.nbd.connection import NbdConnection, NbdError
+from tests.bridged import same
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor, eventually
 from tests.long_forms import SOAK, in_soak
@@ -175,14 +176,6 @@ def fill(hypervisor: Hypervisor, count: int = 16) -> None:
     noise = hypervisor.folder / "noise"
     noise.write_bytes(random.Random(5).randbytes(count * MIB))
     hypervisor.io(0, f"write -s {noise} {4 * MIB} {count * MIB}")
-
-
-def same(program: Program, hypervisor: Hypervisor) -> None:
-    """The newest point holds what the disks hold."""
-    for number in range(len(SIZES)):
-        path = program.folder / "back.raw"
-        program.restore(f"web1/vd{number}", path, "--overwrite")
-        assert path.read_bytes() == hypervisor.content(number), f"disk {number} differs"
 
 
 def test_a_storage_daemon_with_an_iothread(program: Program, tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from everywhen.capture.libvirt_host import LibvirtHost, LibvirtLate, NoDomain, N
 from everywhen.capture.nodes import DiskNode, NoDisks
 from everywhen.capture.qmp import CommandFailed, MonitorError
 from everywhen.capture.reception import Reception
-from everywhen.capture.sink_process import SinkOrder
 from everywhen.capture.socket_access import ProcessUser, let_connect, let_into
 from everywhen.capture.spool_reader import read_spooled, spool_files
 from everywhen.capture.survey import survey
@@ -32,9 +31,10 @@ from everywhen.formats.ids import PointId
 from everywhen.formats.keyslot import Keyset
 from everywhen.formats.segment import WRITE, SegmentHeader
 from everywhen.repository.keys.cipher import Cipher
-from everywhen.repository.keys.segment_keys import JournalRecipient, open_segment
+from everywhen.repository.keys.segment_keys import open_segment
 from tests.hypervisor import eventually
 from tests.libvirtd import Guest, Libvirtd
+from tests.spools import sink_order
 
 pytestmark = pytest.mark.xdist_group("libvirt")
 MIB = 1 << 20
@@ -58,14 +58,12 @@ def guest(libvirtd: Libvirtd, request: pytest.FixtureRequest) -> Iterator[Guest]
 @contextmanager
 def received(guest: Guest, disks: list[DiskNode]) -> Iterator[Reception]:
     """A sink for these disks, which QEMU is let to."""
-    recipient = JournalRecipient.of(REPOSITORY, KEYSET)
-    identity = (REPOSITORY.hex(), recipient.generation, recipient.public.hex())
     spool, sockets = guest.folder / "spool", guest.folder / "sockets"
     spool.mkdir(exist_ok=True)
     sockets.mkdir(mode=0o700, exist_ok=True)
     user = ProcessUser.of_label(guest.domain.parsed(running=True).owner)
     let_into(sockets, user)
-    order = SinkOrder([disk.size for disk in disks], str(spool), 1 << 30, "ab" * 16, 1, *identity)
+    order = sink_order(spool, [disk.size for disk in disks], KEYSET, repository=REPOSITORY)
     with Reception(sockets / "sink", order) as reception:
         let_connect(reception.socket_path, user)
         yield reception

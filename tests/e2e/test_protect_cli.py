@@ -20,6 +20,8 @@ from everywhen.formats.segment import SegmentHeader
 from everywhen.interfaces.control_socket import NobodyThere, ask
 from everywhen.repository.keys.cipher import Cipher
 from everywhen.repository.keys.segment_keys import open_segment
+from tests.bridged import same
+from tests.captures import child
 from tests.hypervisor import Hypervisor, eventually
 from tests.long_forms import in_soak
 from tests.program import Done, Program, ended
@@ -82,12 +84,6 @@ def restored(program: Program, number: int) -> bytes:
     path = program.folder / "back.raw"
     program.restore(f"web1/vd{number}", path, "--overwrite")
     return path.read_bytes()
-
-
-def same(program: Program, hypervisor: Hypervisor) -> None:
-    """The newest point holds what the disks hold."""
-    for number in range(len(SIZES)):
-        assert restored(program, number) == hypervisor.content(number), f"disk {number} differs"
 
 
 def test_writes_come_back(program: Program, hypervisor: Hypervisor) -> None:
@@ -373,19 +369,6 @@ def spooled(folder: Path) -> int:
         for file in spool_files(folder / "host" / "web1" / "spool")
         for group, _ in read_spooled(file, opener, last=True)
     )
-
-
-def child(parent: int, module: str) -> int:
-    """The process of ours that runs a module, somewhere below `parent`."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_text().split("\0")
-            above = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-        except (OSError, IndexError):
-            continue
-        if above == parent and any(word.endswith(module) for word in words):
-            return int(folder.name)
-    raise AssertionError(f"no {module} below {parent}")
 
 
 def test_a_damaged_spool_is_set_aside_and_capture_goes_on(program: Program, hypervisor: Hypervisor) -> None:

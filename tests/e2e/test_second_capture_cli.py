@@ -49,9 +49,7 @@ def elsewhere(program: Program, tmp_path: Path) -> Program:
     """The same repository as another host would have it open: its own state and caches."""
     # A short name: sockets lie below, and 107 bytes are the kernel's limit for theirs.
     (tmp_path / "b").mkdir()
-    made = Program(tmp_path / "b")
-    made.environment["EVERYWHEN_REPO"] = str(program.repo)
-    return made
+    return Program(tmp_path / "b", str(program.repo))
 
 
 def restored(program: Program, moment: str) -> list[bytes]:

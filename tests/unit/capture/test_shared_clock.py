@@ -13,14 +13,14 @@ import pytest
 from everywhen.capture import spool_writer
 from everywhen.capture.counters import Counters
 from everywhen.capture.shared_clock import SharedClock, join
-from everywhen.capture.sink_process import SinkOrder
 from everywhen.capture.spool_reader import read_spooled, spool_files
 from everywhen.capture.spool_writer import SpoolWriter
 from everywhen.formats.keyslot import Keyset
 from everywhen.formats.segment import WRITE, SegmentHeader
 from everywhen.repository.keys.cipher import Cipher
-from everywhen.repository.keys.segment_keys import JournalRecipient, open_segment
+from everywhen.repository.keys.segment_keys import open_segment
 from tests.shared_clocks import MEMORY, forgotten, page
+from tests.spools import sink_order
 
 SECOND = 10**9
 NOW = 1_700_000_000 * SECOND
@@ -161,13 +161,10 @@ class Spooled:
     """A sink's spool, stamped by a wall clock that the test sets."""
 
     def __init__(self, folder: Path, clock: SharedClock | None) -> None:
-        recipient = JournalRecipient.of(bytes(16), KEYS)
-        identity = (recipient.repository.hex(), recipient.generation, recipient.public.hex())
         folder.mkdir()
         self.folder = folder
         self._counters = Counters.create()
-        order = SinkOrder([1 << 20], str(folder), 1 << 30, "ab" * 16, 1, *identity)
-        self._writer = SpoolWriter(SinkOrder.decode(order.encode()).place(), self._counters, clock)
+        self._writer = SpoolWriter(sink_order(folder, [1 << 20], KEYS).place(), self._counters, clock)
 
     def write(self) -> None:
         self._writer.take([(WRITE, 0, 0, 1, b"x")])

@@ -24,15 +24,15 @@ from everywhen.capture.counters import (
     WORK_BYTES,
     Counters,
 )
-from everywhen.capture.sink_process import SinkOrder
 from everywhen.capture.spool_reader import SpoolDamaged, SpoolFile, read_spooled, spool_files
 from everywhen.capture.spool_writer import Record, SpoolWriter
 from everywhen.formats.errors import Corrupt, UnsupportedVersion
 from everywhen.formats.keyslot import Keyset
 from everywhen.formats.segment import MARK, WRITE, ZERO, SegmentHeader
 from everywhen.repository.keys.cipher import Cipher
-from everywhen.repository.keys.segment_keys import JournalRecipient, open_segment
+from everywhen.repository.keys.segment_keys import open_segment
 from tests.hypervisor import eventually
+from tests.spools import sink_order
 
 REPOSITORY = bytes(range(16))
 KEYSET = Keyset(b"n" * 32, {1: b"a" * 32, 2: b"b" * 32})
@@ -46,10 +46,8 @@ class Spool:
     keyset: Keyset
 
     def writer(self, counters: Counters, *, epoch: int = 1, limit: int = 1 << 30) -> SpoolWriter:
-        recipient = JournalRecipient.of(REPOSITORY, self.keyset)
-        identity = (recipient.repository.hex(), recipient.generation, recipient.public.hex())
-        order = SinkOrder([1 << 20], str(self.folder), limit, "ab" * 16, epoch, *identity)
-        return SpoolWriter(SinkOrder.decode(order.encode()).place(), counters)
+        order = sink_order(self.folder, [1 << 20], self.keyset, repository=REPOSITORY, epoch=epoch, limit=limit)
+        return SpoolWriter(order.place(), counters)
 
     def opener(self, header: SegmentHeader) -> Cipher:
         return open_segment(self.keyset, REPOSITORY, header.cipher, header.generation, header.key)

@@ -16,13 +16,11 @@ from everywhen.block.device import BLOCK_SIZE
 from everywhen.block.patched import Patches
 from everywhen.capture import spool_writer
 from everywhen.capture.counters import CLOSED, DURABLE, FINE, ROLL, ROLLED, STATE, Counters
-from everywhen.capture.sink_process import SinkOrder
 from everywhen.capture.spool_writer import SpoolWriter
 from everywhen.formats.point import Tree
 from everywhen.formats.segment import MARK, WRITE, Group
 from everywhen.repository.disk import PointDisk
 from everywhen.repository.journal import Journal
-from everywhen.repository.keys.segment_keys import JournalRecipient
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import write_point
 from everywhen.services.protect.consuming import Consumer
@@ -32,6 +30,7 @@ from everywhen.services.replay import Replay
 from everywhen.storage.memory import MemoryStore
 from tests.hypervisor import eventually
 from tests.laboratory import World
+from tests.spools import sink_order
 
 STREAM = "ab" * 16
 SIZE = 64 * BLOCK_SIZE
@@ -42,10 +41,9 @@ class Receiving:
     """The spool's writer as protect sees it, without the processes around it."""
 
     def __init__(self, repository: Repository, folder: Path) -> None:
-        recipient = JournalRecipient.of(repository.id, repository.unlocked.keyset)
-        identity = (recipient.repository.hex(), recipient.generation, recipient.public.hex())
         self._counters = Counters.create()
-        self.writer = SpoolWriter(SinkOrder([SIZE], str(folder), LIMIT, STREAM, 1, *identity).place(), self._counters)
+        order = sink_order(folder, [SIZE], repository.unlocked.keyset, repository=repository.id, stream=STREAM, limit=LIMIT)
+        self.writer = SpoolWriter(order.place(), self._counters)
         self.disk = bytearray(SIZE)
         self.taken = 0
         for text in (b'{"mark":"tap opened"}', b'{"mark":"complete"}'):
