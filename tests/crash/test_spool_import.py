@@ -146,7 +146,9 @@ def test_another_line_of_history_makes_no_point(tmp_path: Path, *, captured: boo
                 point, point=making.point, number=2, epoch=epoch, parent=parent_link(repository, point), journal=other
             )
             making.commit(later)
-        made = import_left(repository, folder, [point, later], lambda: None, all_known=True)
+        alive = list[bool]()
+        made = import_left(repository, folder, [point, later], lambda: alive.append(True), all_known=True)
+        assert len(alive) == 3 if captured else len(alive) > 3, "for each file that is shipped, and while a point is made"
         assert (made is None) == captured
         assert spool_files(folder) == []
         assert len(Journal(repository, STREAM).numbers()) == 3

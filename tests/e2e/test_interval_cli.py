@@ -210,12 +210,21 @@ def test_a_raw_disk_with_an_iothread_is_read_beside_qemu(program: Program, tmp_p
 
 
 def test_a_disk_that_would_be_sent_whole_each_time_is_refused(program: Program, tmp_path: Path) -> None:
-    with Hypervisor(tmp_path, SIZES, iothread=True, scsi=True, image_format="qcow2") as running:
-        done = program.run("protect", "web1", "--qmp", running.qmp, "--interval", "1h")
+    """Before a tap is attached to another one, which could be read."""
+    readable = tmp_path / "readable.raw"
+    readable.write_bytes(bytes(MIB))
+    more = ["-blockdev", f"driver=file,node-name=node9,filename={readable}", "-device", "virtio-blk-pci,drive=node9,id=vd9"]
+    with (
+        Hypervisor(tmp_path, SIZES, iothread=True, scsi=True, image_format="qcow2", more=more) as running,
+        MonitorProxy(program.folder / "proxy", running.qmp) as proxy,
+    ):
+        done = program.run("protect", "web1", "--qmp", proxy.path, "--interval", "1h")
         assert done.code == 1, done
         assert "vd0: an iothread serves it" in done.err
         assert "so it is with vd1" in done.err
         assert running.ours() == set()
+        assert not [said for said in proxy.log if "blockdev-mirror" in str(said)]
+        assert [said for said in proxy.log if "query-named-block-nodes" in str(said)]
     assert program.ok("points") == []
 
 

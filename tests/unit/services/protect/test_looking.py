@@ -87,6 +87,7 @@ def sealed(one: Capture, world: World) -> None:
     point = SimpleNamespace(point="p-1", number=1, time_ns=5, journal=None)
     sealer = SimpleNamespace(replay=replay, instant_ns=0, commit=lambda *_: point)
     one._seal(cast("Any", SimpleNamespace(point="p-1")), cast("Any", sealer), None, quiet=True, at_ns=9)
+    assert hasattr(sealer, "alive"), "whoever waits hears that it goes on"
 
 
 @pytest.fixture

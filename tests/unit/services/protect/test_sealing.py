@@ -81,3 +81,16 @@ def test_many_changes_are_taken_in_by_parts(repository: Repository, monkeypatch:
     expected = b"".join(bytes([1 + number]) * 30_000 for number in range(8)).ljust(SIZE, b"\0")
     assert contents(repository, point)["vda"] == expected
     assert point.disks["vda"].bytes_read > 4 * BLOCK_SIZE, "it was taken in more than once"
+
+
+def test_whoever_waits_hears_that_it_goes_on(repository: Repository) -> None:
+    """Systemd ends a service that says nothing for 10 minutes, and a spool that grew for hours takes longer."""
+    heard = list[int]()
+    with write_point(repository, "test", first_copy=True) as writer:
+        sealer = first(repository, writer)
+        sealer.alive = lambda: heard.append(sealer.replay.sequence)
+        for one in FIRST:
+            sealer.feed(one)
+        assert heard == [0, 6]
+        sealer.commit(None, ORIGIN, 0.5)
+    assert set(heard[2:]) == {7}, "while changes are taken in, too"
