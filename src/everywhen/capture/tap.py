@@ -129,6 +129,8 @@ class Tap:
         try:
             bitmaps.guard(self._monitor, self.disk.node)
             self._monitor.execute("blockdev-add", target)
+            while self._monitor.next_event(0, lambda event: self._is_mine(event, _REFUSED, *ENDED)) is not None:
+                pass  # the end of one of the same name that stood before
             self._monitor.execute("blockdev-mirror", job | how)
         except CommandFailed as error:
             # We had a handshake just now: since then the watchdog, on a busy machine, has taken the sink away.
