@@ -109,10 +109,11 @@ def _hang_up(connection: socket.socket) -> None:
 
 
 OURS = "everywhen-"
+SINK = "everywhen-sink-"
 _ASKING = {"qmp_capabilities", "qom-get", "qom-list", "x-debug-query-block-graph"}
 _ACTING = {
     *("blockdev-add", "blockdev-mirror", "blockdev-del", "block-job-cancel", "yank", "transaction"),
-    *("block-job-pause", "block-job-resume", "stop", "cont"),
+    *("block-job-pause", "block-job-resume", "blockdev-reopen", "stop", "cont"),
     *("nbd-server-start", "nbd-server-stop", "block-export-add", "block-export-del"),
 }
 _ACTIONS = {"block-dirty-bitmap-add", "block-dirty-bitmap-merge", "block-dirty-bitmap-remove"}
@@ -145,6 +146,7 @@ class Rules:
                 self._refused(message)
             elif message.kind == "command":
                 self._command(message)
+        self._must(not self._stopped, "whom we stopped goes on", Said("end", "", {}))
         return self._found
 
     def _must(self, holds: bool, rule: str, message: Said) -> None:
@@ -157,6 +159,10 @@ class Rules:
             self._running.discard(self._mirrored)
         elif message.name == "nbd-server-start":
             self._servers -= 1
+        elif message.name == "stop":
+            self._stopped = self._at_rest = False
+        elif message.name == "blockdev-reopen":
+            self._drained = False
 
     def _command(self, message: Said) -> None:
         name, data = message.name, message.data
@@ -169,6 +175,9 @@ class Rules:
         self._must(data["node-name"].startswith(OURS), "our names", message)
         if data["driver"] == "null-co":
             return  # a stand-in; K3: a node on a disk with an iothread would be refused below
+        if data["driver"] == "raw":
+            self._must(data["file"].startswith(SINK), "K3: only on a connection to a sink", message)
+            return
         if data["driver"] == "vpc":  # an empty image, for which QEMU refuses to migrate during a push
             self._must(data["read-only"] is True and data["file"]["read-only"] is True, "nothing is written to it", message)
             self._stays.add(data["node-name"])
@@ -184,8 +193,8 @@ class Rules:
             self._pushes.add(self._mirrored)
         self._must(data["sync"] == "none" or bool(self._stays), "K4: not migrated during a push", message)
         at_error = "report" if data["sync"] == "none" else "stop"
-        how = (data["copy-mode"], data["on-target-error"], data["job-id"] == data["target"])
-        self._must(how == ("write-blocking", at_error, True), "every write; K5: no push ends by itself", message)
+        how = (data["copy-mode"], data["on-target-error"], data["on-source-error"], data["job-id"] == data["target"])
+        self._must(how == ("write-blocking", at_error, "stop", True), "every write; K5: no push ends by itself", message)
         self._must(data["job-id"].startswith(OURS) and data["filter-node-name"].startswith(OURS), "our names", message)
 
     def _block_job_pause(self, message: Said, data: dict[str, Any]) -> None:
@@ -209,6 +218,12 @@ class Rules:
         self._must(data["device"] in self._paused | self._pushes, "K5: until now it could not end by itself", message)
         self._must(self._drained, "K5: where a write has failed others may be under way", message)
         self._drained = False
+
+    def _blockdev_reopen(self, message: Said, data: dict[str, Any]) -> None:
+        """It drains."""
+        names = [(option["driver"], option["node-name"].startswith(OURS)) for option in data["options"]]
+        self._must(names == [("raw", True)] and data["options"][0]["file"].startswith(OURS), "only a tap's node", message)
+        self._drained = True
 
     def _stop(self, message: Said, data: dict[str, Any]) -> None:
         self._stopped = self._at_rest = True
@@ -239,7 +254,6 @@ class Rules:
         self._servers = max(0, self._servers - 1)
 
     def _transaction(self, message: Said, data: dict[str, Any]) -> None:
-        self._drained = True
         for action in data["actions"]:
             inner = action["data"]
             self._must(action["type"] in _ACTIONS, "only bitmaps are changed together", message)

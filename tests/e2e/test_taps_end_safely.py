@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
@@ -20,7 +20,7 @@ from everywhen.capture import leftovers
 from everywhen.capture.nodes import find_disks
 from everywhen.capture.qmp import MonitorError, QmpMonitor
 from everywhen.capture.reception import Reception
-from everywhen.capture.tap import Tap, all_stand
+from everywhen.capture.tap import Tap, TapEnded, all_stand
 from tests.hypervisor import eventually
 from tests.receptions import reception
 
@@ -32,11 +32,21 @@ LATENCY_NS = 5_000_000
 class SlowDisk:
     """A storage daemon with a large slow disk that holds nothing, and somebody who writes to it, 16 requests at once."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, readable: bool = True) -> None:
         self.qmp, serves = folder / "qmp.sock", folder / "nbd.sock"
         command = ["qemu-storage-daemon", "--chardev", f"socket,id=qmp,path={self.qmp},server=on,wait=off"]
         command += ["--monitor", "chardev=qmp", "--nbd-server", f"addr.type=unix,addr.path={serves}"]
-        command += ["--blockdev", f"driver=null-co,node-name=disk,size={SIZE},latency-ns={LATENCY_NS}"]
+        if readable:
+            command += ["--blockdev", f"driver=null-co,node-name=disk,size={SIZE},latency-ns={LATENCY_NS}"]
+        else:
+            with (folder / "disk").open("wb") as file:
+                file.write(bytes(range(256)) * 4096)
+                file.truncate(SIZE)
+            command += ["--object", f"throttle-group,id=slow,x-iops-write={16 * 10**9 // LATENCY_NS}"]
+            command += ["--blockdev", f"driver=file,node-name=file,filename={folder / 'disk'}"]
+            broken = "inject-error.0.event=none,inject-error.0.iotype=read,inject-error.0.errno=5"
+            command += ["--blockdev", f"driver=blkdebug,node-name=broken,image=file,{broken}"]
+            command += ["--blockdev", "driver=throttle,node-name=disk,throttle-group=slow,file=broken"]
         command += ["--export", "type=nbd,id=disk,node-name=disk,name=disk,writable=on"]
         self.daemon = subprocess.Popen(command)
         eventually(serves.exists, "the disk is served")
@@ -60,10 +70,16 @@ def disk(tmp_path: Path) -> Iterator[SlowDisk]:
 
 
 @contextmanager
+def tap_for(disk: SlowDisk, folder: Path) -> Iterator[tuple[QmpMonitor, Reception, Tap]]:
+    """Not attached yet."""
+    with QmpMonitor.connect(str(disk.qmp)) as monitor, reception(folder, [SIZE]) as sink:
+        yield monitor, sink, Tap(monitor, find_disks(monitor)[0], 0)
+
+
+@contextmanager
 def tapped(disk: SlowDisk, folder: Path) -> Iterator[tuple[QmpMonitor, Reception, Tap]]:
     """With writes on their way to the sink."""
-    with QmpMonitor.connect(str(disk.qmp)) as monitor, reception(folder, [SIZE]) as sink:
-        tap = Tap(monitor, find_disks(monitor)[0], 0)
+    with tap_for(disk, folder) as (monitor, sink, tap):
         tap.attach(str(sink.socket_path))
         began = sink.taken
         eventually(lambda: sink.taken > began + 100, "writes come")
@@ -102,6 +118,58 @@ def test_the_sink_is_lost(disk: SlowDisk, tmp_path: Path, number: signal.Signals
             assert not all_stand(monitor, [tap])
             leftovers.clear(monitor, answered=False)
             goes_on(disk, monitor)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_sink_is_lost_as_the_tap_is_attached(
+    disk: SlowDisk, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """QEMU needs no answer of its to make the job ready, and then it is paused."""
+    for attempt in range(3):
+        with tap_for(disk, tmp_path / str(attempt)) as (monitor, sink, tap):
+            execute = monitor.execute
+
+            def losing(name: str, *arguments: Any, execute: Any = execute, pid: int = sink.sink.pid, **more: Any) -> Any:
+                if name == "blockdev-mirror":
+                    os.kill(pid, number)
+                return execute(name, *arguments, **more)
+
+            with monkeypatch.context() as patch, suppress(TapEnded):
+                patch.setattr(monitor, "execute", losing)
+                tap.attach(str(sink.socket_path))
+            eventually(lambda: not sink.alive, "the watchdog has taken it away")
+            leftovers.clear(monitor, answered=False)
+            goes_on(disk, monitor)
+
+
+def test_another_tap_follows_on_the_same_monitor(disk: SlowDisk, tmp_path: Path) -> None:
+    """What is still told of the one that was lost is not of it: it has the same name."""
+    with QmpMonitor.connect(str(disk.qmp)) as monitor:
+        for number in range(3):
+            with reception(tmp_path / str(number), [SIZE]) as sink:
+                tap = Tap(monitor, find_disks(monitor)[0], 0)
+                tap.attach(str(sink.socket_path))
+                eventually(lambda: sink.taken > 100, "writes come")
+                assert tap.ended(0) is None
+                sink.sink.kill()
+                eventually(lambda: not sink.alive, "it is noticed")
+            leftovers.clear(monitor, answered=False)
+        goes_on(disk, monitor)
+
+
+def test_a_disk_that_cannot_be_read_is_no_end_of_its_push(tmp_path: Path) -> None:
+    with SlowDisk(tmp_path, readable=False) as disk:
+        with tap_for(disk, tmp_path / "first") as (monitor, sink, tap):
+            tap.push(str(sink.socket_path), 1 << 30)
+            eventually(lambda: (tap.ended(0) or "") == "it cannot be read", "it pauses")
+            assert [job["status"] for job in monitor.execute("query-block-jobs")] == ["paused"]
+            began = sink.taken
+            eventually(lambda: sink.taken > began + 100, "writes come all the same")
+            disk.writer.kill()  # a storage daemon has no guest that could be stopped
+            disk.writer.wait()
+            assert sink.let_go()
+            leftovers.clear(monitor, answered=True)
+        assert disk.daemon.poll() is None
 
 
 def test_what_a_killed_run_leaves(disk: SlowDisk, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from everywhen.capture import bitmaps, leftovers
+from everywhen.capture import bitmaps, leftovers, tap
 from everywhen.capture.nodes import DiskNode, NoDisks
 from everywhen.capture.qmp import CommandFailed, Event, Monitor, MonitorError
 from everywhen.capture.survey import survey
@@ -99,8 +99,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
         execute = running.monitor.execute
         bitmaps.begin(running.monitor, {"node0": "vd0", "node1": "vd1"}, POINT)
         bitmaps.freeze(running.monitor, "node1", bitmaps.recordings(running.monitor, "node1")[0])
-        for target in ("everywhen-tap-0", "theirs"):
+        for target in ("everywhen-sink-0", "theirs"):
             execute("blockdev-add", {"driver": "null-co", "node-name": target, "size": MIB})
+        execute("blockdev-add", {"driver": "raw", "node-name": "everywhen-tap-0", "file": "everywhen-sink-0"})
         ours = {"job-id": "everywhen-tap-0", "device": "node0", "target": "everywhen-tap-0", "sync": "none"}
         execute("blockdev-mirror", {**ours, "filter-node-name": "everywhen-filter-0"})
         execute("blockdev-backup", {"job-id": "theirs", "device": "node9", "target": "theirs", "sync": "none"})
@@ -110,7 +111,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
         use(recording)
         assert running.ours() == {f"everywhen-{POINT}-vd{number}" for number in range(2)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(leftovers, "_END_S", 0.0)  # what always answers the same has jobs that never end
+        patch.setattr(tap, "_END_S", 0.0)  # what always answers the same has jobs that never end
         yield recording.kept
 
 

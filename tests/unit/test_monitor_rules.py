@@ -18,6 +18,7 @@ MIRROR = {
     "sync": "none",
     "copy-mode": "write-blocking",
     "on-target-error": "report",
+    "on-source-error": "stop",
     "filter-node-name": "everywhen-filter-0",
 }
 EXPORT = {"type": "nbd", "id": "everywhen-export", "node-name": "node0", "writable": False}
@@ -36,7 +37,7 @@ def bitmap(action: str, **data: Any) -> Said:
 ENDED = Said("event", "BLOCK_JOB_COMPLETED", {"device": TAP})
 ADDED = [command("blockdev-add", **ADD), command("blockdev-mirror", **MIRROR)]
 ATTACHED = [*ADDED, command("block-job-pause", **JOB)]
-DRAIN = command("transaction", actions=[])
+DRAIN = command("blockdev-reopen", options=[{"driver": "raw", "node-name": TAP, "file": "everywhen-nothing-0"}])
 RESUME, CANCEL, FORCE = (
     command("block-job-resume", **JOB),
     command("block-job-cancel", **JOB),
@@ -68,7 +69,7 @@ def test_a_record_as_it_must_be(log: list[Said]) -> None:
     [
         ([command("blockdev-add", **ADD | {"driver": "copy-before-write"})], "K2"),
         ([command("qom-set", path="/machine/x", property="drive", value="cbw")], "K2"),
-        ([command("blockdev-reopen")], "K2"),
+        ([command("blockdev-reopen", options=[{"driver": "raw", "node-name": "node0", "file": TAP}])], "only a tap's node"),
         ([command("cont")], "stopped by us"),
         ([command("block-export-add", **EXPORT | {"node-name": "node1"})], "K1"),
         ([command("block-export-add", **EXPORT | {"writable": True})], "only to be read"),
@@ -84,7 +85,11 @@ def test_a_record_as_it_must_be(log: list[Said]) -> None:
         ([*ATTACHED, DRAIN, CANCEL, ENDED, *ATTACHED, CANCEL], "K5"),
         ([*ATTACHED, RUNNING, FORCE], "K5"),
         ([*ATTACHED, RUNNING, command("stop"), command("cont"), FORCE], "K5"),
+        ([*ADDED, RUNNING, command("stop"), Said("refusal", "stop", {}), FORCE], "K5"),
+        ([*ADDED, RUNNING, command("stop"), FORCE], "goes on"),
         ([command("blockdev-mirror", **MIRROR | {"on-target-error": "stop"})], "K5"),
+        ([command("blockdev-mirror", **MIRROR | {"on-source-error": "report"})], "K5"),
+        ([command("blockdev-add", driver="raw", **{"node-name": TAP, "file": "node0"})], "K3"),
         ([command("blockdev-mirror", **MIRROR | {"copy-mode": "background"})], "every write"),
         ([command("blockdev-mirror", **MIRROR | {"sync": "full", "on-target-error": "stop"})], "K4"),
         ([command("nbd-server-stop")], "only our server"),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
@@ -20,7 +19,7 @@ import libvirt
 import libvirt_qemu
 
 from everywhen.capture.libvirt_host import LibvirtHost, NotRunning, within
-from everywhen.capture.qmp import MOST_EVENTS, CommandFailed, Event, MonitorError, is_heard
+from everywhen.capture.qmp import CommandFailed, Event, Heard, MonitorError
 from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json, mapping, parse_json, text
 
@@ -47,7 +46,7 @@ class LibvirtMonitor:
         self._host = host
         self._domain = host.domain(name)
         self._arrived = threading.Condition()
-        self._events: deque[Event] = deque(maxlen=MOST_EVENTS)
+        self._events = Heard()
         self._gone: str | None = None
         if not self._domain.runs:
             raise NotRunning(f'the domain "{name}" is not running')
@@ -109,10 +108,8 @@ class LibvirtMonitor:
         end = monotonic() + timeout
         with self._arrived:
             while True:
-                for event in self._events:
-                    if wanted(event):
-                        self._events.remove(event)
-                        return event
+                if (event := self._events.take(wanted)) is not None:
+                    return event
                 if self._gone is not None:
                     raise MonitorError(self._gone)
                 left = end - monotonic()
@@ -123,15 +120,13 @@ class LibvirtMonitor:
     def _hear(self, _connection: object, _domain: object, *parts: Any) -> None:  # noqa: ANN401 - what libvirt passes
         """In the thread of events: something happened in QEMU."""
         name, _, _, details, _ = parts
-        if not is_heard(name):
-            return
         try:
             data = parse_json("an event", details.encode()) if details else {}
         except Corrupt:
             self._lose(f"no QMP monitor: the event {name} cannot be read")
             return
         with self._arrived:
-            self._events.append(Event(str(name), data))
+            self._events.add(Event(str(name), data))
             self._arrived.notify()
 
     def _lived(self, _connection: object, _domain: object, event: int, detail: int, _nothing: object) -> None:

@@ -13,6 +13,7 @@ import select
 import socket
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
@@ -25,6 +26,7 @@ MOST_EVENTS = 4096
 """Events that nobody has asked for yet; the oldest go."""
 _HEARD = ("BLOCK_JOB_", "BLOCK_EXPORT_", "DEVICE_DELETED", "SHUTDOWN", "STOP", "RESUME", "RESET")
 """How those begin that anybody here asks for."""
+_FAILING = "BLOCK_JOB_ERROR"
 _LONGEST_LINE = 16 << 20
 """query-named-block-nodes of a VM with a hundred disks is 0.5 MB."""
 
@@ -57,10 +59,40 @@ class Event(NamedTuple):
     data: Json
 
 
-def is_heard(event: str) -> bool:
-    """Whether an event of that name is kept. Some a guest can cause as often as it likes (BLOCK_IO_ERROR): they would push out
-    the one that says that a tap has ended, and writes that nobody received would be taken for captured."""
-    return event.startswith(_HEARD)
+class Heard:
+    """Events that nobody has asked for yet.
+
+    Some a guest can cause as often as it likes: they would push out the one that says that a tap has ended, and writes that
+    nobody received would be taken for captured. So BLOCK_IO_ERROR and the like are not kept, and of the errors of a job, of
+    which a push that has lost its sink tells with every write, only one is.
+    """
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque(maxlen=MOST_EVENTS)
+        self._failing: set[object] = set()
+
+    def add(self, event: Event) -> None:
+        """It happened."""
+        if event.name == _FAILING:
+            job = event.data.get("device")
+            if not isinstance(job, str) or job in self._failing:
+                return
+            self._failing.add(job)
+        if event.name.startswith(_HEARD):
+            self._events.append(event)
+
+    def oldest(self, wanted: Callable[[Event], bool]) -> Event | None:
+        """The oldest that is wanted."""
+        return next((event for event in self._events if wanted(event)), None)
+
+    def take(self, wanted: Callable[[Event], bool]) -> Event | None:
+        """The same, taken out."""
+        event = self.oldest(wanted)
+        if event is not None:
+            self._events.remove(event)
+            if event.name == _FAILING:
+                self._failing.discard(event.data.get("device"))
+        return event
 
 
 class Answer(NamedTuple):
@@ -114,7 +146,7 @@ class QmpSession:
 
 
 class Monitor(Protocol):
-    """A connected monitor, for one thread. Events that `is_heard` are kept for `next_event`."""
+    """A connected monitor, for one thread. Events are `Heard`."""
 
     def __enter__(self) -> Self: ...
 
@@ -137,7 +169,7 @@ class QmpMonitor:
         """Take over a socket whose other end is a QMP monitor; waits for its greeting. Raises MonitorError."""
         self._socket = connection
         self._session = QmpSession()
-        self._events: deque[Event] = deque(maxlen=MOST_EVENTS)
+        self._events = Heard()
         self._answers: dict[int, Answer] = {}
         self.timeout = timeout
         connection.setblocking(False)
@@ -194,17 +226,9 @@ class QmpMonitor:
     def next_event(self, timeout: float, wanted: Callable[[Event], bool] = lambda _: True) -> Event | None:
         """The oldest event that is wanted, taken out; None when none comes in time. Raises MonitorError."""
 
-        def found() -> Event | None:
-            return next((event for event in self._events if wanted(event)), None)
-
-        try:
-            self._wait(lambda: found() is not None, timeout)
-        except TimeoutError:
-            return None
-        event = found()
-        if event is not None:
-            self._events.remove(event)
-        return event
+        with suppress(TimeoutError):
+            self._wait(lambda: self._events.oldest(wanted) is not None, timeout)
+        return self._events.take(wanted)
 
     def _send(self, line: bytes) -> None:
         self._socket.settimeout(self.timeout)
@@ -234,8 +258,8 @@ class QmpMonitor:
             for item in received:
                 if isinstance(item, Answer):
                     self._answers[item.number] = item
-                elif is_heard(item.name):
-                    self._events.append(item)
+                else:
+                    self._events.add(item)
 
 
 class _Late(MonitorBusy, TimeoutError):

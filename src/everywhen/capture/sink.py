@@ -4,11 +4,11 @@
 Where the spool falls behind, what was taken is answered later: who waits for answers writes no more than the spool takes.
 
 Exports: `disk-N` for the tap of disk N; `mark-N`, whose writes are marks in the sequence of records; `probe`, to see that it
-answers. It serves no reads: with a minimum block of 1 byte QEMU never needs any. A guest's flushes never come here; a flush is
-answered and means nothing.
+answers. It serves no reads: with a minimum block of 1 byte QEMU never needs any. A guest's flushes never come here, and it
+offers none: so QEMU needs no answer of ours to end a job, to save the guest, or to take the sink out of the tap (K5).
 
-It lets go of its taps when it is told to, and when the spool takes no more: the journal says that they are closed, and what
-comes after that is answered and forgotten, until they are taken off. Hanging up on them endangers QEMU (K5).
+It lets go of its taps when it is told to, and when the spool takes no more: the journal says that they are closed, where there
+is room for that, and what comes after it is answered and forgotten, until they are taken off. Hanging up endangers QEMU (K5).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from everywhen.formats.segment import MARK, WRITE, ZERO
 from everywhen.nbd import protocol as p
 from everywhen.nbd.server import Export, Phase, Request, ServerSession
 
-_FLAGS = p.SEND_FLUSH | p.SEND_FUA | p.SEND_WRITE_ZEROES | p.SEND_FAST_ZERO
+_FLAGS = p.SEND_WRITE_ZEROES | p.SEND_FAST_ZERO
 _RECEIVE = 1 << 20
 _TAP, _MARKS = "disk", "mark"
 _LONGEST_MARK = 64 << 10
@@ -35,7 +35,7 @@ _LONGEST_MARK = 64 << 10
 _PROBE = "probe"
 _KINDS = {_TAP: {p.CMD_WRITE: WRITE, p.CMD_WRITE_ZEROES: ZERO}, _MARKS: {p.CMD_WRITE: MARK}, _PROBE: {}}
 """By an export's name up to the dash: what becomes which kind of record."""
-_DONE = {p.CMD_WRITE, p.CMD_WRITE_ZEROES, p.CMD_FLUSH}
+_DONE = {p.CMD_WRITE, p.CMD_WRITE_ZEROES}
 _HELD_NS = 140_000_000
 """So long an answer is held back at most: the watchdog, which looks every 20 ms, takes the sink away after 200 ms."""
 _LOOK_S, _HELD_LOOK_S = 0.1, 0.005

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from time import monotonic
 
 from everywhen.capture import answers, bitmaps
 from everywhen.capture.nodes import OURS, DiskNode
@@ -26,8 +27,13 @@ _OPEN_TIMEOUT_S = 2
 _READY_S = 10.0
 _PUSHED_AT_ONCE = 4 << 20
 """Bytes of a push that are under way. QEMU's default is 16 MiB, and a guest's write waits for those before it."""
+_END_S, _LOOK_S, _LATE_S = 10.0, 0.05, 1.0
+_MOST = 100
+"""Events of one job: it becomes ready, fails, ends."""
 READY = ("ready", "standby")
 """States of a job that forwards writes, and has nothing else to do; in the second one it is paused."""
+TAP, SINK = f"{OURS}tap-", f"{OURS}sink-"
+"""Begins of names: of a job and the node that it writes to; of the connection to the sink, on which that node stands."""
 ENDED = ("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
 _REFUSED = "BLOCK_JOB_ERROR"
 
@@ -47,7 +53,7 @@ class Tap:
         self._monitor = monitor
         self.disk = disk
         self.number = number
-        self.name = f"{OURS}tap-{number}"
+        self.name = f"{TAP}{number}"
         self.refused = False
         """Whether it is known that a write could not be sent."""
 
@@ -72,15 +78,15 @@ class Tap:
         except CommandFailed as error:
             why = "must be sent by its tap, and QEMU does not keep its VM from moving meanwhile"
             raise TapFailed(f"{self.disk.device} {why}: {error}") from error
-        # It cannot be paused, or nothing would be pushed: with "stop" it pauses where it would end otherwise.
+        # It cannot be paused, or nothing would be pushed: with "stop" it pauses where it would end otherwise (K5).
         how = {"sync": "full", "speed": rate, "buf-size": _PUSHED_AT_ONCE, "on-target-error": "stop"}
         self._begin(socket_path, how)
 
     def is_ready(self, timeout: float) -> bool:
         """Wait so long until all that it has to send is sent; whether it is. Raises TapFailed, MonitorError."""
-        event = self._monitor.next_event(timeout, lambda event: self._is_mine(event, "BLOCK_JOB_READY", *ENDED))
+        event = self._monitor.next_event(timeout, lambda event: self._is_mine(event, "BLOCK_JOB_READY", _REFUSED, *ENDED))
         if event is not None and event.name != "BLOCK_JOB_READY":
-            raise TapEnded(f"{self.disk.device}: {event.data.get('error', 'the job ended')}")
+            raise TapEnded(f"{self.disk.device}: {self._why(event)}")
         return event is not None
 
     def sent_all(self) -> None:
@@ -110,7 +116,7 @@ class Tap:
         NbdConnection(socket_path, "probe", timeout=_HANDSHAKE_S).close()
         target = {
             "driver": "nbd",
-            "node-name": self.name,
+            "node-name": f"{SINK}{self.number}",
             "server": {"type": "unix", "path": socket_path},
             "export": f"disk-{self.number}",
             "open-timeout": _OPEN_TIMEOUT_S,
@@ -118,19 +124,21 @@ class Tap:
             "discard": "unmap",
             "detect-zeroes": "unmap",
         }
+        # What stands on it can be changed while the job goes on (`leftovers`).
+        node = {"driver": "raw", "node-name": self.name, "file": f"{SINK}{self.number}", "discard": "unmap"}
         job = {
             "job-id": self.name,
             "device": self.disk.node,
             "target": self.name,
             "copy-mode": "write-blocking",
             "granularity": _GRANULARITY,
+            "on-source-error": "stop",
             "filter-node-name": f"{OURS}filter-{self.number}",
         }
         try:
             bitmaps.guard(self._monitor, self.disk.node)
             self._monitor.execute("blockdev-add", target)
-            while self._monitor.next_event(0, lambda event: self._is_mine(event, _REFUSED, *ENDED)) is not None:
-                pass  # the end of one of the same name that stood before
+            self._monitor.execute("blockdev-add", node)
             self._monitor.execute("blockdev-mirror", job | how)
         except CommandFailed as error:
             # We had a handshake just now: since then the watchdog, on a busy machine, has taken the sink away.
@@ -143,7 +151,13 @@ class Tap:
         if event is None:
             return None
         self.refused = self.refused or event.name == _REFUSED
-        return "a write could not be sent" if event.name == _REFUSED else str(event.data.get("error", "it was cancelled"))
+        return self._why(event)
+
+    @staticmethod
+    def _why(event: Event) -> str:
+        if event.name != _REFUSED:
+            return str(event.data.get("error", "it was cancelled"))
+        return "it cannot be read" if event.data.get("operation") == "read" else "a write could not be sent"
 
     def _is_mine(self, event: Event, *names: str) -> bool:
         return event.name in names and event.data.get("device") == self.name
@@ -164,3 +178,20 @@ def all_stand(monitor: Monitor, taps: Iterable[Tap]) -> bool:
         return node is None or any(one.is_of_job and one.granularity == _GRANULARITY and one.count for one in node.bitmaps)
 
     return all(tap.name in ready and not owes(tap) for tap in taps)
+
+
+def has_ended(monitor: Monitor, job: str) -> bool:
+    """Wait until a job has ended, and what is told of it was heard: a later one has its name. Whether it has.
+
+    Raises MonitorError, CommandFailed.
+    """
+    end, there, told = monotonic() + _END_S, True, False
+    while not told and (now := monotonic()) < end:
+        if there and all(job != one.name for one in answers.jobs(monitor)):
+            there, end = False, min(end, now + _LATE_S)  # libvirt tells of events later than it answers
+        event = monitor.next_event(_LOOK_S, lambda event: event.name in ENDED and event.data.get("device") == job)
+        told = event is not None
+    for _ in range(_MOST):
+        if monitor.next_event(0, lambda event: event.data.get("device") == job) is None:
+            break
+    return told or not there

@@ -12,7 +12,17 @@ from contextlib import contextmanager
 import pytest
 
 from everywhen.capture.nodes import DiskNode
-from everywhen.capture.qmp import MOST_EVENTS, Answer, CommandFailed, Event, MonitorBusy, MonitorError, QmpMonitor, QmpSession
+from everywhen.capture.qmp import (
+    MOST_EVENTS,
+    Answer,
+    CommandFailed,
+    Event,
+    Heard,
+    MonitorBusy,
+    MonitorError,
+    QmpMonitor,
+    QmpSession,
+)
 from everywhen.capture.tap import Tap
 from everywhen.formats.errors import Corrupt
 
@@ -146,3 +156,21 @@ def test_a_monitor_whose_answer_is_late_is_busy_and_goes_on() -> None:
             monitor.execute("slow", timeout=0.05)
         asked.set()
         assert monitor.execute("next") == "next"
+
+
+def test_a_job_that_fails_with_every_write_pushes_nothing_out() -> None:
+    """A push that has lost its sink does (docs/capture.md, "Taking taps off")."""
+    heard = Heard()
+    heard.add(Event("SHUTDOWN", {}))
+    for _ in range(MOST_EVENTS + 1):
+        heard.add(Event("BLOCK_JOB_ERROR", {"device": "a", "operation": "write"}))
+    heard.add(Event("BLOCK_JOB_ERROR", {"device": "b"}))
+    taken = [heard.take(lambda _: True) for _ in range(4)]
+    assert [event and (event.name, event.data.get("device")) for event in taken] == [
+        ("SHUTDOWN", None),
+        ("BLOCK_JOB_ERROR", "a"),
+        ("BLOCK_JOB_ERROR", "b"),
+        None,
+    ]
+    heard.add(Event("BLOCK_JOB_ERROR", {"device": "a"}))
+    assert heard.take(lambda _: True) is not None, "it fails anew"

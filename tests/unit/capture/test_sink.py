@@ -44,6 +44,7 @@ class Running:
 
     def take(self, records: Sequence[Record]) -> int | None:
         if len(records) > self.room:
+            self.room = 0  # a spool that is full stays full
             return None
         self.room -= len(records)
         self.batches += 1
@@ -90,13 +91,16 @@ WRITES = (
     request(p.CMD_WRITE, 5, 512, b"first"),
     request(p.CMD_WRITE_ZEROES, 6, 4096, length=1 << 29),
     request(p.CMD_WRITE, 7),
-    request(p.CMD_FLUSH, 8),
+    request(p.CMD_FLUSH, 8),  # it offers none
     request(p.CMD_WRITE, 9, 1024, b"second"),
 )
 
 
+ANSWERED_SO = [(5, 0), (6, 0), (7, 0), (8, p.EINVAL), (9, 0)]
+
+
 def test_all_in_one_piece_lies_in_order_between_the_marks_of_its_tap(sink: Running) -> None:
-    assert sink.answers(chosen("disk-1") + b"".join(WRITES) + request(p.CMD_DISC, 10)) == [(n, 0) for n in range(5, 10)]
+    assert sorted(sink.answers(chosen("disk-1") + b"".join(WRITES) + request(p.CMD_DISC, 10))) == ANSWERED_SO
     assert sink.said() == [
         "tap opened",
         (WRITE, 1, 512, 5, b"first"),
@@ -105,13 +109,13 @@ def test_all_in_one_piece_lies_in_order_between_the_marks_of_its_tap(sink: Runni
         "tap closed",
     ]
     assert sink.batches == 3
-    assert (sink.counters.of(0, ANSWERED), sink.counters.of(0, OLDEST_NS)) == (5, 0)
+    assert (sink.counters.of(0, ANSWERED), sink.counters.of(0, OLDEST_NS)) == (4, 0)
 
 
 def test_one_by_one_the_same_is_taken(sink: Running) -> None:
     """Also with each request's header and data apart, as QEMU sends them."""
     pieces = [piece for one in WRITES for piece in (one[: p.REQUEST.size], one[p.REQUEST.size :]) if piece]
-    assert sink.answers(chosen("disk-1"), *pieces) == [(n, 0) for n in range(5, 10)]
+    assert sorted(sink.answers(chosen("disk-1"), *pieces)) == ANSWERED_SO
     assert [one[1:3] for one in sink.said()[1:-1]] == [(1, 512), (1, 4096), (1, 1024)]
     assert sink.counters.of(0, RECEIVED) == len(chosen("disk-1")) + sum(map(len, WRITES))
 
@@ -127,11 +131,11 @@ def test_a_mark_is_a_mark(sink: Running) -> None:
     assert sink.said() == ["quiet"]
 
 
-def test_what_finds_no_room_is_answered_and_the_tap_is_closed_before_it(sink: Running) -> None:
-    """Hung up on, QEMU would be in danger (K5)."""
+def test_what_finds_no_room_is_answered_and_forgotten(sink: Running) -> None:
+    """Hung up on, QEMU would be in danger (K5). The spool has no room for a mark that the tap is closed, either."""
     sink.room = 3
     assert sink.answers(chosen("disk-1") + WRITES[0] + WRITES[1] + WRITES[4]) == [(5, 0), (6, 0), (9, 0)]
-    assert sink.said() == ["tap opened", "tap closed"]
+    assert sink.said() == ["tap opened"]
     assert sink.counters.get(LETS_GO) == 1
 
 

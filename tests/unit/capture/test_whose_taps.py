@@ -17,7 +17,7 @@ class Tapped:
 
     def __init__(self, socket: str) -> None:
         image = {"virtual-size": 1 << 20, "filename": f"nbd+unix:///disk-0?socket={socket}"}
-        self._node = {"node-name": "everywhen-tap-0", "drv": "nbd", "image": image}
+        self._node = {"node-name": "everywhen-sink-0", "drv": "nbd", "image": image}
 
     def execute(self, name: str, arguments: Any = None, *, timeout: float | None = None) -> Any:
         assert name == "query-named-block-nodes"

@@ -55,7 +55,7 @@ from everywhen.services.protect.sink_orders import joined_clock, sink_order
 from everywhen.services.protect.spool_import import import_spool
 from everywhen.services.protect.spooling import Spool
 from everywhen.services.protect.taps_standing import demand_taps, take_off
-from everywhen.services.protect.wishes import Wishes
+from everywhen.services.protect.wishes import Wishes, refuse
 from everywhen.services.replay import Replay
 
 _WHY = {
@@ -115,6 +115,8 @@ class Capture:
         self._clock = ""
         """The one that its sink shares with those of other VMs."""
         self._latencies = Latencies()
+        self._left: Exception | None = None
+        """Why something of it is left in QEMU."""
         self._told_ns = 0
         """When it was told how the capture stands, while what was not captured is read."""
 
@@ -131,14 +133,19 @@ class Capture:
         try:
             self._run()
         except (*ENDS, Paused) as end:
-            if isinstance(end, Paused):  # the taps are off
+            not_off = f"its taps could not be taken off ({self._left})" if self._left is not None else None
+            if isinstance(end, Paused) and not_off is None:
                 self.told.paused(end.wish.seconds)
                 end.wish.reply({"paused": end.wish.seconds})
+            elif isinstance(end, Paused):  # what is to be done in the pause would be refused
+                refuse(end.wish, not_off or "")
             if self._in_order:  # before the last point is made, which may take a while: who writes to them then is noticed
                 self.images = images_seen(self.order)
             with suppress(SpoolDamaged, *REPOSITORY_FAILS):  # what is in the spool the next stretch begins with
                 self._last_words()
                 self.complete = self._in_order
+            if isinstance(end, Paused) and not_off is not None:
+                raise CaptureLost(not_off) from end
             raise
         finally:
             if not self.stood:
@@ -157,7 +164,9 @@ class Capture:
                 self._capture(monitor, choice)
             finally:
                 # The sink is gone: nothing of ours stays in QEMU but the bitmaps. QEMU itself may be gone.
-                take_off(monitor, self.order.sink, answered=False)
+                self._left = take_off(monitor, self.order.sink, answered=False)
+                if isinstance(self._left, CommandFailed | MonitorBusy):  # QEMU is there
+                    self.told.left_behind(f"its taps could not be taken off ({self._left}): everywhen unprotect tries again")
                 with suppress(CommandFailed, MonitorError):
                     self.order.hypervisor.forget(monitor, list(choice.disks.values()))
 
@@ -305,7 +314,7 @@ class Capture:
         reception = self._stretch.reception
         end = self.time.monotonic() + _DURABLE_S
         while not done():
-            if not reception.alive or self.time.monotonic() > end:
+            if not reception.alive or reception.lets_go or self.time.monotonic() > end:
                 why = "the spool does not become durable" if reception.state == FINE else _WHY[reception.state]
                 raise CaptureLost(why)
             self.time.sleep(0.01)

@@ -151,7 +151,7 @@ class Instants:
         """Until the clock says so. Raises MissedInstant where that is too long, CaptureLost."""
         end = self._time.monotonic() + _PATIENCE_S
         while (left := until_ns - self._clock()) > 0:
-            if not self._reception.alive:
+            if not self._reception.alive or self._reception.lets_go:
                 raise CaptureLost("the sink ended, or was taken away because it hung")
             if left > _PATIENCE_S * SECOND or self._time.monotonic() > end:
                 raise MissedInstant("the common instant is too far ahead, or this host's clock was set back")

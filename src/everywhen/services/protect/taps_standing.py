@@ -5,7 +5,6 @@ that they are taken off."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from everywhen.capture import leftovers
@@ -28,8 +27,11 @@ def demand_taps(hypervisor: Hypervisor, monitor: Monitor, taps: Sequence[Tap]) -
         raise CaptureLost(why)
 
 
-def take_off(monitor: Monitor, sink: Path, *, answered: bool) -> None:
-    """Leave nothing but bitmaps of the capture whose sink listens there, and still answers (`answered`). QEMU may be gone."""
-    with suppress(CommandFailed, MonitorError):
+def take_off(monitor: Monitor, sink: Path, *, answered: bool) -> Exception | None:
+    """Leave nothing but bitmaps of the capture whose sink listens there, and still answers (`answered`); why it failed."""
+    try:
         if not leftovers.is_anothers(monitor, sink):
             leftovers.clear(monitor, answered=answered)
+    except (CommandFailed, MonitorError) as error:
+        return error
+    return None

@@ -62,6 +62,7 @@ class Sink:
 
     taken: int = 0
     alive: bool = True
+    lets_go: bool = False
     beside: list[int] = field(default_factory=list)
 
     def send(self, _offset: int, _data: bytes) -> int:
