@@ -41,7 +41,7 @@ class Descriptor:
         self.path = path
         self.fd = fd
         self._is_device = stat.S_ISBLK(os.fstat(fd).st_mode)
-        self._failed = False
+        self._failure: tuple[str, OSError] | None = None
         self._lock = threading.Lock()
 
     def write(self, offset: int, data: Buffer) -> None:
@@ -53,8 +53,7 @@ class Descriptor:
                 written = self._write_some(view, offset)
                 view, offset = view[written:], offset + written
         except OSError as error:
-            self._failed = True
-            raise os_error(self.path, "be written", error) from error
+            raise self._fail("be written", error) from error
 
     def zero(self, offset: int, length: int) -> None:
         """Zeroes, by the kernel or the device itself where possible. Raises TargetError."""
@@ -79,8 +78,7 @@ class Descriptor:
         try:
             os.fsync(self.fd)
         except OSError as error:
-            self._failed = True
-            raise os_error(self.path, "be made durable", error) from error
+            raise self._fail("be made durable", error) from error
 
     def close(self) -> None:
         """Once or more often."""
@@ -88,9 +86,15 @@ class Descriptor:
             os.close(self.fd)
             self.fd = -1
 
+    def _fail(self, what: str, error: OSError) -> TargetError:
+        self._failure = self._failure or (what, error)
+        return os_error(self.path, what, error)
+
     def _check(self) -> None:
-        if self._failed:
-            raise TargetError(f"{self.path} failed before; nothing more is written to it.")
+        """What failed first fails all that follows: of several threads any may be the one that is heard."""
+        if self._failure is not None:
+            what, error = self._failure
+            raise os_error(self.path, what, error) from error
 
     def _write_some(self, view: memoryview, offset: int) -> int:
         if hasattr(os, "pwrite"):
@@ -115,8 +119,7 @@ class Descriptor:
         except OSError as error:
             if error.errno in _CANNOT_PUNCH:
                 return False
-            self._failed = True
-            raise os_error(self.path, "be zeroed", error) from error
+            raise self._fail("be zeroed", error) from error
         return True
 
 
