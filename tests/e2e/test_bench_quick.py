@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.long_forms import SOAK
+from tests.long_forms import SOAK, in_soak
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,6 +70,7 @@ def test_the_table_is_complete(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], "the work folder is removed"
 
 
+@in_soak
 def test_a_wrong_restore_is_not_measured(tmp_path: Path) -> None:
     program = tmp_path / "everywhen"
     real = Path(sys.executable).with_name("everywhen")
@@ -99,8 +100,6 @@ CONTENT = """
 import sys
 from pathlib import Path
 from bench.proof import content_of
-
-from tests.long_forms import SOAK
 folder = Path(sys.argv[1])
 def made(name, size, pieces):
     with (folder / name).open("wb") as file:

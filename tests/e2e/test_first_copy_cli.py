@@ -14,6 +14,7 @@ import pytest
 from tests.bridged import same
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor, eventually
+from tests.long_forms import in_soak
 from tests.program import Program
 
 MIB = 1 << 20
@@ -84,6 +85,7 @@ def back(program: Program, number: int, moment: str = "") -> bytes:
     return path.read_bytes()
 
 
+@in_soak
 def test_a_guest_writes_many_times_the_spool_while_it_is_copied(program: Program, hypervisor: Hypervisor) -> None:
     """The first copy; then, after a gap, of what a bitmap names; and the moments after each."""
     guest = Guest(program, hypervisor)

@@ -107,6 +107,7 @@ def test_the_end_of_a_sink_costs_the_guest_a_moment(program: Program, guest: Gue
         check(images, said_ns, guest)
 
 
+@in_soak
 def test_while_a_sink_hangs_the_rest_of_the_guest_goes_on(program: Program, guest: Guest) -> None:
     """Also when that takes long, as the watchdog is held up: who writes to the disks waits, and no command of ours drains."""
     with captured(program, guest, "1h") as capture:

@@ -12,7 +12,7 @@ from typing import Self
 
 from everywhen.nbd.connection import NbdConnection
 from tests.captures import Capture
-from tests.long_forms import SOAK
+from tests.long_forms import SOAK, in_soak
 from tests.moments import nanoseconds
 from tests.program import Program
 from tests.storage_daemon import MIB, StorageDaemon
@@ -82,6 +82,7 @@ def expected(disk: int, last: int) -> list[int]:
     return there
 
 
+@in_soak
 def test_every_point_is_a_prefix_of_what_was_written(tmp_path: Path) -> None:
     program = Program(tmp_path).init()
     with StorageDaemon(tmp_path, (4 * MIB, 4 * MIB)) as daemon:

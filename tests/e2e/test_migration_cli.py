@@ -204,6 +204,7 @@ def read_again(program: Program, hypervisor: Hypervisor, value: int) -> int:
     return int(program.ok("points", "web1")[-1 - before]["disks"]["vd0"]["bytes_read"])
 
 
+@in_soak
 def test_during_the_first_copy(program: Program, first: Hypervisor, second: Destination) -> None:
     process = program.start("protect", "web1", "--qmp", first.qmp, "--pace", "200k")
     try:

@@ -37,7 +37,7 @@ from everywhen.services.keep.pruning import undo
 from everywhen.storage.memory import MemoryStore, StoredObject
 from tests.interleaving import Bounds, Play, Step, Switch, explore, no_threads
 from tests.laboratory import SparseDisk, World, block, shrink_packs, touched, truth_of
-from tests.long_forms import SOAK
+from tests.long_forms import SOAK, in_soak
 
 WARM = "warm"
 
@@ -416,14 +416,14 @@ def _no_leases(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-MUTATIONS: list[tuple[Callable[[pytest.MonkeyPatch], None], Cast, float]] = [
+MUTATIONS = [
     (_sessions_after_listing, writer_and_gc, 0),
     (_no_waiting, writer_and_gc, 0),
     (_roots_of_the_beginning, writer_and_gc, 0),
     (_condemned_is_ignored, gc_and_writer, 0),
     (_no_tombstones, writer_and_gc, 2),
     (_any_base, successor_of_doomed, 0),
-    (_no_second_look, taker_back_and_gc, 2),
+    pytest.param(_no_second_look, taker_back_and_gc, 2, marks=in_soak),  # 15 s
     (_no_leases, reader_and_gc, 0),
 ]
 
