@@ -44,6 +44,7 @@ def test_what_is_refused_under_a_tap_is_not_between_two_points(tmp_path: Path, g
     """A snapshot and its commit, and a resize."""
     with LibvirtCapture(tmp_path, guest) as capture:
         capture.start("--interval", "1h")
+        eventually(lambda: not any("tap" in name for name in guest.ours()), "the taps are off")
         guest.write(0, 2 * MIB, 65536, 3)
         guest.raw.snapshotCreateXML(
             "<domainsnapshot><name>outside</name><disks><disk name='vdb' snapshot='no'/></disks></domainsnapshot>",
