@@ -23,11 +23,6 @@ NOISE = random.Random(2).randbytes(16 * BLOCK)
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
-
-
-@pytest.fixture
 def image(tmp_path: Path) -> Path:
     path = tmp_path / "a.img"
     path.write_bytes(NOISE)

@@ -16,11 +16,6 @@ from tests.program import BLOCK, PROGRAM, Done, Program, qemu_img, same
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
-
-
-@pytest.fixture
 def image(tmp_path: Path) -> Path:
     """Some data that does not compress, and a hole."""
     path = tmp_path / "a.img"

@@ -44,11 +44,6 @@ def guest(booted: AgentGuest) -> Iterator[AgentGuest]:
     goes_on(booted)
 
 
-@pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
-
-
 def goes_on(guest: AgentGuest) -> None:
     """It is not frozen: another record becomes safe."""
     guest.reach(len(guest.safe) + 3)

@@ -68,11 +68,6 @@ def zoo(daemon: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hype
         yield running
 
 
-@pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
-
-
 def everything(hypervisor: Hypervisor) -> str:
     answers = [hypervisor.monitor.execute(query) for query in QUERIES]
     return json.dumps(answers, sort_keys=True)

@@ -24,11 +24,6 @@ SLOWLY = ("--pace", "8M", "--spool-limit", "2M", "--seal-every", "1h")
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
-
-
-@pytest.fixture
 def hypervisor(tmp_path: Path) -> Iterator[Hypervisor]:
     with Hypervisor(tmp_path, SIZES) as running:
         noise = tmp_path / "content"

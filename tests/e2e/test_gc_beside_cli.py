@@ -19,11 +19,6 @@ from tests.program import Program, ended, freeze, same
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
-
-
-@pytest.fixture
 def dropped(program: Program, tmp_path: Path) -> Path:
     """An image that a point had which is to be deleted, and no other."""
     image = noise(tmp_path / "dropped.img", 6, 1)

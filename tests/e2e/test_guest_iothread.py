@@ -28,11 +28,6 @@ MORE = ["-object", "iothread,id=io0", "-global", "virtio-blk-pci.iothread=io0"]
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
-
-
-@pytest.fixture
 def guest(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Guest]:
     with Guest(tmp_path, image_format=request.param, more=MORE) as running:
         running.write()

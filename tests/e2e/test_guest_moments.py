@@ -24,11 +24,6 @@ _INSTANTS, _RECORDS = (50, 5000) if SOAK else (8, 500)
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
-
-
-@pytest.fixture
 def guest(tmp_path: Path) -> Iterator[Guest]:
     with Guest(tmp_path) as running:
         running.write()

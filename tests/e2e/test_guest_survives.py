@@ -33,11 +33,6 @@ _HANGS_S = 2.0
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
-
-
-@pytest.fixture
 def guest(tmp_path: Path) -> Iterator[Guest]:
     with Guest(tmp_path) as running:
         running.write()

@@ -18,11 +18,6 @@ from tests.program import Program, ended, freeze, same
 HOUR = 3600
 
 
-@pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
-
-
 def noise(path: Path, megabytes: int, seed: int) -> Path:
     """An image that does not compress."""
     path.write_bytes(random.Random(seed).randbytes(megabytes << 20))

@@ -17,11 +17,6 @@ from tests.hypervisor import Hypervisor
 from tests.program import Program
 
 
-@pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
-
-
 def paused(program: Program, hypervisor: Hypervisor, change: Callable[[], None]) -> None:
     """Protected, paused, changed, and followed again in the same capture."""
     with captured(program, hypervisor) as capture:

@@ -31,11 +31,6 @@ SIZES = [24 * MIB, 8 * MIB + 4096]
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
-
-
-@pytest.fixture
 def hypervisor(tmp_path: Path) -> Iterator[Hypervisor]:
     with Hypervisor(tmp_path, SIZES, iothread=True, scsi=True) as running:
         running.write(0, 0, 3 * MIB, 1)

@@ -29,12 +29,6 @@ _DEVICES = """<controller type='virtio-serial'/>
 
 
 @pytest.fixture(scope="module")
-def libvirtd() -> Iterator[Libvirtd]:
-    with Libvirtd() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def guest(libvirtd: Libvirtd) -> Iterator[Guest]:
     devices = _DEVICES.format(folder=libvirtd.folder / "agent")
     with Guest(libvirtd, "agent", [(size, "raw") for size in SIZES], os_more=_BOOTED, more=devices) as made:

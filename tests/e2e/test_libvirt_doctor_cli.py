@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,17 +26,6 @@ ODD = """
         <source file='/nowhere'/><target dev='vdr' bus='virtio'/><readonly/></disk>
     <hostdev mode='subsystem' type='pci' managed='yes'><source><address bus='0x7' slot='0x7' function='0x0'/></source></hostdev>
     <filesystem type='mount' accessmode='passthrough'><source dir='/srv'/><target dir='srv'/></filesystem>"""
-
-
-@pytest.fixture(scope="module")
-def libvirtd() -> Iterator[Libvirtd]:
-    with Libvirtd() as running:
-        yield running
-
-
-@pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
 
 
 def verdicts(vm: dict[str, Any]) -> dict[str, str]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,6 @@ from tests.program import qemu_img
 
 pytestmark = pytest.mark.xdist_group("libvirt")
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def libvirtd() -> Iterator[Libvirtd]:
-    with Libvirtd() as running:
-        yield running
 
 
 def test_disks_with_iothreads(tmp_path: Path, libvirtd: Libvirtd) -> None:

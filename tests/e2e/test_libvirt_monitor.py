@@ -42,12 +42,6 @@ REPOSITORY = bytes(16)
 KEYSET = Keyset(b"n" * 32, {})
 
 
-@pytest.fixture(scope="module")
-def libvirtd() -> Iterator[Libvirtd]:
-    with Libvirtd() as running:
-        yield running
-
-
 @pytest.fixture
 def guest(libvirtd: Libvirtd, request: pytest.FixtureRequest) -> Iterator[Guest]:
     with Guest(libvirtd, request.node.name[:40], [(8 * MIB, "raw"), (4 * MIB + 4096, "qcow2")]) as made:

@@ -19,12 +19,6 @@ pytestmark = [pytest.mark.xdist_group("libvirt"), in_soak]
 MIB = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def libvirtd() -> Iterator[Libvirtd]:
-    with Libvirtd() as running:
-        yield running
-
-
 @pytest.fixture
 def guest(libvirtd: Libvirtd) -> Iterator[Guest]:
     with Guest(libvirtd, "operated", [(8 * MIB, "qcow2"), (4 * MIB, "qcow2")]) as made:

@@ -20,12 +20,6 @@ pytestmark = pytest.mark.xdist_group("libvirt")
 MIB = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def libvirtd() -> Iterator[Libvirtd]:
-    with Libvirtd() as running:
-        yield running
-
-
 @pytest.fixture
 def guest(libvirtd: Libvirtd) -> Iterator[Guest]:
     """Shut off; its second disk stands on a base in another folder."""

@@ -23,12 +23,6 @@ pytestmark = pytest.mark.xdist_group("libvirt")
 MIB = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def libvirtd() -> Iterator[Libvirtd]:
-    with Libvirtd() as running:
-        yield running
-
-
 @pytest.fixture
 def guest(libvirtd: Libvirtd) -> Iterator[Guest]:
     """With internal snapshots and checkpoints, which only qcow2 has."""

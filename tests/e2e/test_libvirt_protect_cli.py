@@ -21,12 +21,6 @@ MIB = 1 << 20
 NAME = "Büro 1"
 
 
-@pytest.fixture(scope="module")
-def libvirtd() -> Iterator[Libvirtd]:
-    with Libvirtd() as running:
-        yield running
-
-
 @pytest.fixture
 def guest(libvirtd: Libvirtd) -> Iterator[Guest]:
     with Guest(libvirtd, NAME, [(8 * MIB, "raw"), (4 * MIB + 4096, "qcow2")]) as made:

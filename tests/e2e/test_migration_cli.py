@@ -26,11 +26,6 @@ from tests.program import Program, ended
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
-
-
-@pytest.fixture
 def first(tmp_path: Path) -> Iterator[Hypervisor]:
     """Its guest runs: nothing but firmware that finds nothing to boot."""
     with filled(tmp_path / "first") as made:

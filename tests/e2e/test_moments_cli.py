@@ -21,11 +21,6 @@ SIZES = [4 * MIB, 2 * MIB + 4096]
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
-
-
-@pytest.fixture
 def hypervisor(tmp_path: Path) -> Iterator[Hypervisor]:
     with Hypervisor(tmp_path, SIZES) as running:
         running.write(0, 0, MIB, 1)

@@ -32,11 +32,6 @@ _RUNNING: list[subprocess.Popen[str]] = []
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
-
-
-@pytest.fixture
 def hypervisor(tmp_path: Path) -> Iterator[Hypervisor]:
     with Hypervisor(tmp_path, SIZES) as running:
         running.write(0, 0, 2 * MIB, 1)

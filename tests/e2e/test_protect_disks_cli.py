@@ -17,11 +17,6 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
-
-
-@pytest.fixture
 def odd(tmp_path: Path) -> Iterator[Hypervisor]:
     """Two plain disks; UEFI's variables; one that others may write to; one on a device without a name."""
     for name in ("code", "flash", "shared", "nameless"):

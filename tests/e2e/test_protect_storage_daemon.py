@@ -18,11 +18,6 @@ SIZES = (4 * MIB, 2 * MIB)
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
-
-
-@pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[StorageDaemon]:
     with StorageDaemon(tmp_path, SIZES) as running:
         yield running

@@ -20,11 +20,6 @@ FORMATS = {"raw": "raw", "qcow2": "qcow2", "vhd": "vpc", "vhd-fixed": "vpc", "vh
 """Ours, and QEMU's word for it."""
 
 
-@pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
-
-
 def make_image(path: Path, *, blocks: int = 400, seed: int = 1) -> Path:
     """Data in the first blocks, here and there, and at the end."""
     rng = random.Random(seed)

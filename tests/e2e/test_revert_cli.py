@@ -29,11 +29,6 @@ MEANWHILE = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
-
-
-@pytest.fixture
 def hypervisor(tmp_path: Path) -> Iterator[Hypervisor]:
     """With an internal snapshot `before` of both disks, and writes since."""
     with filled(tmp_path / "vm", "qcow2") as made:

@@ -25,11 +25,6 @@ OPTIONS = ("--pace", "0", "--seal-every", "1h")
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
-
-
-@pytest.fixture
 def hypervisor(tmp_path: Path) -> Iterator[Hypervisor]:
     """With a second monitor, for a second capture."""
     more = ["-qmp", f"unix:{tmp_path}/second.sock,server=on,wait=off"]

@@ -20,11 +20,6 @@ HEADER = 192
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
-
-
-@pytest.fixture
 def hypervisor(tmp_path: Path) -> Iterator[Hypervisor]:
     with Hypervisor(tmp_path, [8 * MIB, MIB]) as running:
         running.write(0, 0, 4 * MIB, 1)

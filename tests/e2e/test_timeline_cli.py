@@ -25,11 +25,6 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
-
-
-@pytest.fixture
 def hypervisor(tmp_path: Path) -> Iterator[Hypervisor]:
     with Hypervisor(tmp_path, [2 * MIB, MIB]) as running:
         running.write(0, 0, MIB, 1)

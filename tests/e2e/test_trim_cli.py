@@ -24,11 +24,6 @@ _SLACK = 3 << 20
 """What else the guest writes meanwhile may take so much."""
 
 
-@pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
-
-
 @pytest.fixture(params=["raw", pytest.param("qcow2", marks=in_soak)])
 def guest(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[AgentGuest]:
     with AgentGuest(tmp_path, image_format=request.param) as running:

@@ -21,11 +21,6 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
-    return Program(tmp_path).init()
-
-
-@pytest.fixture
 def hypervisor(tmp_path: Path) -> Iterator[Hypervisor]:
     """Disk vd0 as ever, and `held`, whose writes can be held back."""
     image = tmp_path / "held.raw"
