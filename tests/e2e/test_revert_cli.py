@@ -74,22 +74,32 @@ def settled(hypervisor: Hypervisor) -> None:
         hypervisor.io(number, "flush")
 
 
+def then(capture: Capture, meanwhile: str) -> None:
+    """What capture does while the disks are set back."""
+    if meanwhile == "paused":
+        pause(capture)
+    elif meanwhile == "ended":
+        capture.stop()
+
+
+def afterwards(capture: Capture, hypervisor: Hypervisor, meanwhile: str, offset: int) -> None:
+    """The guest writes there, and capture ends."""
+    if meanwhile == "paused":
+        resume(capture)
+    if meanwhile != "ended":
+        hypervisor.write(0, offset, 4096, 9)
+        capture.stop()
+
+
 @MEANWHILE
 def test_a_revert_is_never_missed(program: Program, hypervisor: Hypervisor, meanwhile: str) -> None:
     with captured(program, hypervisor) as capture:
         hypervisor.write(0, MIB, 4096, 7)
-        if meanwhile == "paused":
-            pause(capture)
-        elif meanwhile == "ended":
-            capture.stop()
+        then(capture, meanwhile)
         said = hmp(hypervisor, "loadvm before")
         refused = job(hypervisor, "snapshot-load", "before", ["node0", "node1"])
         hypervisor.write(0, 5 * MIB, 4096, 9)
-        if meanwhile == "paused":
-            resume(capture)
-        if meanwhile != "ended":
-            hypervisor.write(0, 7 * MIB, 4096, 9)
-            capture.stop()
+        afterwards(capture, hypervisor, meanwhile, 7 * MIB)
     with captured(program, hypervisor) as capture:
         capture.stop()
     settled(hypervisor)
@@ -161,16 +171,9 @@ def test_a_revert_below_a_filter(program: Program, tmp_path: Path, meanwhile: st
         assert not job(hypervisor, "snapshot-save", "before", ["node0"])
         hypervisor.write(0, 2 * MIB, MIB, 2)
         with captured(program, hypervisor) as capture:
-            if meanwhile == "paused":
-                pause(capture)
-            elif meanwhile == "ended":
-                capture.stop()
+            then(capture, meanwhile)
             refused = job(hypervisor, "snapshot-load", "before", ["node0"])
-            if meanwhile == "paused":
-                resume(capture)
-            if meanwhile != "ended":
-                hypervisor.write(0, 5 * MIB, 4096, 9)
-                capture.stop()
+            afterwards(capture, hypervisor, meanwhile, 5 * MIB)
         with captured(program, hypervisor) as capture:
             capture.stop()
         settled(hypervisor)

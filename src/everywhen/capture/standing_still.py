@@ -29,10 +29,9 @@ def end_job(monitor: Monitor, job: str) -> None:
         running = answers.run_state(monitor) == "running"
     except CommandFailed:
         running = False
-    if running:
-        monitor.execute("blockdev-add", {"driver": "null-co", "node-name": _NOTE, "size": 512})
     try:
         if running:
+            monitor.execute("blockdev-add", {"driver": "null-co", "node-name": _NOTE, "size": 512})
             monitor.execute("stop", timeout=_BUSY_S)
         with suppress(CommandFailed):  # it has ended just now
             monitor.execute("block-job-cancel", {"device": job, "force": True})

@@ -54,6 +54,8 @@ class Tap:
         self.disk = disk
         self.number = number
         self.name = f"{TAP}{number}"
+        self.filter = f"{OURS}filter-{number}"
+        """The node that the job lays on the disk's."""
         self.refused = False
         """Whether it is known that a write could not be sent."""
 
@@ -133,7 +135,7 @@ class Tap:
             "copy-mode": "write-blocking",
             "granularity": _GRANULARITY,
             "on-source-error": "stop",
-            "filter-node-name": f"{OURS}filter-{self.number}",
+            "filter-node-name": self.filter,
         }
         try:
             bitmaps.guard(self._monitor, self.disk.node)
@@ -173,9 +175,12 @@ def all_stand(monitor: Monitor, taps: Iterable[Tap]) -> bool:
     nodes = answers.block_nodes(monitor)
 
     def owes(tap: Tap) -> bool:
-        node = nodes.get(tap.disk.node)
+        if tap.disk.node not in nodes or tap.filter not in nodes:
+            return True
+        # QEMU 7.2 keeps it at the disk's node, 8.2 at the filter.
+        kept = (*nodes[tap.disk.node].bitmaps, *nodes[tap.filter].bitmaps)
         # Another tool's backup has such a bitmap as well, in larger pieces: QEMU never copies by less than 64 KiB.
-        return node is None or any(one.is_of_job and one.granularity == _GRANULARITY and one.count for one in node.bitmaps)
+        return any(one.is_of_job and one.granularity == _GRANULARITY and one.count for one in kept)
 
     return all(tap.name in ready and not owes(tap) for tap in taps)
 
