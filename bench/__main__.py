@@ -94,7 +94,7 @@ def main() -> int:
     try:
         lab.need_room()
         _measure(lab, wanted)
-        text = report.write(lab, wanted, now, time.monotonic() - began, _repeat())
+        text = report.write(lab, wanted, now, time.monotonic() - began, _repeat(options))
     except NoRoom as error:
         _log(str(error))
         return 1
@@ -154,8 +154,10 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _repeat() -> str:
-    return " ".join(["python -m bench", *sys.argv[1:]])
+def _repeat(options: argparse.Namespace) -> str:
+    """The command, without the folders of whoever ran it."""
+    chosen = [f"--only {options.only}"] if options.only else []
+    return " ".join(["python -m bench", *chosen, *(["--quick"] if options.quick else [])])
 
 
 def _log(text: str) -> None:
