@@ -42,7 +42,9 @@ def write(lab: Lab, wanted: Sequence[str], now: datetime, seconds: float, repeat
         _why(lab.results),
         "" if {target.measure for target in TARGETS} <= set(wanted) else "The other targets were not measured in this run.",
         "P4 and P10 of the design are not measured by this program.",
-        "" if any(measure.startswith("P5") for measure in wanted) else "What capture costs, in another run: `benchmarks-capture.md`.",
+        ""
+        if any(measure.startswith("P5") for measure in wanted)
+        else "What capture costs, in another run: `benchmarks-capture.md`.",
         "## Machine",
         _table(("what", "value"), machine(lab.work)),
         "## Versions and settings",

@@ -122,8 +122,8 @@ def state(
         reserve_bytes=reserve,
         vms=[_vm_standing(look, vm, moments[vm.vm], captures.get(vm.name)) for vm in vms],
         # Its point is there, so the work is done: only its session was left behind, which gc clears away by itself.
-        sessions=[work for work in _work(repository, "sessions/", now) if work.presence.name not in committed],
-        leases=_work(repository, "leases/", now),
+        sessions=[work for work in at_work(repository, "sessions/", now) if work.presence.name not in committed],
+        leases=at_work(repository, "leases/", now),
         unreadable=unreadable,
         drops=drops,
     )
@@ -188,7 +188,8 @@ def _vm_standing(look: _Look, vm: Vm, newest_ns: int | None, captured: Captured 
     )
 
 
-def _work(repository: Repository, prefix: str, now_ns: int) -> list[Work]:
+def at_work(repository: Repository, prefix: str, now_ns: int) -> list[Work]:
+    """Who has a session (`sessions/`) or a lease (`leases/`), with those who are no longer there. Raises StorageError."""
     here = repository.surroundings.holder
     found = list_presences(repository.documents, prefix)
     # One that cannot be read counts as just refreshed, far ahead of any clock: it is silent for no time.
