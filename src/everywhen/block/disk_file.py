@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A disk as an image file that is written nowhere: made while it is read, from the disk and the layout of its format.
+
+Byte for byte what a restore in that format writes for the same identity: both take headers and tables from
+`formats/layouts`, and a place in the file for each unit of the disk that is not known to be zero. What is held is the list of
+these parts, 16 bytes for each stretch, and the layout, 25 bytes for each segment; contents are the device's.
+"""
+
+from __future__ import annotations
+
+import uuid
+from array import array
+from dataclasses import dataclass
+
+import numpy as np
+
+from everywhen.block.device import BlockDevice
+from everywhen.formats.layouts.choose import FORMATS
+from everywhen.formats.layouts.layout import Identity, Layout
+from everywhen.formats.layouts.runs import Runs
+
+_NAMESPACE = uuid.UUID("6d0f8b2e-51f4-4c1e-9a53-0b7f3c9d2a64")
+"""Of the identities that are made here (RFC 9562, section 5.5). Another one would make another disk of each of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFile:
+    """An image file of a device. Several threads may read it if they may read the device."""
+
+    device: BlockDevice
+    layout: Layout
+
+    @property
+    def size(self) -> int:
+        """Length of the file in bytes."""
+        return self.layout.file_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes of the file, fewer only at its end. Raises ValueError below 0, and what the device raises."""
+        return self.layout.read(offset, length, self.device.read)
+
+
+def disk_file(device: BlockDevice, allocated: Runs, image_format: str, identity: Identity) -> DiskFile:
+    """`device` as a file of one of the FORMATS. Raises LayoutError for a disk that does not fit into it."""
+    return DiskFile(device, FORMATS[image_format](device.size, allocated, identity))
+
+
+def allocated_bytes(device: BlockDevice) -> Runs:
+    """Which bytes of a device are not known to be zero. A disk with a million stretches of them takes 16 MB."""
+    starts, ends = array("q"), array("q")
+    for extent in device.extents():
+        if extent.zero:
+            continue
+        if ends and ends[-1] == extent.start:
+            ends[-1] = extent.end
+        else:
+            starts.append(extent.start)
+            ends.append(extent.end)
+    return Runs(np.array(starts, np.int64), np.array(ends, np.int64))
+
+
+def identity_of(moment: str, time_ns: int, disk: str, image_format: str) -> Identity:
+    """The same at each opening of the same moment, and no other's: whoever keeps such a file open, or copies it in pieces on
+    two days, must find one file. `moment` is the label of an opened moment, `time_ns` when it was (since 1970 UTC)."""
+    unique = uuid.uuid5(_NAMESPACE, f"{moment}/{disk}.{image_format}")
+    return Identity(unique, time_ns // 1_000_000_000, f"{disk}.{image_format}")
