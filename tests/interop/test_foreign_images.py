@@ -6,12 +6,8 @@ They are other projects' test data and not part of this repository: a folder bes
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +16,18 @@ import pytest
 from everywhen.block.image import Image
 from everywhen.block.image_errors import ImageDamaged, ImageError, ImageMissing, ImageUnsupported
 from everywhen.block.open_image import open_image
+from tests.foreign_images import listed_images, needs_images
 from tests.long_forms import SOAK
 
-SOURCE = Path(__file__).parents[3] / "shared" / "images"
 STEP = 4 << 20
 
-pytestmark = [
-    pytest.mark.skipif(not (SOURCE / "images.json").exists(), reason="the folder with others' images is not here"),
-    pytest.mark.xdist_group("foreign-images"),  # so that they are unpacked once
-]
-
-
-def _listed() -> list[dict[str, Any]]:
-    path = SOURCE / "images.json"
-    entries: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-    return entries
+pytestmark = needs_images
 
 
 def _chosen(*, known: bool) -> list[dict[str, Any]]:
     """Entries of disk images with a known content (raw ones: of the file), or those without."""
     chosen = []
-    for entry in _listed():
+    for entry in listed_images():
         folder = entry["path"].partition("/")[0]
         raw = folder == "raw" or entry["path"].endswith(".bin.gz")
         is_known = "raw_sha256" in entry or raw
@@ -49,22 +36,6 @@ def _chosen(*, known: bool) -> list[dict[str, Any]]:
         if folder not in ("config", "manifests") and is_known is known and (SOAK or not heavy or not known):
             chosen.append(entry)
     return chosen
-
-
-@pytest.fixture(scope="session")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("images")
-    with (SOURCE / "images.tar.zst").open("rb") as archive:
-        unpacker = subprocess.Popen(["zstd", "-dc"], stdin=archive, stdout=subprocess.PIPE)
-        subprocess.run(["tar", "--sparse", "-xf", "-", "-C", str(folder)], stdin=unpacker.stdout, check=True)
-        assert unpacker.stdout
-        unpacker.stdout.close()
-        assert unpacker.wait() == 0
-    for packed in folder.glob("qcow2/*/*.bin.gz"):
-        with gzip.open(packed) as source, packed.with_suffix("").open("wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
-    yield folder
-    shutil.rmtree(folder)
 
 
 def content_hash(disk: Image) -> str:

@@ -23,6 +23,14 @@ def compress(content: bytes | memoryview, level: int, prefix: bytes = b"") -> by
     return zstd.compress(content, level, zstd_dict=_as_prefix(prefix))
 
 
+def decompress_first(data: bytes, longest: int) -> bytes:
+    """At most `longest` bytes of the content of the frame that `data` begins with; padding follows it. Raises Corrupt."""
+    try:
+        return zstd.ZstdDecompressor().decompress(data, longest)
+    except zstd.ZstdError as error:
+        raise Corrupt(str(error)) from error
+
+
 def decompress(frame: bytes | memoryview, longest: int, prefix: bytes = b"") -> bytes:
     """The content of exactly one frame, at most `longest` bytes. Raises Corrupt."""
     try:

@@ -54,13 +54,13 @@ def _after_lane() -> list[list[int]]:
 _AFTER: Final = _after_lane()
 
 
-def crc32c(data: bytes) -> int:
-    """The checksum of `data`, 0 for no bytes."""
+def crc32c(data: bytes, start: int = 0xFFFFFFFF) -> int:
+    """The checksum of `data`, 0 for no bytes. `start` is the register's first value, where a format has its own."""
     whole = len(data) // _LANE
     if whole < _FEW:
-        return _step(0xFFFFFFFF, data) ^ 0xFFFFFFFF
+        return _step(start, data) ^ 0xFFFFFFFF
     lanes = np.frombuffer(data, dtype=np.uint8, count=whole * _LANE).reshape(whole, _LANE)
-    register = 0xFFFFFFFF
+    register = start
     for lane in _step_lanes(np.zeros(whole, dtype=np.uint32), lanes).tolist():
         b = register.to_bytes(4, "little")
         register = lane ^ _AFTER[0][b[0]] ^ _AFTER[1][b[1]] ^ _AFTER[2][b[2]] ^ _AFTER[3][b[3]]

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Btrfs, read by our own code: its root is the top of all subvolumes, which are folders in it.
+
+dissect.btrfs 1.10 follows trees wherever their branches lead, unpacks zlib to whatever size it comes to, takes the first of
+several names with the same hash, and has no attributes.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from uuid import UUID
+
+from everywhen.formats.filesystems import btrfs
+from everywhen.formats.filesystems.btrfs import BtrfsEntry, BtrfsInode, Key
+from everywhen.guest.btrfs_content import BtrfsContent
+from everywhen.guest.btrfs_trees import BtrfsDevices, Tree
+from everywhen.guest.errors import GuestDamaged, GuestError, NoSuchPath, WrongKind, parsing
+from everywhen.guest.modes import KINDS
+from everywhen.guest.names import from_bytes, name_error, to_bytes
+from everywhen.guest.tree import Content, Entry, Kind, Readable, Span, Stream, Times, Unreadable
+
+_LONGEST_TARGET = 4096
+_FIRST_INDEX = 2
+
+
+class BtrfsFileSystem:
+    """A FileSystem (guest/tree.py) of Btrfs, over the devices of it that are here."""
+
+    kind = "btrfs"
+    local_times = False
+    case_sensitive = True
+
+    def __init__(self, volume: Readable, others: list[Readable]) -> None:
+        with parsing("this Btrfs"):
+            self._devices = BtrfsDevices([volume, *others])
+            head = self._devices.superblock
+            self._trees: dict[int, tuple[Tree, int]] = {}
+            self.label = from_bytes(head.label)
+            self.uuid = str(UUID(bytes=head.uuid))
+            self.root = self._entry("", btrfs.TOP_LEVEL, self._subvolume(btrfs.TOP_LEVEL)[1])
+        notes = []
+        if head.log_root:
+            notes.append("It was not unmounted, and its log is not replayed: the last files that were synced may be missing.")
+        if len(self._devices.devices) < head.devices:
+            here = len(self._devices.devices)
+            notes.append(f"Of its {head.devices} devices {here} are here: what is on others is not to be had.")
+        self.notes = tuple(notes)
+
+    def entries(self, folder: Entry) -> Iterator[Entry | Unreadable]:
+        with parsing(folder.name or "/"):
+            tree = self._folder(folder)
+            for _key, data in self._devices.of(tree, folder.number, btrfs.DIR_INDEX, _FIRST_INDEX):
+                for one in btrfs.decode_entries(data):
+                    yield self._shown(one, folder.subvolume)
+
+    def child(self, folder: Entry, name: str) -> Entry:
+        with parsing(name):
+            wanted = to_bytes(name)
+            key = Key(folder.number, btrfs.DIR_ITEM, btrfs.name_hash(wanted))
+            for one in btrfs.decode_entries(self._devices.get(self._folder(folder), key) or b""):
+                if one.name == wanted and not name_error(name):
+                    return self._named(one, folder.subvolume)
+        raise NoSuchPath(name, folder.name or "/")
+
+    def open(self, entry: Entry, stream: str = "") -> Content:
+        if stream or entry.kind is not Kind.FILE:
+            raise WrongKind(f"{entry.name}: {'no such stream' if stream else f'a {entry.kind} has no content'}")
+        with parsing(entry.name):
+            return self._content(entry.subvolume, entry.number, entry.name)
+
+    def streams(self, entry: Entry) -> tuple[Stream, ...]:
+        del entry  # there are none in this file system
+        return ()
+
+    def attributes(self, entry: Entry) -> dict[str, bytes]:
+        with parsing(f"the attributes of {entry.name or '/'}"):
+            tree = self._subvolume(entry.subvolume)[0]
+            found: dict[str, bytes] = {}
+            for _key, data in self._devices.of(tree, entry.number, btrfs.XATTR):
+                found |= {from_bytes(one.name): one.value for one in btrfs.decode_entries(data)}
+            return found
+
+    def metadata(self, entry: Entry) -> tuple[Span, ...]:
+        del entry  # they are copied with every change
+        return ()
+
+    def _subvolume(self, number: int) -> tuple[Tree, int]:
+        """The tree of a subvolume, and the inode of its folder."""
+        found = self._trees.get(number)
+        if found is None:
+            head = self._devices.superblock
+            roots = self._devices.of(Tree(head.root, head.root_level), number, btrfs.ROOT)
+            data = next((data for _key, data in roots), None)
+            if data is None:
+                raise GuestDamaged(f"the subvolume {number} is not there")
+            folder, address, level = btrfs.decode_root(data)
+            found = self._trees[number] = Tree(address, level), folder
+        return found
+
+    def _folder(self, folder: Entry) -> Tree:
+        if folder.kind is not Kind.FOLDER:
+            raise WrongKind(f"{folder.name}: a {folder.kind}, not a folder")
+        return self._subvolume(folder.subvolume)[0]
+
+    def _shown(self, one: BtrfsEntry, subvolume: int) -> Entry | Unreadable:
+        name = from_bytes(one.name)
+        wrong = name_error(name)
+        if wrong:
+            return Unreadable(name, wrong)
+        try:
+            with parsing(name):
+                return self._named(one, subvolume)
+        except GuestError as error:
+            return Unreadable(name, error)
+
+    def _named(self, one: BtrfsEntry, subvolume: int) -> Entry:
+        if one.key.kind == btrfs.ROOT:
+            return self._of_subvolume(from_bytes(one.name), subvolume, one.key.object)
+        return self._entry(from_bytes(one.name), subvolume, one.key.object)
+
+    def _of_subvolume(self, name: str, parent: int, number: int) -> Entry:
+        """A subvolume within another one; in a snapshot of that one an empty folder stands in its place, as in Linux."""
+        head = self._devices.superblock
+        if self._devices.get(Tree(head.root, head.root_level), Key(parent, btrfs.ROOT_REF, number)) is None:
+            return Entry(name=name, kind=Kind.FOLDER, number=-number, size=0, mode=0o755, uid=0, gid=0, subvolume=parent)
+        return self._entry(name, number, self._subvolume(number)[1])
+
+    def _inode(self, subvolume: int, number: int) -> BtrfsInode:
+        data = self._devices.get(self._subvolume(subvolume)[0], Key(number, btrfs.INODE, 0))
+        if data is None:
+            raise GuestDamaged(f"inode {number} of subvolume {subvolume} is not there")
+        return btrfs.decode_inode(data)
+
+    def _content(self, subvolume: int, number: int, what: str) -> Content:
+        inode = self._inode(subvolume, number)
+        if inode.size >= 1 << 63:
+            raise GuestDamaged(f"{what}: {inode.size} bytes")
+        return BtrfsContent(self._devices, self._subvolume(subvolume)[0], number, inode.size, what)
+
+    def _entry(self, name: str, subvolume: int, number: int) -> Entry:
+        inode = self._inode(subvolume, number)
+        kind = KINDS.get(stat.S_IFMT(inode.mode))
+        if kind is None:
+            raise GuestDamaged(f"inode {number} is of no kind (mode {inode.mode:#o})")
+        target = None
+        if kind is Kind.LINK:
+            target = from_bytes(self._content(subvolume, number, name).read(0, min(inode.size, _LONGEST_TARGET)))
+        is_device = kind in (Kind.BLOCK_DEVICE, Kind.CHARACTER_DEVICE)
+        return Entry(
+            name=name,
+            kind=kind,
+            number=number,
+            size=inode.size if kind in (Kind.FILE, Kind.FOLDER, Kind.LINK) else 0,
+            times=Times(inode.modified, inode.changed, inode.accessed, inode.created),
+            mode=stat.S_IMODE(inode.mode),
+            uid=inode.uid,
+            gid=inode.gid,
+            links=inode.links,
+            allocated=inode.bytes,
+            target=target,
+            device=(inode.device >> 20 & 0xFFF, inode.device & 0xFFFFF) if is_device else None,
+            subvolume=subvolume,
+        )

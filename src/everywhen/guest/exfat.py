@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""exFAT, read by our own code: dissect.fat 3.13 knows no valid length, and gives what lies behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from everywhen.formats.filesystems import exfat
+from everywhen.guest.chains import Chain, Clusters
+from everywhen.guest.content import Inline, RunSource, Stored, valid_until
+from everywhen.guest.errors import GuestDamaged, GuestError, NoSuchPath, WrongKind, parsing
+from everywhen.guest.names import name_error
+from everywhen.guest.reading import piece
+from everywhen.guest.tree import Content, Entry, Kind, Readable, Run, Span, Stream, Times, Unreadable
+
+_LARGEST_FOLDER = 256 << 20
+"""As the specification has it."""
+
+
+class ExfatFileSystem:
+    """A FileSystem (guest/tree.py) of exFAT.
+
+    A folder's number is twice its first cluster, and one more if its clusters follow each other; a file's the place of its
+    first record counted in records, behind all of those. So two records of one folder are one folder.
+    """
+
+    kind = "exfat"
+    local_times = False
+    case_sensitive = False
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, volume: Readable) -> None:
+        with parsing("this exFAT"):
+            self._volume = volume
+            boot = exfat.decode_boot_sector(piece(volume, 0, 512, "the boot sector"))
+            self._clusters = Clusters(volume, 32, 0xFFFFFFFF, boot.table_place, boot.heap, boot.cluster_size, boot.clusters)
+            self._files_from = 2 * (boot.clusters + 2)
+            self.uuid = f"{boot.serial >> 16:04X}-{boot.serial & 0xFFFF:04X}"
+            self.root = Entry(name="", kind=Kind.FOLDER, number=2 * boot.root, size=0)
+            self.label = self._label()
+
+    def entries(self, folder: Entry) -> Iterator[Entry | Unreadable]:
+        with parsing(folder.name or "/"):
+            for place, found in self._files(folder):
+                if isinstance(found, GuestError):
+                    yield Unreadable("", found)
+                    continue
+                wrong = name_error(found.name)
+                yield Unreadable(found.name, wrong) if wrong else self._entry(found, place)
+
+    def child(self, folder: Entry, name: str) -> Entry:
+        with parsing(name):
+            wanted = name.upper()
+            for place, found in self._files(folder):
+                if not isinstance(found, GuestError) and found.name.upper() == wanted and not name_error(found.name):
+                    return self._entry(found, place)
+        raise NoSuchPath(name, folder.name or "/")
+
+    def open(self, entry: Entry, stream: str = "") -> Content:
+        if stream or entry.kind is not Kind.FILE:
+            raise WrongKind(f"{entry.name}: {'no such stream' if stream else f'a {entry.kind} has no content'}")
+        with parsing(entry.name):
+            for _place, found in self._sets(entry.name, self._from_record((entry.number - self._files_from) * exfat.RECORD)):
+                if isinstance(found, GuestError):
+                    raise found
+                if not found.size or not found.valid:
+                    # Nothing was ever written: Windows may not even have given it clusters.
+                    return Stored(self._volume, found.size, lambda _at: iter(()), entry.name) if found.size else Inline(b"")
+                return Stored(self._volume, found.size, valid_until(self._source(found), found.valid), entry.name)
+        raise GuestDamaged(f"{entry.name}: its records are gone")
+
+    def streams(self, entry: Entry) -> tuple[Stream, ...]:
+        del entry  # there are none in this file system
+        return ()
+
+    def attributes(self, entry: Entry) -> dict[str, bytes]:
+        del entry  # there are none in this file system
+        return {}
+
+    def metadata(self, entry: Entry) -> tuple[Span, ...]:
+        """Only the records: where a chain goes is all over the table, but whoever changes it changes the time of change."""
+        if entry.kind is not Kind.FILE:
+            return ()
+        return (Span((entry.number - self._files_from) * exfat.RECORD, (1 + exfat.MOST_SECONDARY) * exfat.RECORD),)
+
+    def _entry(self, found: exfat.ExfatFile, place: int) -> Entry:
+        is_folder = bool(found.attributes & exfat.FOLDER)
+        return Entry(
+            name=found.name,
+            kind=Kind.FOLDER if is_folder else Kind.FILE,
+            number=2 * found.cluster + found.contiguous if is_folder else place // exfat.RECORD + self._files_from,
+            size=found.size,
+            times=Times(modified=found.modified, accessed=found.accessed, created=found.created),
+        )
+
+    def _source(self, found: exfat.ExfatFile) -> RunSource:
+        if found.contiguous:
+            return self._contiguous(found.cluster, found.size)
+        return Chain(self._clusters, found.cluster)
+
+    def _contiguous(self, cluster: int, size: int) -> RunSource:
+        count = -(-size // self._clusters.size)
+        place = self._clusters.place(cluster)
+        self._clusters.place(cluster + max(count, 1) - 1)
+        length = count * self._clusters.size
+        return lambda _at: iter((Run(0, length, zero=False, stored=Span(place, length)),))
+
+    def _label(self) -> str:
+        for _place, record in self._records(self.root, self._pieces(self.root)):
+            if record[0] == exfat.LABEL:
+                return record[2 : 2 + 2 * min(record[1], 11)].decode("utf-16-le", "replace")
+        return ""
+
+    def _files(self, folder: Entry) -> Iterator[tuple[int, exfat.ExfatFile | GuestError]]:
+        if folder.kind is not Kind.FOLDER:
+            raise WrongKind(f"{folder.name}: a {folder.kind}, not a folder")
+        return self._sets(folder.name or "/", self._records(folder, self._pieces(folder)))
+
+    def _sets(self, what: str, records: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, exfat.ExfatFile | GuestError]]:
+        """The sets of records that are files, each with the place of its first one."""
+        for place, record in records:
+            if record[0] != exfat.FILE:
+                continue
+            found = [record]
+            for _other, following in records:
+                found.append(following)
+                if len(found) >= exfat.set_length(record):
+                    break
+            try:
+                with parsing(what):
+                    yield place, exfat.decode_set(b"".join(found))
+            except GuestError as error:
+                yield place, error
+
+    def _from_record(self, place: int) -> Iterator[tuple[int, bytes]]:
+        """The records of the set at a place. It goes on in the next cluster of its folder, which only the table knows."""
+        size = self._clusters.size
+        cluster: int | None = (place - self._clusters.heap) // size + 2
+        at = place
+        while cluster is not None:
+            end = self._clusters.place(cluster) + size
+            while at < end:
+                yield at, piece(self._volume, at, exfat.RECORD, "its records")
+                at += exfat.RECORD
+            following = self._after(cluster)
+            cluster, at = following, self._clusters.place(following)
+
+    def _after(self, cluster: int) -> int:
+        """The cluster of a folder behind this one; where the table has nothing, they follow each other."""
+        try:
+            return self._clusters.after(cluster) or cluster + 1
+        except GuestDamaged:
+            return cluster + 1
+
+    def _records(self, folder: Entry, pieces: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+        del folder
+        for place, data in pieces:
+            for at in range(0, len(data) - exfat.RECORD + 1, exfat.RECORD):
+                if not data[at]:
+                    return
+                if data[at] & exfat.IN_USE:
+                    yield place + at, data[at : at + exfat.RECORD]
+
+    def _pieces(self, folder: Entry) -> Iterator[tuple[int, bytes]]:
+        cluster, contiguous = divmod(folder.number, 2)
+        if folder.size > _LARGEST_FOLDER:
+            raise GuestDamaged(f"{folder.name}: a folder of {folder.size} bytes")
+        source = self._contiguous(cluster, folder.size) if contiguous else Chain(self._clusters, cluster)
+        left = _LARGEST_FOLDER
+        for run in source(0):
+            if run.stored is None:
+                raise GuestDamaged("a folder in no place")
+            for at in range(run.stored.place, run.stored.place + run.length, self._clusters.size):
+                left -= self._clusters.size
+                if left < 0:
+                    raise GuestDamaged(f"{folder.name}: a folder larger than {_LARGEST_FOLDER} bytes")
+                yield at, piece(self._volume, at, self._clusters.size, f"the folder {folder.name}")

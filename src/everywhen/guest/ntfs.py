@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""NTFS, read by our own code; dissect.util unpacks.
+
+dissect.ntfs 3.16 knows no valid length, lists names in blocks of folders that are free, leaves out silently what it cannot
+read, and reads lists of attributes of whatever size they claim to be.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from everywhen.formats.filesystems import ntfs, ntfs_reparse
+from everywhen.guest.errors import GuestDamaged, GuestError, GuestUnsupported, NoSuchPath, WrongKind, parsing
+from everywhen.guest.names import name_error
+from everywhen.guest.ntfs_log import is_clean
+from everywhen.guest.ntfs_packed import OverlayContent
+from everywhen.guest.ntfs_records import NtfsFile, NtfsRecords
+from everywhen.guest.tree import Content, Entry, Kind, Readable, Span, Stream, Times, Unreadable
+
+
+class NtfsFileSystem:
+    """A FileSystem (guest/tree.py) of NTFS. Its own files (such as $MFT) are found by name, but not listed."""
+
+    kind = "ntfs"
+    local_times = False
+    case_sensitive = False
+
+    def __init__(self, volume: Readable) -> None:
+        with parsing("this NTFS"):
+            self._records = NtfsRecords(volume)
+            self.uuid = f"{self._records.boot.serial:016X}"
+            self.root = self._entry("", self._records.get(ntfs.ROOT))
+        self.label, clean = "", False
+        try:
+            with parsing("what this NTFS says of itself"):
+                self.label = ntfs.text(self._records.get(ntfs.VOLUME).value(ntfs.VOLUME_NAME))
+                clean = is_clean(self._records.content(self._records.get(ntfs.LOG), "$LogFile"))
+        except GuestError as error:
+            self.notes: tuple[str, ...] = (f"Whether it was unmounted cannot be told: {error}.",)
+        else:
+            note = "It was not unmounted, and its log is not replayed: the last changes may be missing."
+            self.notes = () if clean else (note,)
+
+    def entries(self, folder: Entry) -> Iterator[Entry | Unreadable]:
+        with parsing(folder.name or "/"):
+            for one in self._names(folder):
+                if isinstance(one, Unreadable):
+                    yield one
+                elif folder.number != ntfs.ROOT or one.record >= ntfs.FIRST_USER:
+                    yield self._shown(one)
+
+    def child(self, folder: Entry, name: str) -> Entry:
+        with parsing(name):
+            wanted, like = name.upper(), None
+            for one in self._names(folder):
+                if isinstance(one, Unreadable) or name_error(one.name):
+                    continue
+                if one.name == name:
+                    return self._entry(one.name, self._records.get(one.record, one.sequence))
+                if one.name.upper() == wanted:
+                    like = one
+            if like:
+                return self._entry(like.name, self._records.get(like.record, like.sequence))
+        raise NoSuchPath(name, folder.name or "/")
+
+    def open(self, entry: Entry, stream: str = "") -> Content:
+        with parsing(f"{entry.name}:{stream}" if stream else entry.name):
+            file = self._records.get(entry.number)
+            if not file.pieces(ntfs.DATA, stream) or (entry.kind is not Kind.FILE and not stream):
+                raise WrongKind(f"{entry.name}: {'no such stream' if stream else f'a {entry.kind} has no content'}")
+            reparse = _reparse(file)
+            if stream or reparse is None:
+                return self._records.content(file, entry.name, stream)
+            if reparse.tag == ntfs_reparse.WOF:
+                packed = self._records.content(file, entry.name, ntfs_reparse.WOF_STREAM)
+                return OverlayContent(packed, entry.size, reparse.algorithm, entry.name)
+            if reparse.tag == ntfs_reparse.DEDUPLICATED:
+                raise GuestUnsupported(f"{entry.name}: its content is in Windows' deduplication store, which is not read here")
+            return self._records.content(file, entry.name)
+
+    def streams(self, entry: Entry) -> tuple[Stream, ...]:
+        with parsing(entry.name or "/"):
+            file = self._records.get(entry.number)
+            hidden = ntfs_reparse.WOF_STREAM if _has_tag(file, ntfs_reparse.WOF) else ""
+            found = [one for one in file.attributes if one.kind == ntfs.DATA and one.name not in ("", hidden) and not one.first]
+            return tuple(Stream(one.name, one.size) for one in found)
+
+    def attributes(self, entry: Entry) -> dict[str, bytes]:
+        del entry  # what NTFS calls so is kept for OS/2 alone
+        return {}
+
+    def metadata(self, entry: Entry) -> tuple[Span, ...]:
+        with parsing(entry.name or "/"):
+            file = self._records.get(entry.number)
+            return tuple(span for number in file.records for span in self._records.place(number))
+
+    def _names(self, folder: Entry) -> Iterator[ntfs.NtfsName | Unreadable]:
+        """All names in a folder but the root's own."""
+        if folder.kind is not Kind.FOLDER:
+            raise WrongKind(f"{folder.name}: a {folder.kind}, not a folder")
+        what = folder.name or "/"
+        for one in self._records.names(self._records.get(folder.number), what):
+            if not isinstance(one, ntfs.NtfsName):
+                yield Unreadable("", GuestDamaged(f"{what}: {one}; what this block of it has is not listed"))
+            elif one.record != ntfs.ROOT:
+                yield one
+
+    def _shown(self, one: ntfs.NtfsName) -> Entry | Unreadable:
+        wrong = name_error(one.name)
+        if wrong:
+            return Unreadable(one.name, wrong)
+        try:
+            with parsing(one.name):
+                return self._entry(one.name, self._records.get(one.record, one.sequence))
+        except GuestError as error:
+            return Unreadable(one.name, error)
+
+    def _entry(self, name: str, file: NtfsFile) -> Entry:
+        kind = Kind.FOLDER if file.record.flags & ntfs.IS_FOLDER else Kind.FILE
+        reparse = _reparse(file)
+        if reparse and reparse.target is not None:
+            kind = Kind.LINK
+        content = file.pieces(ntfs.DATA)
+        return Entry(
+            name=name,
+            kind=kind,
+            number=file.number,
+            size=content[0].size if content and kind is Kind.FILE else 0,
+            times=_times(file),
+            links=_names_of(file),
+            allocated=content[0].allocated if content else 0,
+            target=reparse.target if reparse else None,
+        )
+
+
+def _reparse(file: NtfsFile) -> ntfs_reparse.Reparse | None:
+    value = file.value(ntfs.REPARSE)
+    return ntfs_reparse.decode_reparse(value) if value else None
+
+
+def _has_tag(file: NtfsFile, tag: int) -> bool:
+    found = _reparse(file)
+    return found is not None and found.tag == tag
+
+
+def _times(file: NtfsFile) -> Times:
+    value = file.value(ntfs.STANDARD)
+    if len(value) < 32:
+        return Times()
+    created, modified, changed, accessed = (ntfs.time(stamp) for stamp in struct.unpack_from("<QQQQ", value))
+    return Times(modified, changed, accessed, created)
+
+
+def _names_of(file: NtfsFile) -> int:
+    """Names that the guest sees: those for DOS are second spellings."""
+    names = [one.value for one in file.attributes if one.kind == ntfs.FILE_NAME and one.value]
+    return max(1, len([value for value in names if len(value) > 65 and value[65] != 2]))

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What a volume is, by its first bytes (as blkid of util-linux does; the magic numbers are each format's own)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from everywhen.formats.errors import FormatError
+from everywhen.formats.filesystems.fat import decode_boot_sector
+from everywhen.guest.tree import Readable
+
+
+class Role(StrEnum):
+    """What can be done with a volume."""
+
+    FILES = "files"
+    """A file system that is read here."""
+    OTHER_FILES = "other files"
+    """One that is not; its device can be used."""
+    SWAP = "swap"
+    LVM = "LVM"
+    RAID = "RAID"
+    ENCRYPTED = "encrypted"
+    UNKNOWN = "unknown"
+
+
+_ENDS_AT: Final = 68 << 10
+_ZFS_RING: Final = 128 << 10
+_ZFS_MAGICS: Final = (b"\x0c\xb1\xba\0\0\0\0\0", b"\0\0\0\0\0\xba\xb1\x0c")
+_SWAP_PAGES: Final = (4096, 8192, 16384, 65536)
+_MAGICS: Final = (  # kind, role, place, bytes; what is certain before what is not
+    ("BitLocker", Role.ENCRYPTED, 3, b"-FVE-FS-"),
+    ("BitLocker", Role.ENCRYPTED, 424, bytes.fromhex("3bd66749292ed84a8399f6a339e3d001")),  # To Go: begins like FAT
+    ("LUKS", Role.ENCRYPTED, 0, b"LUKS\xba\xbe"),
+    ("xfs", Role.FILES, 0, b"XFSB"),
+    ("btrfs", Role.FILES, 65600, b"_BHRfS_M"),
+    ("ntfs", Role.FILES, 3, b"NTFS    "),
+    ("exfat", Role.FILES, 3, b"EXFAT   "),
+    ("ReFS", Role.OTHER_FILES, 3, b"ReFS\0\0\0\0"),
+    ("HPFS", Role.OTHER_FILES, 8192, b"\x49\xe8\x95\xf9"),
+    ("APFS", Role.OTHER_FILES, 32, b"NXSB"),
+    ("F2FS", Role.OTHER_FILES, 1024, b"\x10\x20\xf5\xf2"),
+    ("JFS", Role.OTHER_FILES, 32768, b"JFS1"),
+    ("ReiserFS", Role.OTHER_FILES, 65536 + 52, b"ReIsEr"),
+    ("GFS2", Role.OTHER_FILES, 65536, b"\x01\x16\x19\x70"),
+    ("OCFS2", Role.OTHER_FILES, 1024, b"OCFSV2"),
+    ("OCFS2", Role.OTHER_FILES, 2048, b"OCFSV2"),
+    ("OCFS2", Role.OTHER_FILES, 4096, b"OCFSV2"),
+    ("OCFS2", Role.OTHER_FILES, 8192, b"OCFSV2"),
+    ("bcachefs", Role.OTHER_FILES, 4096 + 24, bytes.fromhex("c68573f64e1a45ca8265f57f48ba6d81")),
+    ("bcachefs", Role.OTHER_FILES, 4096 + 24, bytes.fromhex("c68573f666ce90a9d96a60cf803df7ef")),
+    ("ISO 9660", Role.OTHER_FILES, 32769, b"CD001"),
+    ("HFS+", Role.OTHER_FILES, 1024, b"H+\0\4"),
+    ("SquashFS", Role.OTHER_FILES, 0, b"hsqs"),
+    ("Linux RAID", Role.RAID, 4096, b"\xfc\x4e\x2b\xa9"),
+    ("Linux RAID", Role.RAID, 0, b"\xfc\x4e\x2b\xa9"),
+    ("ext", Role.FILES, 1080, b"\x53\xef"),
+)
+_IN_BOOT_SECTOR: Final = ("ntfs", "exfat", "fat", "BitLocker", "ReFS")
+
+
+def recognise(volume: Readable) -> tuple[str, Role]:
+    """Kind and role. Of ext and FAT the exact kind is known when they are opened."""
+    head = volume.read(0, min(_ENDS_AT, volume.size))
+    if any(head[at : at + 8] == b"LABELONE" and head[at + 24 : at + 32] == b"LVM2 001" for at in range(0, 2048, 512)):
+        return "LVM", Role.LVM
+    for kind, role, place, magic in _MAGICS:
+        if head[place : place + len(magic)] == magic:
+            return kind, role
+    for page in _SWAP_PAGES:
+        if head[page - 10 : page] in (b"SWAPSPACE2", b"SWAP-SPACE"):
+            return "swap", Role.SWAP
+    try:
+        decode_boot_sector(head[:512])
+    except FormatError:
+        return _by_its_end(volume)
+    return "fat", Role.FILES
+
+
+def _by_its_end(volume: Readable) -> tuple[str, Role]:
+    """RAIDs that keep what they are at the end, and ZFS, which has a ring of blocks that say so."""
+    for kind, place, magic in (
+        ("Linux RAID", (volume.size & ~0xFFFF) - 0x10000, b"\xfc\x4e\x2b\xa9"),
+        ("Linux RAID", ((volume.size >> 9) - 16 & ~7) << 9, b"\xfc\x4e\x2b\xa9"),
+        ("Intel RAID", (volume.size >> 9 << 9) - 1024, b"Intel Raid ISM"),
+    ):
+        if place >= 0 and volume.read(place, min(len(magic), volume.size - place)) == magic:
+            return kind, Role.RAID
+    ring = volume.read(_ZFS_RING, _ZFS_RING) if volume.size >= 2 * _ZFS_RING else b""
+    if any(ring[at : at + 8] in _ZFS_MAGICS for at in range(0, len(ring), 1024)):
+        return "ZFS", Role.OTHER_FILES
+    return "unknown", Role.UNKNOWN
+
+
+def fills_a_boot_sector(kind: str) -> bool:
+    """Whether this kind begins with a boot sector, which ends like a partition table and has none."""
+    return kind in _IN_BOOT_SECTOR

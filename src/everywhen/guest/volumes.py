@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The volumes of a VM's disks, and the file systems in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+
+from everywhen.guest.errors import GuestError, GuestUnsupported
+from everywhen.guest.lvm import Member, logical_volumes
+from everywhen.guest.partitions import read_table
+from everywhen.guest.reading import Cached, Window
+from everywhen.guest.recognition import Role, fills_a_boot_sector, recognise
+from everywhen.guest.tree import FileSystem, Readable
+
+_READERS = {
+    "ext": ("ext", "ExtFileSystem"),
+    "xfs": ("xfs", "XfsFileSystem"),
+    "ntfs": ("ntfs", "NtfsFileSystem"),
+    "fat": ("fat", "FatFileSystem"),
+    "exfat": ("exfat", "ExfatFileSystem"),
+}
+"""By kind: module and class, loaded when it is needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A partition, a disk without partitions, or a logical volume. Names are unique on each of `disks`.
+
+    `problem`: why it cannot be read, or (of a partition that is cut off) only in part.
+    """
+
+    name: str
+    """`p1`, …; `p0` of a disk without a partition table; `vg-lv`."""
+    disks: tuple[str, ...]
+    size: int
+    kind: str
+    """`ext`, `ntfs`, `swap`, `LUKS`, …, or `unknown`."""
+    role: Role
+    content: Readable
+    problem: GuestError | None = None
+
+
+@dataclass(slots=True)
+class Volumes:
+    """All that was found, and what is wrong with tables by disk."""
+
+    found: list[Volume] = field(default_factory=list)
+    problems: list[tuple[str, GuestError]] = field(default_factory=list)
+
+
+class _Nothing:
+    """In place of the content of a volume that has none."""
+
+    size = 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        if offset or length:
+            raise ValueError(f"{offset} + {length} is outside of 0 bytes")
+        return b""
+
+
+def find_volumes(disks: Mapping[str, Readable]) -> Volumes:
+    """The volumes of these disks, by name. Raises DeviceError where a disk cannot be read."""
+    volumes = Volumes()
+    for name, disk in disks.items():
+        _partitions(volumes, name, Cached(disk))
+    members = [Member(one.disks[0], one.content) for one in volumes.found if one.role is Role.LVM]
+    logical, problems = logical_volumes(members)
+    volumes.problems += [("", problem) for problem in problems]
+    for one in logical:
+        if isinstance(one.content, GuestError):
+            volumes.found.append(Volume(one.name, one.disks, 0, "unknown", Role.UNKNOWN, _Nothing(), one.content))
+        else:
+            kind, role = recognise(one.content)
+            volumes.found.append(Volume(one.name, one.disks, one.content.size, kind, role, one.content))
+    return volumes
+
+
+def _partitions(volumes: Volumes, name: str, disk: Readable) -> None:
+    kind, role = recognise(disk)
+    if not fills_a_boot_sector(kind):
+        table = read_table(disk, lambda start: start < disk.size and _is_known(disk, start))
+        volumes.problems += [(name, problem) for problem in table.problems]
+        if table.kind:
+            for part in table.partitions:
+                content = Window(disk, part.start, part.size)
+                inner, use = recognise(content)
+                volumes.found.append(Volume(f"p{part.number}", (name,), part.size, inner, use, content, part.problem))
+            return
+    volumes.found.append(Volume("p0", (name,), disk.size, kind, role, disk))
+
+
+def _is_known(disk: Readable, start: int) -> bool:
+    return recognise(Window(disk, start, disk.size - start))[1] is not Role.UNKNOWN
+
+
+def open_file_system(volume: Volume, beside: Sequence[Volume] = ()) -> FileSystem:
+    """The file system of a volume. `beside`: the VM's other volumes, for a Btrfs over several.
+
+    Raises GuestUnsupported with what it is if it is none that is read here, GuestError if it cannot be opened.
+    """
+    if volume.problem and not volume.size:
+        raise volume.problem
+    if volume.role is not Role.FILES:
+        what = {
+            Role.ENCRYPTED: f"encrypted ({volume.kind}); without its key only its device can be used",
+            Role.SWAP: "the guest's swap space; it has no files",
+            Role.LVM: "a part of a volume group of LVM; its logical volumes are listed by their names",
+            Role.RAID: "a part of a Linux RAID, which is not read here; its device can be used",
+            Role.OTHER_FILES: f"{volume.kind}, which is not read here; its device can be used",
+        }.get(volume.role, "no file system that is known here; its device can be used")
+        raise GuestUnsupported(f"{volume.name} of {', '.join(volume.disks)}: {what}")
+    others = [one.content for one in beside if one.kind == volume.kind and one is not volume]
+    return _open(volume, others)
+
+
+def _open(volume: Volume, others: list[Readable]) -> FileSystem:
+    """Each kind's module is loaded when it is needed: what NTFS needs takes 0.2 s."""
+    if volume.kind == "btrfs":
+        from everywhen.guest.btrfs import BtrfsFileSystem
+
+        return BtrfsFileSystem(volume.content, others)
+    module, name = _READERS[volume.kind]
+    reader: Callable[[Readable], FileSystem] = getattr(import_module(f"everywhen.guest.{module}"), name)
+    return reader(volume.content)

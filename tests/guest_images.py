@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""File systems made by the real tools and filled through the real file system, and what was put into them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import shutil
+import socket
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from everywhen.guest.tree import Content, Entry, FileSystem, Kind, Readable
+from everywhen.guest.volumes import Volume, find_volumes, open_file_system
+from everywhen.guest.walking import Found, find, walk
+
+STEP = 1 << 20
+
+
+class Image:
+    """A file as a disk, from a byte on; counts what is read."""
+
+    def __init__(self, path: Path, start: int = 0) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+        self._start = start
+        self.size = os.fstat(self._descriptor).st_size - start
+        self.bytes_read = 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        assert 0 <= offset <= offset + length <= self.size
+        self.bytes_read += length
+        parts = []
+        while length:
+            part = os.pread(self._descriptor, length, self._start + offset)
+            assert part
+            parts.append(part)
+            offset, length = offset + len(part), length - len(part)
+        return b"".join(parts)
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+
+class Bytes:
+    """Bytes as a disk."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = bytearray(content)
+
+    @property
+    def size(self) -> int:
+        return len(self.content)
+
+    def read(self, offset: int, length: int) -> bytes:
+        assert 0 <= offset <= offset + length <= self.size
+        return bytes(self.content[offset : offset + length])
+
+
+def the_volume(disk: Readable, name: str = "p0") -> Volume:
+    """The volume of this name on a disk."""
+    return next(volume for volume in find_volumes({"vda": disk}).found if volume.name == name)
+
+
+def opened(disk: Readable, name: str = "p0") -> FileSystem:
+    """The file system in it."""
+    return open_file_system(the_volume(disk, name))
+
+
+def need(*tools: str) -> None:
+    """Skips where a tool is not installed."""
+    missing = [tool for tool in tools if not shutil.which(tool, path=os.environ["PATH"] + ":/usr/sbin:/sbin")]
+    if missing:
+        pytest.skip(f"{', '.join(missing)}: not installed")
+
+
+def run(*command: str | Path, **options: Any) -> str:
+    """A tool's standard output."""
+    environment = os.environ | {"PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"}
+    words = [str(word) for word in command]
+    done: subprocess.CompletedProcess[bytes] = subprocess.run(
+        words, capture_output=True, check=False, env=environment, **options
+    )
+    assert done.returncode == 0, (command, done.stdout, done.stderr)
+    return done.stdout.decode(errors="replace")
+
+
+def empty(path: Path, size: int) -> Path:
+    """A sparse file."""
+    with path.open("wb") as file:
+        file.truncate(size)
+    return path
+
+
+@contextlib.contextmanager
+def mounted(image: Path, *options: str) -> Iterator[Path]:
+    """The image mounted by this machine's kernel, which must allow it."""
+    if os.geteuid():
+        pytest.skip("only root may mount")
+    folder = image.with_suffix(".mounted")
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(
+        ["mount", "-o", ",".join(("loop", *options)), str(image), str(folder)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"this kernel does not mount it: {done.stderr.decode(errors='replace').strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def content_of(seed: int, length: int) -> bytes:
+    """Bytes that cannot be packed, always the same for a seed."""
+    return random.Random(seed).randbytes(length)
+
+
+def fill(folder: Path) -> None:
+    """All kinds of files that each of these file systems (and Windows) can have."""
+    for length in (0, 1, 50, 700, 4095, 4096, 4097, 70_000, 1_300_000):
+        (folder / f"random-{length}").write_bytes(content_of(length, length))
+    (folder / "text").write_text("the same line again and again\n" * 30_000)
+    (folder / "Grüße 日本語.txt").write_bytes(b"name")
+    (folder / ("long-" * 40 + "name")).write_bytes(b"long")
+    deep = folder / "a" / "b" / "c" / "d"
+    deep.mkdir(parents=True)
+    (deep / "deep").write_bytes(b"deep")
+    many = folder / "many"
+    many.mkdir()
+    for number in range(600):
+        (many / f"file number {number}").write_bytes(b"%d" % number)
+    (folder / "empty folder").mkdir()
+
+
+def fill_sparse(folder: Path) -> None:
+    """Holes, at the begin, within, and behind the end of what was written."""
+    with (folder / "sparse").open("wb") as file:
+        file.seek(3 << 20)
+        file.write(content_of(1, 5000))
+        file.seek(9 << 20)
+        file.write(content_of(2, 5000))
+        file.truncate(20 << 20)
+    with (folder / "all hole").open("wb") as file:
+        file.truncate(5 << 20)
+
+
+def fill_unix(folder: Path) -> None:
+    """What only Unix has: links, devices, owners, bytes that are no text, attributes."""
+    fill_sparse(folder)
+    (folder / "short").symlink_to("a/b")
+    (folder / "long link").symlink_to("x" * 300)
+    (folder / "round").symlink_to("round")
+    (folder / "to folder").symlink_to("/a/b/../b/c")
+    os.link(folder / "random-700", folder / "second name")
+    os.mkfifo(folder / "pipe")
+    os.mknod(folder / "zero", stat.S_IFCHR | 0o666, os.makedev(1, 5))
+    os.mknod(folder / "large device", stat.S_IFBLK | 0o600, os.makedev(259, 70_000))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "socket"))
+    with open(os.fsencode(folder) + b"/no text \xff\xfe", "wb") as file:
+        file.write(b"bytes")
+    os.chown(folder / "text", 70_001, 70_002)
+    (folder / "text").chmod(0o4751)
+    os.utime(folder / "text", ns=(1_234_567_890_123_456_789, 3_234_567_890_987_654_321))
+    os.utime(folder / "random-1", ns=(-1_000_000_000, -86_400_000_000_000))
+    os.setxattr(folder / "random-50", "user.small", b"value")
+    os.setxattr(folder / "random-50", "user.large", content_of(3, 700))
+    os.setxattr(folder / "text", "security.capability", bytes.fromhex("010000020004000000000000000000000000000000"[:40]))
+    os.setxattr(folder / "random-700", "system.posix_acl_access", ACL)
+    os.setxattr(folder / "a", "trusted.one", b"1")
+
+
+ACL = bytes.fromhex("0200000001000600ffffffff02000700d204000004000400ffffffff10000700ffffffff20000400ffffffff")
+"""Version 2: owner rw, user 1234 rwx, group r, mask rwx, others r."""
+
+
+def written_and_dropped(folder: Path, used: int) -> None:
+    """Leaves bytes that are not zero in free blocks, so that whoever shows what lies there is found out."""
+    (folder / "dropped").write_bytes(b"STALE!! " * (used // 8))
+    os.sync()
+    (folder / "dropped").unlink()
+    os.sync()
+
+
+def digest(content: Content) -> str:
+    """SHA-256 of a content, read in steps."""
+    total, at = hashlib.sha256(), 0
+    while at < content.size:
+        part = content.read(at, STEP)
+        assert part
+        total.update(part)
+        at += len(part)
+    return total.hexdigest()
+
+
+def entries(system: FileSystem) -> dict[str, Entry]:
+    """All entries by path; each can be read."""
+    found: dict[str, Entry] = {}
+    for item in walk(system, Found("/", system.root)):
+        assert isinstance(item, Found), item
+        found[item.path] = item.entry
+    return found
+
+
+def compare(system: FileSystem, folder: Path, *, unix: bool = True, leave_out: tuple[str, ...] = ("/lost+found",)) -> None:
+    """Everything that `folder`, where the same file system is mounted, has: names, kinds, contents, owners, times and so on."""
+    shown = {path: entry for path, entry in entries(system).items() if path not in leave_out}
+    real = {"/" + os.path.relpath(path, folder): path for path in _below(folder)}
+    assert set(shown) == {path for path in real if path not in leave_out}
+    for path, entry in shown.items():
+        status = os.lstat(real[path])
+        _compare_entry(system, entry, real[path], status, unix=unix)
+        assert find(system, path, follow=False).entry == entry
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):
+        yield from (Path(root) / name for name in (*folders, *files))
+
+
+_KINDS: dict[Callable[[int], bool], Kind] = {
+    stat.S_ISREG: Kind.FILE,
+    stat.S_ISDIR: Kind.FOLDER,
+    stat.S_ISLNK: Kind.LINK,
+    stat.S_ISBLK: Kind.BLOCK_DEVICE,
+    stat.S_ISCHR: Kind.CHARACTER_DEVICE,
+    stat.S_ISFIFO: Kind.PIPE,
+    stat.S_ISSOCK: Kind.SOCKET,
+}
+
+
+def _compare_entry(system: FileSystem, entry: Entry, path: Path, status: os.stat_result, *, unix: bool) -> None:
+    assert entry.kind is next(kind for test, kind in _KINDS.items() if test(status.st_mode)), path
+    if entry.kind is Kind.FILE:
+        content = system.open(entry)
+        assert (entry.size, content.size) == (status.st_size, status.st_size), path
+        with path.open("rb") as file:
+            assert digest(content) == hashlib.file_digest(file, "sha256").hexdigest(), path
+        runs_agree(content, path)
+    if entry.kind is Kind.LINK:
+        assert entry.target == os.readlink(path)
+    if unix:
+        owner = (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_nlink)
+        assert (entry.mode, entry.uid, entry.gid, entry.links) == owner, path
+        assert (entry.times.modified, entry.times.changed) == (status.st_mtime_ns, status.st_ctime_ns), path
+        if entry.device:
+            assert entry.device == (os.major(status.st_rdev), os.minor(status.st_rdev))
+        names = [name for name in os.listxattr(path, follow_symlinks=False) if not name.startswith("trusted.SGI_ACL")]
+        real = {name: os.getxattr(path, name, follow_symlinks=False) for name in names}  # XFS shows ACLs twice
+        assert {name: value for name, value in system.attributes(entry).items() if name in real} == real, path
+
+
+def runs_agree(content: Content, path: Path) -> None:
+    """Runs follow each other to the end; what they call zero is zero; reads across them, backwards, agree with the file."""
+    at = 0
+    data = path.read_bytes()
+    for one in content.runs():
+        assert one.start == at
+        assert one.length > 0
+        at = one.end
+        if one.zero:
+            assert not any(data[one.start : one.end])
+    assert at == len(data)
+    for offset in sorted((random.Random(at).randrange(at + 1) for _ in range(8)), reverse=True):
+        assert content.read(offset, 5000) == data[offset : offset + 5000]
