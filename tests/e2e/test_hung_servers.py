@@ -21,7 +21,8 @@ from everywhen.capture.qmp import QmpMonitor
 from everywhen.capture.tap import Tap, TapFailed
 from everywhen.formats.ids import PointId
 from everywhen.nbd.connection import NbdError
-from everywhen.nbd.server import Export, ServerSession
+from everywhen.nbd.exports import Export, FixedExports
+from everywhen.nbd.server import ServerSession
 from tests.hypervisor import Hypervisor, eventually
 from tests.receptions import reception
 
@@ -75,7 +76,7 @@ def server(path: Path, handshakes: int) -> Iterator[None]:
 
 
 def _serve(connection: socket.socket) -> None:
-    session = ServerSession({name: Export(MIB, 0) for name in ("probe", "disk-0")})
+    session = ServerSession(FixedExports({name: Export(MIB, 0) for name in ("probe", "disk-0")}))
     connection.sendall(session.take_output())
     while data := connection.recv(1 << 16):
         session.receive(data)

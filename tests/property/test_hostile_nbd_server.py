@@ -7,11 +7,11 @@ import struct
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from everywhen.nbd import protocol as p
 from everywhen.nbd.client import ClientSession, Reply
 from tests.long_forms import SOAK
+from tests.message_mutations import Mutation, mutated, mutations
 
 MANY = settings(max_examples=20000 if SOAK else 1000, deadline=None)
 CONTEXT = "base:allocation"
@@ -45,35 +45,6 @@ ANSWERS = [
 """To a read of 100 bytes at 100, a block status, a read and a write."""
 MESSAGES = [*HANDSHAKE, *ANSWERS]
 
-mutation = st.tuples(
-    st.integers(0, len(MESSAGES) - 1),
-    st.sampled_from(["change", "remove", "repeat", "cut", "grow", "swap"]),
-    st.integers(0, 100),
-    st.binary(min_size=1, max_size=8),
-)
-
-
-def mutated(messages: list[bytes], mutations: list[tuple[int, str, int, bytes]]) -> list[bytes]:
-    found = list(messages)
-    for number, how, at, value in mutations:
-        if number >= len(found):
-            continue
-        one = found[number]
-        at %= len(one) or 1
-        if how == "change":
-            found[number] = one[:at] + value + one[at + len(value) :]
-        elif how == "remove":
-            del found[number]
-        elif how == "repeat":
-            found.insert(number, one)
-        elif how == "cut":
-            found[number] = one[:at]
-        elif how == "grow":
-            found[number] = one + value
-        else:
-            found[number], found[-1] = found[-1], one
-    return found
-
 
 def played(messages: list[bytes]) -> tuple[ClientSession, list[Reply]]:
     """A client to which a server says all this, and which asks as soon as it may."""
@@ -98,7 +69,7 @@ def test_the_recorded_answers_are_understood() -> None:
 
 
 @pytest.mark.parametrize(
-    "mutations",
+    "changes",
     [
         [(4, "remove", 0, b"x")],
         [(5, "change", 30, bytes(4))],
@@ -108,16 +79,16 @@ def test_the_recorded_answers_are_understood() -> None:
     ],
     ids=["no size", "requests of 0 bytes", "a context not asked for", "one not agreed on", "extents for a read"],
 )
-def test_a_server_that_cannot_be_used(mutations: list[tuple[int, str, int, bytes]]) -> None:
+def test_a_server_that_cannot_be_used(changes: list[Mutation]) -> None:
     with pytest.raises(p.ProtocolError):
-        played(mutated(MESSAGES, mutations))
+        played(mutated(MESSAGES, changes))
 
 
 @MANY
-@given(st.lists(mutation, min_size=1, max_size=4))
-def test_any_answers(mutations: list[tuple[int, str, int, bytes]]) -> None:
+@given(mutations(len(MESSAGES)))
+def test_any_answers(changes: list[Mutation]) -> None:
     try:
-        client, replies = played(mutated(MESSAGES, mutations))
+        client, replies = played(mutated(MESSAGES, changes))
     except p.ProtocolError:
         return
     asked = {1: 100, 2: 0, 3: 4, 4: 0}

@@ -25,7 +25,9 @@ from everywhen.capture.spool_writer import Record
 from everywhen.formats.fields import canonical_json
 from everywhen.formats.segment import MARK, WRITE, ZERO
 from everywhen.nbd import protocol as p
-from everywhen.nbd.server import Export, Phase, Request, ServerSession
+from everywhen.nbd.exports import Export, FixedExports
+from everywhen.nbd.negotiation import Phase
+from everywhen.nbd.server import Request, ServerSession
 
 _FLAGS = p.SEND_WRITE_ZEROES | p.SEND_FAST_ZERO
 _RECEIVE = 1 << 20
@@ -65,9 +67,10 @@ class Sink:
         self, sizes: list[int], take: Take, counters: Counters, control: socket.socket, behind: Callable[[], bool]
     ) -> None:
         """`sizes`: bytes of each disk; `behind`: whether the spool is."""
-        self._exports = {f"{_TAP}-{disk}": Export(size, _FLAGS) for disk, size in enumerate(sizes)}
-        self._exports |= {f"{_MARKS}-{disk}": Export(_LONGEST_MARK, 0) for disk in range(len(sizes))}
-        self._exports[_PROBE] = Export(0, p.READ_ONLY)
+        exports = {f"{_TAP}-{disk}": Export(size, _FLAGS) for disk, size in enumerate(sizes)}
+        exports |= {f"{_MARKS}-{disk}": Export(_LONGEST_MARK, 0) for disk in range(len(sizes))}
+        exports[_PROBE] = Export(0, p.READ_ONLY)
+        self._exports = FixedExports(exports)
         self._take = take
         self._behind = behind
         self._counters = counters

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from everywhen.nbd import protocol as p
 from everywhen.nbd.client import ClientSession, Reply, Status
-from everywhen.nbd.server import Export, Phase, Request, ServerSession
+from everywhen.nbd.exports import Export, FixedExports
+from everywhen.nbd.negotiation import Phase
+from everywhen.nbd.server import Request, ServerSession
 
 DISK = Export(1 << 20, p.SEND_FLUSH | p.SEND_WRITE_ZEROES, maximum=1 << 16)
-EXPORTS = {"disk": DISK, "read only": Export(4096, p.READ_ONLY)}
+EXPORTS = FixedExports({"disk": DISK, "read only": Export(4096, p.READ_ONLY)})
 cuts = st.lists(st.integers(1, 40), max_size=200)
 
 
