@@ -80,6 +80,8 @@ class RecoveryPoints:
         self._documents = documents
         self._cache = cache
         self._naming_key = naming_key
+        self._decoded_before: dict[PointId, tuple[str, RecoveryPoint | Tombstone]] = {}
+        """By id and stamp, what the last `list` gave: a server lists again and again, and decodes each point once."""
 
     def close(self) -> None:
         """Close the cache."""
@@ -126,15 +128,22 @@ class RecoveryPoints:
         listed = {PointId(name): found for name, found in self._documents.listed(PREFIX).items() if is_point_id(name)}
         self._cache.keep_only(set(listed))
         stamps = {point: f"{found.size} {found.modified_ns}" if found else "" for point, found in listed.items()}
-        cached = self._cache.all()
-        known = {point: cached[point][1] for point in listed if stamps[point] and cached.get(point, ("",))[0] == stamps[point]}
-        new = [point for point in listed if point not in known]
+        before = self._decoded_before
+        same = {point: before[point][1] for point, stamp in stamps.items() if stamp and before.get(point, ("",))[0] == stamp}
+        cached = self._cache.all() if len(same) < len(listed) else {}
+        known = {
+            point: cached[point][1]
+            for point, stamp in stamps.items()
+            if point not in same and stamp and cached.get(point, ("",))[0] == stamp
+        }
+        new = [point for point in listed if point not in known and point not in same]
         points: list[RecoveryPoint] = []
         tombstones: list[Tombstone] = []
         unreadable: list[str] = []
         with ThreadPoolExecutor(_PARALLEL_READS) as pool:
             fresh = pool.map(lambda point: self._read_or_error(point, stamps[point]), new)
-            for found in chain((self._decoded_or_error(point, plain) for point, plain in known.items()), fresh):
+            decoded = (self._decoded_or_error(point, plain) for point, plain in known.items())
+            for found in chain(same.values(), decoded, fresh):
                 if isinstance(found, RecoveryPoint):
                     points.append(found)
                 elif isinstance(found, Tombstone):
@@ -142,6 +151,8 @@ class RecoveryPoints:
                 elif isinstance(found, Damaged):
                     unreadable.append(str(found))
         points.sort(key=lambda point: (point.time_ns, point.number, point.point))
+        both: tuple[RecoveryPoint | Tombstone, ...] = (*points, *tombstones)
+        self._decoded_before = {found.point: (stamps[found.point], found) for found in both}
         return points, tombstones, unreadable
 
     def digest(self, point: RecoveryPoint) -> bytes:

@@ -39,9 +39,12 @@ class Sink(Protocol):
 
 
 @contextmanager
-def opened_points(repository: Repository, what: str, points: list[RecoveryPoint]) -> Iterator[bool]:
+def opened_points(
+    repository: Repository, what: str, points: list[RecoveryPoint], *, packs_known: bool = False
+) -> Iterator[bool]:
     """A lease on the points while the body runs; they were there after the lease was. Raises NoSuchPoint.
 
+    `packs_known`: the index was brought up to date after these points were made; what gc moved since is found when missed.
     Gives False when the medium cannot be written or is full: then nothing keeps another computer's gc from deleting them.
     """
     lease = repository.attend(f"leases/{random_word(repository.surroundings.randomness, 16)}", what, [p.point for p in points])
@@ -52,7 +55,7 @@ def opened_points(repository: Repository, what: str, points: list[RecoveryPoint]
         yield False
         return
     try:
-        repository.refresh()
+        repository.look_for_condemned() if packs_known else repository.refresh()
         for point in points:
             # A point that is condemned after this is kept: gc looks for leases after it has condemned.
             if point.point in repository.condemned_points:

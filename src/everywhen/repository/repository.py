@@ -122,11 +122,7 @@ class Repository:
         with self._refreshing:
             # Condemned before listed: of two listings in the other order, gc could delete a pack after the first and its
             # condemnation before the second, and the pack would look as good as any.
-            condemned = list_condemned(self.documents)
-            self.condemned_points = frozenset(point for one in condemned for point in one.points)
-            excluded = {pack for one in condemned for pack in one.packs}
-            self.index.exclude(excluded)
-            self.fingerprints.exclude(excluded)
+            self.look_for_condemned()
             # Known before listed: a pack that another thread adds in between must not look deleted.
             known = self.index.known_packs()
             listed = self._list_packs()
@@ -147,6 +143,14 @@ class Repository:
             self.fingerprints.exclude(strays)
             for pack, offsets in damaged_copies(self.documents).items():
                 self.index.exclude_copies(pack, offsets)
+
+    def look_for_condemned(self) -> None:
+        """The part of `refresh` that a reader needs whose points' packs are known: what gc is about to delete."""
+        condemned = list_condemned(self.documents)
+        self.condemned_points = frozenset(point for one in condemned for point in one.points)
+        excluded = {pack for one in condemned for pack in one.packs}
+        self.index.exclude(excluded)
+        self.fingerprints.exclude(excluded)
 
     def _list_packs(self) -> dict[PackId, int]:
         """All packs with their sizes in bytes, also those of which only the twin is left."""

@@ -30,6 +30,7 @@ ALONE = {
     "release": "hold",
     "restore": "restore",
     "resume": "pause",
+    "serve": "serve",
     "sessions": "sessions",
     "stats": "stats",
     "status": "status",

@@ -68,6 +68,8 @@ class OpenMoments:
         self._before = before
         self._blocks = Blocks(repository.fetcher)
         self._open: dict[str, _Open] = {}
+        self._packs_known: set[str] = set()
+        """Points that were there when the packs were listed: a listing of some thousand takes a tenth of a second."""
         self._lock = threading.Lock()
 
     def catalog(self) -> Catalog:
@@ -126,9 +128,14 @@ class OpenMoments:
     def _opened(self, address: Address) -> _Open:
         self._before(address.vm)
         now_ns = self._repository.surroundings.clock()
-        vm, moment = open_moment(self._repository, self.catalog(), address, now_ns=now_ns, zone=self._zone, exact=False)
+        catalog = self.catalog()
+        vm, moment = open_moment(self._repository, catalog, address, now_ns=now_ns, zone=self._zone, exact=False)
+        known = moment.point.point in self._packs_known
+        lease = opened_points(self._repository, f"{self._what} {vm.name}", [moment.point], packs_known=known)
         with ExitStack() as stack:
-            leased = stack.enter_context(opened_points(self._repository, f"{self._what} {vm.name}", [moment.point]))
+            leased = stack.enter_context(lease)
+            if not known:
+                self._packs_known = {point.point for point in catalog.points}
             fetcher = self._repository.fetcher
             disks = {
                 name: MomentDisk(fetcher, self._blocks, disk.tree, moment.patches.get(name))
