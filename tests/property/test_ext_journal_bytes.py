@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
     not shutil.which("debugfs"), reason="debugfs (e2fsprogs) is not installed; it writes the samples"
 )
 
-EXAMPLES = 2000 if SOAK else 25
+EXAMPLES = 500 if SOAK else 25
 Change: TypeAlias = tuple[list[tuple[int, int, int]], bool, int | None]
 KINDS = {
     "ext4": ("-t ext4 -b 4096 -J size=4", "jo -c -v 3", 4096),
