@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from everywhen.guest.errors import GuestDamaged
+from everywhen.guest.errors import GuestDamaged, parsing
 from everywhen.guest.reading import piece
 from everywhen.guest.tree import Readable, Run, Span
 
@@ -68,6 +68,10 @@ class Stored:
 
     def _filled(self, offset: int) -> Iterator[Run]:
         """Runs from the one at `offset` to the end of the content, its gaps filled with zeroes."""
+        with parsing(self._what):
+            yield from self._without_gaps(offset)
+
+    def _without_gaps(self, offset: int) -> Iterator[Run]:
         at = offset
         for run in self._source(offset):
             if run.end <= at:

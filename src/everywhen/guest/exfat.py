@@ -9,6 +9,7 @@ from everywhen.formats.filesystems import exfat
 from everywhen.guest.chains import Chain, Clusters
 from everywhen.guest.content import Inline, RunSource, Stored, valid_until
 from everywhen.guest.errors import GuestDamaged, GuestError, NoSuchPath, WrongKind, parsing
+from everywhen.guest.lookups import Lookups
 from everywhen.guest.names import name_error
 from everywhen.guest.reading import piece
 from everywhen.guest.tree import Content, Entry, Kind, Readable, Run, Span, Stream, Times, Unreadable
@@ -36,6 +37,7 @@ class ExfatFileSystem:
             self._clusters = Clusters(volume, 32, 0xFFFFFFFF, boot.table_place, boot.heap, boot.cluster_size, boot.clusters)
             self._files_from = 2 * (boot.clusters + 2)
             self.uuid = f"{boot.serial >> 16:04X}-{boot.serial & 0xFFFF:04X}"
+            self._lookups = Lookups(self._keyed)
             self.root = Entry(name="", kind=Kind.FOLDER, number=2 * boot.root, size=0)
             self.label = self._label()
 
@@ -50,10 +52,9 @@ class ExfatFileSystem:
 
     def child(self, folder: Entry, name: str) -> Entry:
         with parsing(name):
-            wanted = name.upper()
-            for place, found in self._files(folder):
-                if not isinstance(found, GuestError) and found.name.upper() == wanted and not name_error(found.name):
-                    return self._entry(found, place)
+            found = self._lookups.find(folder, name.upper())
+            if found is not None and not name_error(found[1].name):
+                return self._entry(found[1], found[0])
         raise NoSuchPath(name, folder.name or "/")
 
     def open(self, entry: Entry, stream: str = "") -> Content:
@@ -82,6 +83,11 @@ class ExfatFileSystem:
         if entry.kind is not Kind.FILE:
             return ()
         return (Span((entry.number - self._files_from) * exfat.RECORD, (1 + exfat.MOST_SECONDARY) * exfat.RECORD),)
+
+    def _keyed(self, folder: Entry) -> Iterator[tuple[tuple[str], tuple[int, exfat.ExfatFile]]]:
+        for place, found in self._files(folder):
+            if not isinstance(found, GuestError):
+                yield (found.name.upper(),), (place, found)
 
     def _entry(self, found: exfat.ExfatFile, place: int) -> Entry:
         is_folder = bool(found.attributes & exfat.FOLDER)

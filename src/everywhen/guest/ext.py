@@ -17,6 +17,7 @@ from everywhen.formats.errors import FormatError
 from everywhen.formats.filesystems import ext, ext_attributes
 from everywhen.guest.errors import GuestDamaged, GuestError, GuestLimit, NoSuchPath, WrongKind, parsing
 from everywhen.guest.ext_inodes import ExtInodes, refuse_encrypted
+from everywhen.guest.lookups import Lookups
 from everywhen.guest.modes import KINDS
 from everywhen.guest.names import from_bytes, name_error, to_bytes
 from everywhen.guest.tree import Content, Entry, Kind, Readable, Span, Stream, Times, Unreadable
@@ -43,6 +44,7 @@ class ExtFileSystem:
             self.label = from_bytes(head.label)
             self.uuid = str(UUID(bytes=head.uuid)) if any(head.uuid) else ""
             self._root = self._entry("", ext.ROOT)
+            self._lookups = Lookups(self._keyed)
         self.notes: tuple[str, ...] = ()
         if head.incompatible & ext.RECOVER:
             self.notes = ("It was not unmounted, and its journal is not replayed: the last changes may be missing.",)
@@ -61,10 +63,9 @@ class ExtFileSystem:
 
     def child(self, folder: Entry, name: str) -> Entry:
         with parsing(name):
-            wanted = to_bytes(name)
-            for found in self._records(folder):
-                if not isinstance(found, Unreadable) and found[1] == wanted:
-                    return self._entry(name, found[0])
+            number = self._lookups.find(folder, to_bytes(name))
+            if number is not None:
+                return self._entry(name, number)
         raise NoSuchPath(name, folder.name or "/")
 
     def open(self, entry: Entry, stream: str = "") -> Content:
@@ -94,6 +95,11 @@ class ExtFileSystem:
             if len(more) > _MOST_MAP_BLOCKS:
                 raise GuestLimit(f"{entry.name}: where its content is takes more than {_MOST_MAP_BLOCKS} blocks to say")
             return (own, *more)
+
+    def _keyed(self, folder: Entry) -> Iterator[tuple[tuple[bytes], int]]:
+        for found in self._records(folder):
+            if not isinstance(found, Unreadable):
+                yield (found[1],), found[0]
 
     def _shown(self, number: int, raw: bytes) -> Entry | Unreadable:
         name = from_bytes(raw)

@@ -13,6 +13,7 @@ from everywhen.formats.filesystems import fat
 from everywhen.guest.chains import Chain, Clusters
 from everywhen.guest.content import Inline, Stored
 from everywhen.guest.errors import GuestDamaged, NoSuchPath, WrongKind, parsing
+from everywhen.guest.lookups import Lookups
 from everywhen.guest.names import name_error
 from everywhen.guest.reading import piece
 from everywhen.guest.tree import Content, Entry, Kind, Readable, Span, Stream, Times, Unreadable
@@ -39,6 +40,7 @@ class FatFileSystem:
             self._clusters = Clusters(volume, boot.bits, mask, boot.table_place, boot.heap, boot.cluster_size, boot.clusters)
             self.kind = f"fat{boot.bits}"
             self.uuid = f"{boot.serial >> 16:04X}-{boot.serial & 0xFFFF:04X}" if boot.serial else ""
+            self._lookups = Lookups(self._keyed)
             self.root = Entry(name="", kind=Kind.FOLDER, number=boot.root, size=0)
             labels = (one.name for _place, one in self._records(self.root) if one.attributes & fat.LABEL)
             self.label = next(labels, "") or boot.label.decode("cp437").replace("NO NAME", "")
@@ -51,10 +53,9 @@ class FatFileSystem:
 
     def child(self, folder: Entry, name: str) -> Entry:
         with parsing(name):
-            wanted = name.upper()
-            for place, record in self._listed(folder):
-                if wanted in (record.name.upper(), record.short_name.upper()) and not name_error(record.name):
-                    return self._entry(record, place)
+            found = self._lookups.find(folder, name.upper())
+            if found is not None and not name_error(found[1].name):
+                return self._entry(found[1], found[0])
         raise NoSuchPath(name, folder.name or "/")
 
     def open(self, entry: Entry, stream: str = "") -> Content:
@@ -77,6 +78,10 @@ class FatFileSystem:
     def metadata(self, entry: Entry) -> tuple[Span, ...]:
         """Only the record: where the chain goes is all over the table, but whoever changes it changes the time of change."""
         return (Span(self._place(entry), fat.RECORD),) if entry.kind is Kind.FILE else ()
+
+    def _keyed(self, folder: Entry) -> Iterator[tuple[tuple[str, str], tuple[int, fat.FatRecord]]]:
+        for place, record in self._listed(folder):
+            yield (record.name.upper(), record.short_name.upper()), (place, record)
 
     def _place(self, entry: Entry) -> int:
         return (entry.number - self._boot.clusters - 2) * fat.RECORD

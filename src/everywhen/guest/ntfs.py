@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from everywhen.formats.filesystems import ntfs, ntfs_reparse
 from everywhen.guest.errors import GuestDamaged, GuestError, GuestUnsupported, NoSuchPath, WrongKind, parsing
+from everywhen.guest.lookups import Lookups
 from everywhen.guest.names import name_error
 from everywhen.guest.ntfs_log import is_clean
 from everywhen.guest.ntfs_packed import OverlayContent
@@ -30,6 +31,7 @@ class NtfsFileSystem:
         with parsing("this NTFS"):
             self._records = NtfsRecords(volume)
             self.uuid = f"{self._records.boot.serial:016X}"
+            self._lookups = Lookups(self._keyed)
             self.root = self._entry("", self._records.get(ntfs.ROOT))
         self.label, clean = "", False
         try:
@@ -52,16 +54,9 @@ class NtfsFileSystem:
 
     def child(self, folder: Entry, name: str) -> Entry:
         with parsing(name):
-            wanted, like = name.upper(), None
-            for one in self._names(folder):
-                if isinstance(one, Unreadable) or name_error(one.name):
-                    continue
-                if one.name == name:
-                    return self._entry(one.name, self._records.get(one.record, one.sequence))
-                if one.name.upper() == wanted:
-                    like = one
-            if like:
-                return self._entry(like.name, self._records.get(like.record, like.sequence))
+            found = self._lookups.find(folder, name, (name.upper(),))
+            if found is not None and not name_error(found.name):
+                return self._entry(found.name, self._records.get(found.record, found.sequence))
         raise NoSuchPath(name, folder.name or "/")
 
     def open(self, entry: Entry, stream: str = "") -> Content:
@@ -105,6 +100,12 @@ class NtfsFileSystem:
                 yield Unreadable("", GuestDamaged(f"{what}: {one}; what this block of it has is not listed"))
             elif one.record != ntfs.ROOT:
                 yield one
+
+    def _keyed(self, folder: Entry) -> Iterator[tuple[tuple[str, tuple[str]], ntfs.NtfsName]]:
+        """By the name as it is, and (a key of its own kind) by the name in whatever case."""
+        for one in self._names(folder):
+            if not isinstance(one, Unreadable):
+                yield (one.name, (one.name.upper(),)), one
 
     def _shown(self, one: ntfs.NtfsName) -> Entry | Unreadable:
         wrong = name_error(one.name)

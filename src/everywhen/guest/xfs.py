@@ -15,6 +15,7 @@ from uuid import UUID
 from everywhen.formats.errors import FormatError
 from everywhen.formats.filesystems import xfs
 from everywhen.guest.errors import GuestDamaged, GuestError, GuestLimit, NoSuchPath, WrongKind, parsing
+from everywhen.guest.lookups import Lookups
 from everywhen.guest.modes import KINDS
 from everywhen.guest.names import from_bytes, name_error, to_bytes
 from everywhen.guest.tree import Content, Entry, Kind, Readable, Span, Stream, Times, Unreadable
@@ -38,6 +39,7 @@ class XfsFileSystem:
             self.label = from_bytes(head.label)
             self.uuid = str(UUID(bytes=head.uuid))
             self.root = self._entry("", head.root)
+            self._lookups = Lookups(self._keyed)
             clean = is_clean(volume, head)
         self.notes: tuple[str, ...] = ()
         if not clean:
@@ -53,10 +55,9 @@ class XfsFileSystem:
 
     def child(self, folder: Entry, name: str) -> Entry:
         with parsing(name):
-            wanted = to_bytes(name)
-            for found in self._records(folder):
-                if not isinstance(found, Unreadable) and found[1] == wanted:
-                    return self._entry(name, found[0])
+            number = self._lookups.find(folder, to_bytes(name))
+            if number is not None:
+                return self._entry(name, number)
         raise NoSuchPath(name, folder.name or "/")
 
     def open(self, entry: Entry, stream: str = "") -> Content:
@@ -81,6 +82,11 @@ class XfsFileSystem:
             if len(more) > _MOST_NODES:
                 raise GuestLimit(f"{entry.name}: where its content is takes more than {_MOST_NODES} blocks to say")
             return (own, *more)
+
+    def _keyed(self, folder: Entry) -> Iterator[tuple[tuple[bytes], int]]:
+        for found in self._records(folder):
+            if not isinstance(found, Unreadable):
+                yield (found[1],), found[0]
 
     def _shown(self, number: int, raw: bytes) -> Entry | Unreadable:
         name = from_bytes(raw)
