@@ -26,8 +26,6 @@ _FIRST_AHEAD, _MOST_AHEAD = 4, 64
 """Blocks, 256 KiB and 4 MiB: for one who reads in order as much is fetched ahead as he has read, within these."""
 _STREAMS = 16
 """Places at which somebody reads on in order: nbdcopy has up to four connections, with several requests each."""
-_PORTION = 1 << 36
-"""Bytes of disk whose extents are listed at a time."""
 _ZEROES = bytes(BLOCK_SIZE)
 
 
@@ -72,29 +70,29 @@ class MomentDisk:
         self._read_on(offset, offset + length)
         return self._joined(offset, length, contents)
 
-    def status(self, offset: int, length: int) -> list[tuple[int, bool]]:
-        """(bytes, whether they are known to be zero) of a range, in order, as little of them as there may be."""
+    def status(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        """(bytes, whether they are known to be zero) of a range, in order; neighbours differ. Raises as `read`.
+
+        Step by step: whoever wants to know how the range begins need not wait for all of it.
+        """
         self._check(offset, length)
-        found: list[tuple[int, bool]] = []
-        at, end = offset, offset + length
+        begin, end = offset, offset + length
+        at, kind = offset, False
         while at < end:
-            block = at // BLOCK_SIZE
-            stop, zero = self._run(block, -(-end // BLOCK_SIZE))
-            stop = min(stop * BLOCK_SIZE, end)
-            if found and found[-1][1] == zero:
-                found[-1] = (found[-1][0] + stop - at, zero)
-            else:
-                found.append((stop - at, zero))
-            at = stop
-        return found
+            stop, zero = self._run(at // BLOCK_SIZE, -(-end // BLOCK_SIZE))
+            if at > begin and zero != kind:
+                yield at - begin, kind
+                begin = at
+            at, kind = min(stop * BLOCK_SIZE, end), zero
+        if end > begin:
+            yield end - begin, kind
 
     def extents(self) -> Iterator[Extent]:
-        """The whole disk in order, in portions: a large one may have millions of extents."""
+        """The whole disk in order."""
         at = 0
-        while at < self.size:
-            for length, zero in self.status(at, min(_PORTION, self.size - at)):
-                yield Extent(at, length, zero=zero)
-                at += length
+        for length, zero in self.status(0, self.size):
+            yield Extent(at, length, zero=zero)
+            at += length
 
     def close(self) -> None:
         """Nothing is held."""

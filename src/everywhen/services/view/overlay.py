@@ -37,7 +37,7 @@ class Underneath(Protocol):
 
     def read_cached(self, offset: int, length: int) -> bytes | None: ...
 
-    def status(self, offset: int, length: int) -> list[tuple[int, bool]]: ...
+    def status(self, offset: int, length: int) -> Iterator[tuple[int, bool]]: ...
 
 
 class OverlayUnusable(DeviceError):
@@ -91,13 +91,14 @@ class Overlay:
             parts.append(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def status(self, offset: int, length: int) -> list[tuple[int, bool]]:
+    def status(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
         """(bytes, whether they are known to be zero) of a range, in order."""
         self._check(offset, length)
-        found: list[tuple[int, bool]] = []
         for at, end, state in self._runs(offset, length):
-            found += self._below.status(at, end - at) if state == UNDERNEATH else [(end - at, state == ZEROES)]
-        return found
+            if state == UNDERNEATH:
+                yield from self._below.status(at, end - at)
+            else:
+                yield end - at, state == ZEROES
 
     def write(self, offset: int, data: bytes) -> None:
         """Raises ValueError outside the disk, OSError, and what the disk below raises."""

@@ -126,7 +126,15 @@ def test_records_lie_over_the_point(repository: Repository, blocks: Blocks, poin
 
 def test_extents_name_what_is_zero(disk: MomentDisk, source: SparseDisk) -> None:
     assert list(disk.extents()) == list(_joined(source))
-    assert disk.status(3 * BLOCK_SIZE + 1, 20 * BLOCK_SIZE) == [(7 * BLOCK_SIZE - 1, False), (13 * BLOCK_SIZE + 1, True)]
+    assert list(disk.status(3 * BLOCK_SIZE + 1, 20 * BLOCK_SIZE)) == [(7 * BLOCK_SIZE - 1, False), (13 * BLOCK_SIZE + 1, True)]
+
+
+def test_who_asks_how_a_range_begins_has_no_more_looked_at(disk: MomentDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    run = disk._run
+    monkeypatch.setattr(disk, "_run", lambda block, end: looked.append(block) or run(block, end))
+    assert next(disk.status(0, SIZE)) == (10 * BLOCK_SIZE, False)
+    assert looked == [0, 10]
 
 
 def test_what_is_not_there_is_refused(disk: MomentDisk) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,9 @@ class Below:
     def read_cached(self, offset: int, length: int) -> bytes | None:
         return self.read(offset, length) if offset >= SIZE // 2 else None
 
-    def status(self, offset: int, length: int) -> list[tuple[int, bool]]:
+    def status(self, offset: int, length: int) -> Iterator[tuple[int, bool]]:
         data = max(0, min(offset + length, SIZE // 2) - offset)
-        return [(count, zero) for count, zero in ((data, False), (length - data, True)) if count]
+        yield from ((count, zero) for count, zero in ((data, False), (length - data, True)) if count)
 
 
 @pytest.mark.parametrize("name", [None, "kept"])
@@ -75,7 +76,7 @@ def test_zeroes_take_no_room_and_are_known(tmp_path: Path) -> None:
     overlay.zero(0, 3 * BLOCK_SIZE)
     overlay.flush()
     assert (tmp_path / "kept.content").stat().st_size == 0
-    assert overlay.status(0, 2 * BLOCK_SIZE) == [(2 * BLOCK_SIZE, True)]
+    assert list(overlay.status(0, 2 * BLOCK_SIZE)) == [(2 * BLOCK_SIZE, True)]
     overlay.close()
 
 
