@@ -9,10 +9,7 @@ these parts, 16 bytes for each stretch, and the layout, 25 bytes for each segmen
 from __future__ import annotations
 
 import uuid
-from array import array
 from dataclasses import dataclass
-
-import numpy as np
 
 from everywhen.block.device import BlockDevice
 from everywhen.formats.layouts.choose import FORMATS
@@ -41,22 +38,11 @@ class DiskFile:
 
 
 def disk_file(device: BlockDevice, allocated: Runs, image_format: str, identity: Identity) -> DiskFile:
-    """`device` as a file of one of the FORMATS. Raises LayoutError for a disk that does not fit into it."""
+    """`device`, which has zeroes where nothing is `allocated`, as a file of one of the FORMATS.
+
+    Raises LayoutError for a disk that does not fit into it.
+    """
     return DiskFile(device, FORMATS[image_format](device.size, allocated, identity))
-
-
-def allocated_bytes(device: BlockDevice) -> Runs:
-    """Which bytes of a device are not known to be zero. A disk with a million stretches of them takes 16 MB."""
-    starts, ends = array("q"), array("q")
-    for extent in device.extents():
-        if extent.zero:
-            continue
-        if ends and ends[-1] == extent.start:
-            ends[-1] = extent.end
-        else:
-            starts.append(extent.start)
-            ends.append(extent.end)
-    return Runs(np.array(starts, np.int64), np.array(ends, np.int64))
 
 
 def identity_of(moment: str, time_ns: int, disk: str, image_format: str) -> Identity:

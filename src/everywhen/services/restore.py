@@ -11,8 +11,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from everywhen.block import qemu_locks
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.block.patched import PatchedSink, Patches
@@ -128,16 +126,8 @@ def restore(repository: Repository, order: RestoreOrder, report: Report) -> Rest
     return RestoreResult(restored, list(files.values()), seconds, remarks)
 
 
-def _used(repository: Repository, tree: Tree, patches: Patches) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """(n,) int64, sorted: numbers of the disk's blocks that are not known to be zero."""
-    used = used_blocks(repository.fetcher, tree)
-    # A record may name what lies beyond the disk: who wrote the segment is not trusted to know its size.
-    patched = [block for first, end in patches.ranges(tree.size) for block in range(first, end)]
-    return np.union1d(used, np.array(patched, np.int64)) if patched else used
-
-
 def _bytes_used(repository: Repository, job: _Job) -> int:
-    used = _used(repository, job.tree, job.patches)
+    used = used_blocks(repository.fetcher, job.tree, job.patches)
     # The last block of a disk may be a part of one.
     beyond = max(0, (int(used[-1]) + 1) * BLOCK_SIZE - job.tree.size) if len(used) else 0
     return len(used) * BLOCK_SIZE - beyond
@@ -218,8 +208,8 @@ def _in_place(repository: Repository, order: RestoreOrder, path: str, tree: Tree
 
 
 def _layout(repository: Repository, order: RestoreOrder, name: str, path: str, tree: Tree) -> Layout:
-    used = _used(repository, tree, order.patches(name))
-    runs = Runs.of_blocks(used, BLOCK_SIZE, tree.size) if len(used) else Runs.of_extents([])
+    used = used_blocks(repository.fetcher, tree, order.patches(name))
+    runs = Runs.of_blocks(used, BLOCK_SIZE, tree.size)
     fresh = uuid.UUID(bytes=repository.surroundings.randomness(16), version=4)
     created = repository.surroundings.clock() // 1_000_000_000
     try:

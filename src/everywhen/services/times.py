@@ -2,7 +2,7 @@
 """Instants as people write and read them: local to the reader, meant exactly (ux R12). Stored and in JSON: UTC.
 
 Understood: `2026-11-21`, `2026-11-21 10:32[:05[.912]]` (or with a `T`), `10:32[:05]` (today), `yesterday [10:32[:05]]`,
-each time with an offset (`Z`, `+02:00`) or without, and the form of folder names, `2026-11-21_10.32.05Z`.
+each time with an offset (`Z`, `+02:00`) or without, and the form of folder names, `2026-11-21_10.32[.05[.912]][Z]`.
 
 Decided here, where the texts leave it open:
 
@@ -28,7 +28,7 @@ _OFFSET = r"(?:\ ?(?P<offset>z|[+-][0-9]{2}:?[0-9]{2}))?"
 _DAY = r"(?P<day>[0-9]{4}-[0-9]{2}-[0-9]{2}|yesterday)"
 _TIME = re.compile(rf"{_DAY}(?:(?:t|\ +){_CLOCK}{_OFFSET})?", re.ASCII)
 _TODAY = re.compile(_CLOCK + _OFFSET, re.ASCII)
-_FOLDER = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})_([0-9]{2})\.([0-9]{2})\.([0-9]{2}(?:\.[0-9]{1,9})?)z", re.ASCII)
+_FOLDER = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})_([0-9]{2})\.([0-9]{2})(?:\.([0-9]{2}(?:\.[0-9]{1,9})?))?(z?)", re.ASCII)
 _HINT = "Times look like 2026-11-21 10:32:05, 10:32, yesterday 18:00 or 2026-11-21T10:32:05Z."
 
 
@@ -54,6 +54,14 @@ def rfc3339(time_ns: int) -> str:
     return f"{_utc(time_ns):%Y-%m-%dT%H:%M:%S}{_fraction(time_ns)}Z"
 
 
+def folder_time(time_ns: int, *, exact: bool = False) -> str:
+    """`2026-11-21_10.32.05Z`: UTC, of characters that no file system, SMB or WebDAV forbids.
+
+    `exact`: with all nine digits after the second, since a time with fewer names all instants that begin so.
+    """
+    return f"{_utc(time_ns):%Y-%m-%d_%H.%M.%S}{f'.{time_ns % SECOND:09}' if exact else ''}Z"
+
+
 def local_time(time_ns: int, zone: tzinfo) -> str:
     """`2026-11-21 11:32:05`: for a column; the zone belongs in its head line, by `zone_label`."""
     return f"{datetime.fromtimestamp(time_ns // SECOND, zone):%Y-%m-%d %H:%M:%S}"
@@ -72,7 +80,7 @@ def parse_time(text: str, *, now_ns: int, zone: tzinfo) -> Stretch:
     """What `text` names to a reader in `zone` whose clock says `now_ns`. Raises WrongUsage."""
     plain = text.strip().lower()
     if folder := _FOLDER.fullmatch(plain):
-        plain = f"{folder[1]} {folder[2]}:{folder[3]}:{folder[4]}z"
+        plain = f"{folder[1]} {folder[2]}:{folder[3]}{f':{folder[4]}' if folder[4] else ''}{folder[5]}"
     today = datetime.fromtimestamp(now_ns // SECOND, zone).date()
     if match := _TODAY.fullmatch(plain):
         stretch = _clock_on(today, match, zone, text)

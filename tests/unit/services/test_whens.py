@@ -13,7 +13,7 @@ from everywhen.services.ages import SECOND
 from everywhen.services.failures import NotFound, WrongUsage
 from everywhen.services.moments import Moment
 from everywhen.services.naming import find_vm
-from everywhen.services.times import parse_time, rfc3339, zone_label, zone_named
+from everywhen.services.times import folder_time, parse_time, rfc3339, zone_label, zone_named
 from everywhen.services.whens import Found, Latest, Marked, PointNamed, parse_when, resolve
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -202,9 +202,26 @@ def test_instants_are_written_exactly() -> None:
     assert rfc3339(instant) == "2026-11-21T10:32:05Z"
     assert rfc3339(instant + 912_000_000) == "2026-11-21T10:32:05.912Z"
     assert parse_time("2026-11-21_10.32.05Z", now_ns=NOW, zone=BERLIN).earliest_ns == instant
+    for exact in (False, True):
+        assert parse_time(folder_time(instant, exact=exact), now_ns=NOW, zone=BERLIN).earliest_ns == instant
+    precise = parse_time(folder_time(instant + 7, exact=True), now_ns=NOW, zone=BERLIN)
+    assert precise.earliest_ns == precise.latest_ns == instant + 7
     assert zone_label(instant, BERLIN) == "CET, UTC+1"
     assert zone_label(instant, ZoneInfo("Asia/Kathmandu")) == "UTC+5:45"
     assert zone_label(instant, UTC) == "UTC"
+
+
+@pytest.mark.parametrize(
+    ("folder", "plain"),
+    [
+        ("2026-11-21_10.32", "2026-11-21 10:32"),
+        ("2026-11-21_10.32Z", "2026-11-21 10:32Z"),
+        ("2026-11-21_10.32.05", "2026-11-21 10:32:05"),
+        ("2026-11-21_10.32.05.9Z", "2026-11-21 10:32:05.9Z"),
+    ],
+)
+def test_times_as_folder_names(folder: str, plain: str) -> None:
+    assert parse_time(folder, now_ns=NOW, zone=BERLIN) == parse_time(plain, now_ns=NOW, zone=BERLIN)
 
 
 def test_zones_by_name() -> None:

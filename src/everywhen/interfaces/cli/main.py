@@ -22,6 +22,7 @@ ALONE = {
     "init": "initialize",
     "key": "key",
     "mark": "mark",
+    "mount": "mount",
     "pause": "pause",
     "points": "points",
     "policy": "policy",
@@ -39,8 +40,8 @@ ALONE = {
     "verify": "verify",
 }
 """Commands that need no other command's module, and theirs. Loading one instead of all saves 50 ms at each start."""
-LINUX_ONLY = {"doctor", "protect", "unprotect"}
-"""Modules of commands that reach into hypervisors; there are none such elsewhere."""
+LINUX_ONLY = {"doctor", "mount", "protect", "unprotect"}
+"""Modules of commands that reach into hypervisors or the kernel; there are none such elsewhere."""
 MODULES = sorted({*ALONE.values(), "completion", "habits", "help_topics"} - (set() if sys.platform == "linux" else LINUX_ONLY))
 """All modules of commands that there are; the three describe or stand for all others."""
 

@@ -122,6 +122,9 @@ def test_records_lie_over_the_point(repository: Repository, blocks: Blocks, poin
     for extent in disk.extents():
         told_zero[extent.start : extent.end] = bytes([not extent.zero]) * extent.length
     assert all(not any(expected[at : at + 4096]) for at in range(0, SIZE, 4096) if not told_zero[at])
+    allocated = disk.allocated()
+    assert allocated.count == sum(told_zero)
+    assert all(all(told_zero[start:end]) for start, end in zip(allocated.starts, allocated.ends, strict=True))
 
 
 def test_extents_name_what_is_zero(disk: MomentDisk, source: SparseDisk) -> None:

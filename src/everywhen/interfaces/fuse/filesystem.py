@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The file system's operations, as libfuse calls them from several threads: translations to and from `Folders`.
+
+Read only for everybody (`ro`: the kernel answers EROFS by itself), and for the user who mounted it alone, as FUSE has it. What
+the kernel keeps of a file is thrown away when the file's time or length is another (`auto_cache`).
+Source: libfuse 3, include/fuse.h; why mfusepy: docs/access.md.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from everywhen.interfaces.fuse.mount_point import SUBTYPE
+from everywhen.services.failures import Failed, Failure, NotFound, WrongUsage
+from everywhen.services.translation import as_failure
+from everywhen.services.view.folders import File, Folder, Folders, Link, Node, OpenFile
+
+os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")  # libfuse 2, where it is too, would be taken first
+
+import mfusepy
+
+_THREADS = 16
+"""At most so many requests are answered at once; each that waits for a store that is far away takes one."""
+_SECTOR = 512
+_MOST_SAID = 1000
+"""Of so many lines it is known that they were printed: the kernel asks for what is damaged again and again."""
+
+Warn = Callable[[str], None]
+
+
+class Mount:
+    """One mounted tree. `say` prints a line, `ready` is called when the file system can be used.
+
+    What is called by name is what there is (`mfusepy.Operations` has them all); libfuse answers ENOSYS for the others.
+    """
+
+    use_ns = True
+
+    def __init__(self, folders: Folders, *, url: str, say: Warn, ready: Callable[[], None]) -> None:
+        self.was_ready = False
+        self._folders = folders
+        self._url = url
+        self._say = say
+        self._ready = ready
+        self._said: set[str] = set()
+        self._files: dict[int, OpenFile] = {}
+        self._last = 0
+        self._lock = threading.Lock()
+
+    def init(self, _path: str) -> None:
+        """The kernel has taken the file system."""
+        self.was_ready = True
+        self._ready()
+
+    def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
+        """Attributes: of an open file without asking what its name means by now."""
+        file = self._files.get(fh) if fh else None
+        if file is not None:
+            return _attributes(File(file.size, file.stored, file.time_ns))
+        with self._errors(path):
+            return _attributes(self._folders.look_up(path))
+
+    def readlink(self, path: str) -> str:
+        """Where a link leads."""
+        with self._errors(path):
+            node = self._folders.look_up(path)
+        if not isinstance(node, Link):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return node.target
+
+    def readdir(self, path: str, _fh: int) -> list[str]:
+        """Names in a folder."""
+        with self._errors(path):
+            return [".", "..", *self._folders.names(path)]
+
+    def open(self, path: str, _flags: int) -> int:
+        """A number for an open file."""
+        with self._errors(path):
+            file = self._folders.open(path)
+        with self._lock:
+            self._last += 1
+            self._files[self._last] = file
+            return self._last
+
+    def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
+        """Bytes of an open file."""
+        with self._errors(path):
+            return self._files[fh].read(offset, size)
+
+    def release(self, _path: str, fh: int) -> int:
+        """Nobody uses this open file any more."""
+        with self._lock:
+            file = self._files.pop(fh)
+        file.close()
+        return 0
+
+    @contextmanager
+    def _errors(self, path: str) -> Iterator[None]:
+        """Errors as the kernel wants them: ENOENT for what is not there; else EIO, and a line for whoever started us."""
+        try:
+            yield
+        except Exception as error:
+            failure = as_failure(error, url=self._url)
+            if failure is None:
+                raise  # a fault of the program: libfuse's caller prints it, with where it happened
+            if isinstance(failure, NotFound | WrongUsage):
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
+            self._tell(f"{path}: {failure.what}")
+            raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
+
+    def _tell(self, line: str) -> None:
+        with self._lock:
+            if line in self._said:
+                return
+            if len(self._said) >= _MOST_SAID:
+                self._said.clear()
+            self._said.add(line)
+        self._say(line)
+
+
+def serve(mount: Mount, path: str) -> None:
+    """Mount on the folder `path`, in the foreground; returns when SIGINT or SIGTERM came, or when it was unmounted.
+
+    libfuse has handlers of its own for these signals while it runs, and detaches the mount at the end. Raises Failed.
+    """
+    options: dict[str, Any] = {"fsname": SUBTYPE, "subtype": SUBTYPE, "ro": True, "auto_cache": True}
+    options["max_idle_threads"] = _THREADS  # of its own default libfuse 3.14 says at each start that it is invalid
+    if (mfusepy.fuse_version_major, mfusepy.fuse_version_minor) >= (3, 12):
+        options["max_threads"] = _THREADS  # earlier ones do not know it
+    try:
+        mfusepy.FUSE(mount, path, foreground=True, **options)
+    except RuntimeError as error:
+        if not mount.was_ready:
+            raise _not_mounted(path, error) from error
+        # After a signal, too, libfuse says that its loop has ended with an error.
+
+
+def _not_mounted(path: str, error: Exception) -> Failure:
+    return Failed(f"{path} could not be mounted (libfuse: error {error}).", on=path, safe="Nothing was mounted.")
+
+
+def _attributes(node: Node) -> dict[str, Any]:
+    times = dict.fromkeys(("st_atime", "st_mtime", "st_ctime"), node.time_ns)
+    owner = {"st_uid": os.geteuid(), "st_gid": os.getegid()}
+    match node:
+        case Folder():
+            return {"st_mode": stat.S_IFDIR | 0o500, "st_nlink": 2, **owner, **times}
+        case Link(target):
+            return {"st_mode": stat.S_IFLNK | 0o777, "st_nlink": 1, "st_size": len(target), **owner, **times}
+        case File(length, stored):
+            blocks = -(-stored // _SECTOR)
+            return {"st_mode": stat.S_IFREG | 0o400, "st_nlink": 1, "st_size": length, "st_blocks": blocks, **owner, **times}

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""All moments of all VMs as one tree of folders, which FUSE and WebDAV show:
+
+    VM/@2026-11-21_10.32.05Z/disk/vda.raw vda.qcow2 vda.vhd vda.vhdx vda.vmdk
+
+A VM's folder lists its recovery points (`names.py`) and `@latest`; whatever else may follow the @ of an address can be asked
+for. It is a link to the folder of the moment that it means just now: who has gone into that folder stays in that moment,
+however much later `@-10m` has become. Disks do not share one name `disk.raw`, since a VM may have several.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import tzinfo
+from typing import TypeAlias
+
+from everywhen.block.disk_file import DiskFile
+from everywhen.formats.point import RecoveryPoint
+from everywhen.repository.ledger import Vm
+from everywhen.repository.repository import Repository
+from everywhen.services.addresses import Address
+from everywhen.services.catalog import Catalog
+from everywhen.services.failures import NotFound
+from everywhen.services.opening import OpenedMoment, open_moment
+from everywhen.services.view.held import HeldMoment, HeldMoments
+from everywhen.services.view.moments import MomentView, OpenMoments
+from everywhen.services.view.names import LATEST, listed_names, name_of_instant, name_of_point
+
+SHOWN_FORMATS = ("raw", "qcow2", "vhd", "vhdx", "vmdk")
+"""A fixed VHD, too, ends in .vhd: `restore` makes it."""
+
+FRESH_S = 2.0
+"""What there is, and what a name means that is not a moment's own, is looked for anew after so many seconds."""
+_MOST_MEANINGS = 10_000
+_DISKS = "disk"
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder; `time_ns` in ns since 1970 UTC."""
+
+    time_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A link to another name in the same folder."""
+
+    target: str
+    time_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of `length` bytes, of which `stored` are no holes."""
+
+    length: int
+    stored: int
+    time_ns: int
+
+
+Node: TypeAlias = Folder | Link | File
+
+
+class OpenFile:
+    """A file that is open, and with it its moment: `close` it. Several threads may read it."""
+
+    def __init__(self, file: DiskFile, held: HeldMoment, close: Callable[[], None]) -> None:
+        self.size = file.size
+        self.stored = file.layout.stored
+        self.time_ns = held.time_ns
+        self.read = file.read
+        self.close = close
+
+
+@dataclass(frozen=True, slots=True)
+class _Meaning:
+    """What a name that was typed leads to, and until when (of the monotonic clock) that need not be asked again."""
+
+    name: str
+    time_ns: int
+    until: float
+
+
+class Folders:
+    """The tree of one repository. Paths are relative to its root, with `/`. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        moments: OpenMoments,
+        *,
+        zone: tzinfo,
+        monotonic: Callable[[], float],
+        before: Callable[[str], None],
+        opened: Callable[[MomentView], None],
+    ) -> None:
+        """Times without a zone are the `zone`'s. `before`: called with a VM's name before its newest moments are looked for;
+        `opened`: with each moment that is opened."""
+        self.held = HeldMoments(moments, monotonic, opened)
+        self._repository = repository
+        self._moments = moments
+        self._zone = zone
+        self._monotonic = monotonic
+        self._before = before
+        self._catalog: Catalog | None = None
+        self._catalog_until = 0.0
+        self._meanings: dict[tuple[str, str], _Meaning] = {}
+        self._lock = threading.Lock()
+
+    def look_up(self, path: str) -> Node:
+        """What is there. Raises NotFound, WrongUsage (no such thing), Damaged, StorageError, FormatError."""
+        match _parts(path):
+            case []:
+                return Folder(max((point.time_ns for point in self._known().points), default=0))
+            case [vm]:
+                return Folder(max((point.time_ns for point in self._known().points_of(self._vm(vm))), default=0))
+            case [vm, name]:
+                return self._moment(vm, name)
+            case [vm, name, disks] if disks == _DISKS:
+                return Folder(self._moment(vm, name).time_ns)
+            case [vm, name, disks, file] if disks == _DISKS:
+                disk, image_format = _disk_and_format(path, file)
+                with self.held.using(vm, name, lambda: self._address(vm, name)) as held:
+                    size = held.size(disk, image_format) if disk in held.view.disks else None
+                    if size is None:
+                        raise _nothing(path)
+                    return File(size.length, size.stored, held.time_ns)
+        raise _nothing(path)
+
+    def names(self, path: str) -> list[str]:
+        """What is in a folder. Raises as `look_up`."""
+        match _parts(path):
+            case []:
+                return [vm.name for vm in self._known().vms]
+            case [vm]:
+                points = self._known().history_of(self._vm(vm))
+                return [*listed_names(points), LATEST] if points else []
+            case [vm, name]:
+                self._moment(vm, name)
+                return [_DISKS]
+            case [vm, name, disks] if disks == _DISKS:
+                with self.held.using(vm, name, lambda: self._address(vm, name)) as held:
+                    every = ((disk, form) for disk in sorted(held.view.disks) for form in SHOWN_FORMATS)
+                    return [f"{disk}.{form}" for disk, form in every if held.size(disk, form) is not None]
+        raise _nothing(path)
+
+    def open(self, path: str) -> OpenFile:
+        """A file, to read it. Raises as `look_up`."""
+        match _parts(path):
+            case [vm, name, disks, file] if disks == _DISKS:
+                disk, image_format = _disk_and_format(path, file)
+            case _:
+                raise _nothing(path)
+        held = self.held.take(vm, name, lambda: self._address(vm, name))
+        try:
+            content = held.file(disk, image_format) if disk in held.view.disks else None
+            if content is None:
+                raise _nothing(path)
+        except BaseException:
+            self.held.give_back(held)
+            raise
+        return OpenFile(content, held, lambda: self.held.give_back(held))
+
+    def _known(self) -> Catalog:
+        """What there is."""
+        with self._lock:
+            if self._catalog is None or self._monotonic() >= self._catalog_until:
+                self._catalog = self._moments.catalog()
+                self._catalog_until = self._monotonic() + FRESH_S
+            return self._catalog
+
+    def _vm(self, name: str) -> Vm:
+        """The VM of that name of ours. Raises NotFound."""
+        found = next((vm for vm in self._known().vms if vm.name == name), None)
+        if found is None:
+            raise _nothing(name)
+        return found
+
+    def _moment(self, vm: str, name: str) -> Folder | Link:
+        """The folder of a moment, or what leads to one. Raises as `look_up`."""
+        if (held := self.held.is_open(vm, name)) is not None:
+            return Folder(held.time_ns)
+        point = self._listed(vm, name)
+        if point is not None:
+            return Folder(point.time_ns)
+        meaning = self._meaning(vm, name)
+        return Folder(meaning.time_ns) if meaning.name == name else Link(meaning.name, meaning.time_ns)
+
+    def _listed(self, vm: str, name: str) -> RecoveryPoint | None:
+        """The point whose own name this is. Raises NotFound for what is no name of a moment at all."""
+        if not name.startswith("@") or name == "@":
+            raise _nothing(f"{vm}/{name}")
+        return listed_names(self._known().history_of(self._vm(vm))).get(name)
+
+    def _address(self, vm: str, name: str) -> Address:
+        """What has to be opened for the folder of a moment. Raises NotFound."""
+        point = self._listed(vm, name)
+        return Address(vm, None, name[1:] if point is None else point.point)
+
+    def _meaning(self, vm: str, name: str) -> _Meaning:
+        """Which moment's own name stands for what somebody typed. Raises as `look_up`."""
+        now = self._monotonic()
+        with self._lock:
+            known = self._meanings.get((vm, name))
+        if known is not None and now < known.until:
+            return known
+        opened = self._resolved(vm, name)
+        found = _Meaning(self._own_name(vm, name, opened), opened.found.moment.time_ns, now + FRESH_S)
+        with self._lock:
+            if len(self._meanings) >= _MOST_MEANINGS:
+                self._meanings = {key: one for key, one in self._meanings.items() if now < one.until}
+            self._meanings[vm, name] = found
+        return found
+
+    def _own_name(self, vm: str, typed: str, opened: OpenedMoment) -> str:
+        """The name that leads to this moment and to no other; what was typed where there is none."""
+        listed = listed_names(self._known().history_of(self._vm(vm)))
+        if not opened.found.writes_after:
+            return name_of_point(opened.point, listed)
+        own = name_of_instant(opened)
+        candidates = [f"{own}~0" if own in listed else own]
+        base, back, writes = typed.rpartition("~")
+        if back:  # one of several writes of an instant: so many before a moment that has a name
+            later = self._resolved(vm, base)
+            named = name_of_instant(later) if later.found.writes_after else f"@{later.point.point}"
+            candidates.append(f"{named}~{writes}")
+        return next((name for name in candidates if self._resolved(vm, name).label == opened.label), typed)
+
+    def _resolved(self, vm: str, name: str) -> OpenedMoment:
+        """What a name means just now. Raises as `look_up`."""
+        self._before(vm)
+        address = Address(vm, None, name[1:])
+        now_ns = self._repository.surroundings.clock()
+        return open_moment(self._repository, self._known(), address, now_ns=now_ns, zone=self._zone, exact=False)[1]
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part]
+
+
+def _disk_and_format(path: str, file: str) -> tuple[str, str]:
+    """What the name of a file says. Raises NotFound."""
+    disk, _, image_format = file.rpartition(".")
+    if image_format not in SHOWN_FORMATS:
+        raise _nothing(path)
+    return disk, image_format
+
+
+def _nothing(path: str) -> NotFound:
+    return NotFound(f"There is no {path}.", on=path)

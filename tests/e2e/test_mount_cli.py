@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""`everywhen mount` as it is typed: moments as folders of a real file system, disks as files that others' programs open."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+
+from everywhen.storage.posix import PosixStore
+from tests import damage_recipes as broken
+from tests.program import Done, Program, await_, ended, qemu_img, same
+
+pytestmark = pytest.mark.skipif(
+    not os.access("/dev/fuse", os.R_OK | os.W_OK) or shutil.which("fusermount3") is None,
+    reason="/dev/fuse or fusermount3 is not there, or not for this user",
+)
+
+MIB = 1 << 20
+SIZE = 9 * MIB + 70_001
+
+
+@dataclass
+class Backed:
+    """Two points of a VM's disk, and what the disk held at each."""
+
+    program: Program
+    moments: list[Path]
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a repository, and `then-0.raw` and `then-1.raw`, what the disk held at its two points."""
+    folder = tmp_path_factory.mktemp("made")
+    program = Program(folder).init()
+    chance = random.Random(4)
+    image = folder / "web1.raw"
+    image.write_bytes(chance.randbytes(3 * MIB) + bytes(4 * MIB) + chance.randbytes(SIZE - 7 * MIB))
+    for number in range(2):
+        program.backup("web1", f"vda={image}")
+        shutil.copy(image, folder / f"then-{number}.raw")
+        with image.open("r+b") as file:
+            file.seek(5 * MIB)
+            file.write(chance.randbytes(70_000))
+    return folder
+
+
+@pytest.fixture
+def backed(made: Path, tmp_path: Path) -> Backed:
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "all moments"
+    folder.mkdir()
+    return Backed(Program(tmp_path), [tmp_path / f"then-{number}.raw" for number in range(2)], folder)
+
+
+class Mount:
+    """A mount that runs; taken away at the end, whatever has become of it."""
+
+    def __init__(self, backed: Backed) -> None:
+        self.folder = backed.folder
+        self.process = backed.program.start("mount", backed.folder, "--json")
+        out = self.process.stdout
+        assert out is not None
+        self.document = json.loads("".join(takewhile(lambda line: line != "}\n", out)) + "}")
+
+    def take_away(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        subprocess.run(["fusermount3", "-uzq", self.folder], check=False)
+
+    def disks(self) -> list[Path]:
+        """The folders of the points' disks, oldest first."""
+        names = sorted(set(os.listdir(self.folder / "web1")) - {"@latest"})
+        return [self.folder / "web1" / name / "disk" for name in names]
+
+    def end(self, number: signal.Signals) -> Done:
+        """By a signal."""
+        self.process.send_signal(number)
+        return ended(self.process)
+
+
+@pytest.fixture
+def mount(backed: Backed) -> Iterator[Mount]:
+    mounted = Mount(backed)
+    yield mounted
+    mounted.take_away()
+
+
+def test_disks_of_two_moments(backed: Backed, mount: Mount, tmp_path: Path) -> None:
+    assert os.listdir(mount.folder) == ["web1"]
+    for disks, then in zip(mount.disks(), backed.moments, strict=True):
+        assert sorted(os.listdir(disks)) == ["vda.qcow2", "vda.raw", "vda.vhd", "vda.vhdx", "vda.vmdk"]
+        assert (disks / "vda.raw").read_bytes() == then.read_bytes()
+        for name, kind in (("qcow2", "qcow2"), ("vhdx", "vhdx"), ("vhd", "vpc"), ("vmdk", "vmdk")):
+            same(then, disks / f"vda.{name}", formats=("raw", kind))
+        qemu_img("check", "-f", "qcow2", disks / "vda.qcow2")
+        assert (disks / "vda.raw").stat().st_blocks * 512 < SIZE - 3 * MIB, "holes are told"
+    backed.program.restore("web1@latest", tmp_path / "restored.qcow2", "--format", "qcow2")
+    assert (mount.disks()[1] / "vda.qcow2").read_bytes() == (tmp_path / "restored.qcow2").read_bytes()
+    assert mount.document == {"mounted": str(mount.folder), "repository": str(backed.program.repo)}
+    assert mount.end(signal.SIGINT) == Done(0, "", "")
+    assert not os.path.ismount(mount.folder)
+
+
+def test_any_moment_can_be_typed_and_nothing_written(backed: Backed, mount: Mount) -> None:
+    vm = mount.folder / "web1"
+    first, last = (disks.parent.name for disks in mount.disks())
+    points = backed.program.ok("points", "web1")
+    assert os.readlink(vm / "@latest") == last
+    assert os.readlink(vm / f"@{points[-1]['id']}") == first
+    assert os.readlink(vm / "@-0s") == last
+    assert (vm / "@-0s/disk/vda.raw").read_bytes() == backed.moments[1].read_bytes()
+    for missing in ("@-1d", "@p-zzz", "latest", "@latest/disk/vdb.raw", "../web2"):
+        assert not os.path.lexists(vm / missing)
+    for change in (
+        lambda: (vm / "@new").mkdir(),
+        lambda: (vm / "@latest/disk/vda.raw").write_bytes(b""),
+        lambda: (vm / "@latest/disk/vda.raw").unlink(),
+        lambda: (vm / "@latest/disk/new").touch(),
+    ):
+        with pytest.raises(OSError, match="Read-only file system") as refused:
+            change()
+        assert refused.value.errno == errno.EROFS
+    backed.program.backup("web1", f"vda={backed.moments[0]}")
+    await_(mount.process, lambda: os.readlink(vm / "@latest") != last)
+    assert (vm / "@latest/disk/vda.raw").read_bytes() == backed.moments[0].read_bytes()
+    assert (vm / last / "disk/vda.raw").read_bytes() == backed.moments[1].read_bytes()
+
+
+def test_several_read_at_once_until_it_is_ended(backed: Backed, mount: Mount) -> None:
+    content = [then.read_bytes() for then in backed.moments]
+
+    def read(number: int) -> None:
+        chance = random.Random(number)
+        with (mount.disks()[number % 2] / "vda.raw").open("rb", buffering=0) as file:
+            for _ in range(60):
+                at, length = chance.randrange(SIZE), chance.choice([1, 4096, 300_000])
+                file.seek(at)
+                assert file.read(length) == content[number % 2][at : at + length]
+
+    with ThreadPoolExecutor(6) as readers:
+        list(readers.map(read, range(6)))
+    with (mount.disks()[0] / "vda.raw").open("rb") as file:
+        assert len(file.read(1)) == 1
+        assert mount.end(signal.SIGTERM) == Done(0, "", "")
+        assert not os.path.ismount(mount.folder)
+        assert os.listdir(mount.folder) == []
+    assert not list((backed.program.repo / "leases").glob("*")), "what was open is let go of"
+
+
+def test_after_a_kill_it_mounts_again(backed: Backed, mount: Mount, tmp_path: Path) -> None:
+    again = backed.program.run("mount", mount.folder)
+    assert (again.code, "mounted there already" in again.err) == (4, True)
+    mount.process.kill()
+    mount.process.communicate()
+    with pytest.raises(OSError, match="not connected"):
+        os.listdir(mount.folder)
+    second = Mount(backed)
+    try:
+        assert (second.disks()[0] / "vda.raw").read_bytes() == backed.moments[0].read_bytes()
+        subprocess.run(["fusermount3", "-u", second.folder], check=True)
+        assert ended(second.process).code == 0
+    finally:
+        second.take_away()
+
+
+def test_folders_that_do_not_do(program: Program, tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "file").touch()
+    refused = program.run("mount", full)
+    assert (refused.code, "not empty" in refused.err) == (2, True)
+    missing = program.run("mount", tmp_path / "missing", "--json")
+    assert missing.code == 6
+    assert missing.error["do"] == [f"mkdir {tmp_path / 'missing'}"]
+    assert program.run("mount", full / "file").code == 2
+
+
+def test_a_damaged_block_is_an_error_of_its_own(backed: Backed) -> None:
+    store = PosixStore(str(backed.program.repo))
+    pack = max(store.list("packs/"), key=lambda found: found.size).name
+    broken.flip(store, pack, 128 + 100)  # the first record
+    mount = Mount(backed)
+    try:
+        with pytest.raises(OSError, match="Input/output error"):
+            (mount.disks()[0] / "vda.raw").read_bytes()
+        with (mount.disks()[0] / "vda.raw").open("rb", buffering=0) as file:
+            file.seek(SIZE - 1000)
+            assert len(file.read(1000)) == 1000
+        done = mount.end(signal.SIGINT)
+    finally:
+        mount.take_away()
+    assert (done.code, len(done.err.splitlines())) == (0, 1)
+    assert "vda.raw: " in done.err
