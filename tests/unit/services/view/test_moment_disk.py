@@ -133,9 +133,14 @@ def test_extents_name_what_is_zero(disk: MomentDisk, source: SparseDisk) -> None
 
 
 def test_who_asks_how_a_range_begins_has_no_more_looked_at(disk: MomentDisk, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked = []
+    looked: list[int] = []
     run = disk._run
-    monkeypatch.setattr(disk, "_run", lambda block, end: looked.append(block) or run(block, end))
+
+    def watched(block: int, end: int) -> tuple[int, bool]:
+        looked.append(block)
+        return run(block, end)
+
+    monkeypatch.setattr(disk, "_run", watched)
     assert next(disk.status(0, SIZE)) == (10 * BLOCK_SIZE, False)
     assert looked == [0, 10]
 
