@@ -120,14 +120,35 @@ def test_a_certificate_that_is_not_ours_is_refused_and_reported(
     assert [(name, type(error)) for name, error in running.reported] == [("", ssl.SSLCertVerificationError)]
 
 
+def begun(running: Served) -> socket.socket:
+    """A client that may begin TLS."""
+    client = running.dialled()
+    client.sendall(p.CLIENT_FLAGS.pack(p.FIXED_NEWSTYLE) + p.OPTION.pack(p.OPTION_MAGIC, p.OPT_STARTTLS, 0))
+    said = b""
+    while len(said) < p.GREETING.size + p.OPTION_REPLY.size:
+        said += client.recv(100)
+    return client
+
+
+def test_who_leaves_is_said_goodbye(running: Served, authority: Authority) -> None:
+    """Else whoever cuts a connection could pass for us having ended it."""
+    context = ssl.create_default_context(cafile=str(authority.folder / "ca-cert.pem"))
+    context.load_cert_chain(authority.folder / "client-cert.pem", authority.folder / "client-key.pem")
+    for goodbye in (
+        p.OPTION.pack(p.OPTION_MAGIC, p.OPT_ABORT, 0),
+        p.OPTION.pack(p.OPTION_MAGIC, p.OPT_EXPORT_NAME, len(DISK))
+        + DISK.encode()
+        + p.REQUEST.pack(p.REQUEST_MAGIC, 0, p.CMD_DISC, 0, 0, 0),
+    ):
+        with context.wrap_socket(begun(running), server_hostname="localhost", suppress_ragged_eofs=False) as client:
+            client.sendall(goodbye)
+            while client.recv(100):
+                pass
+
+
 def test_who_stops_in_the_middle_of_the_handshake(running: Served) -> None:
-    asked = p.CLIENT_FLAGS.pack(p.FIXED_NEWSTYLE) + p.OPTION.pack(p.OPTION_MAGIC, p.OPT_STARTTLS, 0)
     for rest in (b"", b"\x16\x03\x01\x02\x00", b"no TLS at all, and long enough"):
-        with running.dialled() as client:
-            client.sendall(asked)
-            said = b""
-            while len(said) < p.GREETING.size + p.OPTION_REPLY.size:
-                said += client.recv(100)
+        with begun(running) as client:
             client.sendall(rest)
             client.shutdown(socket.SHUT_WR)
             while client.recv(100):

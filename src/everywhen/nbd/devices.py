@@ -19,7 +19,10 @@ class Device(Protocol):
         """Exactly these bytes; up to 32 MiB are asked for at once. Raises what the server was told are failures."""
 
     def read_cached(self, offset: int, length: int) -> bytes | None:
-        """These bytes if they are at hand; None if anything would have to be waited for. Raises nothing."""
+        """These bytes if they are at hand; None if anything would have to be waited for. Raises nothing.
+
+        Asked before `read` for at most 64 KiB, by the thread that takes the client's requests.
+        """
 
     def status(self, offset: int, length: int) -> Iterable[tuple[int, bool]]:
         """From `offset` on: bytes, and whether they are known to read as zeroes, until all of `length` is covered.

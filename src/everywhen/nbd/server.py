@@ -117,6 +117,7 @@ class ServerSession:
         unpack, header = p.REQUEST.unpack_from, p.REQUEST.size
         readable, maximum = self.export.size, self.export.maximum
         writable = -1 if self.export.flags & p.READ_ONLY else readable
+        new = tuple.__new__  # 0.1 us less for each request than what a NamedTuple does
         while (start := begin + header) <= size:
             magic, flags, command, cookie, offset, length = unpack(view, begin)
             if magic != p.REQUEST_MAGIC:
@@ -128,11 +129,11 @@ class ServerSession:
                 if end > size:
                     break
                 begin = end
-                request = Request(command, flags, cookie, offset, length, bytes(view[start:end]))
+                request = new(Request, (command, flags, cookie, offset, length, bytes(view[start:end])))
                 usual = not flags and offset + length <= writable
             else:
                 begin = start
-                request = Request(command, flags, cookie, offset, length, b"")
+                request = new(Request, (command, flags, cookie, offset, length, b""))
                 usual = command == p.CMD_READ and not flags and length <= maximum and offset + length <= readable
             if usual:
                 requests.append(request)  # nearly all are

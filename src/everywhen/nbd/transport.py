@@ -97,10 +97,7 @@ class Tls:
         """Wait for bytes; how many came, 0 when there will be no more."""
         while True:
             with self._using:
-                count = self._decrypted(buffer)
-                answers = self._to_send.pending
-            if answers:  # of TLS itself, such as to a change of keys
-                self._flush()
+                count = self._decrypted(buffer)  # if TLS itself has to answer, as to a change of keys, `send` takes that along
             if count is not None:
                 return count
             if not self._receive_more():

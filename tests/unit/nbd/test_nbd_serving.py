@@ -145,15 +145,14 @@ def test_a_name_is_opened_once_for_a_connection_and_let_go_of_at_its_end(running
 def test_a_client_that_takes_no_answers_holds_up_nobody_else(running: Served, disk: MemoryDevice) -> None:
     """Of reads that are at hand, and of reads that are not: the second kind fills four workers and the queue before them."""
     with begun(running) as greedy, begun(running) as greedier:
-        reads = b"".join(request(p.CMD_READ, cookie, 0, MIB // 2) for cookie in range(200))
-        greedy.sendall(reads)
-        disk.at_hand = False
-        greedier.sendall(reads)
+        greedy.sendall(b"".join(request(p.CMD_READ, cookie, 0, BLOCK) for cookie in range(200)))
+        greedier.sendall(b"".join(request(p.CMD_READ, cookie, 0, MIB // 2) for cookie in range(200)))
         eventually(lambda: disk.most_waiting > 0, "a worker reads")
-        with running.connected() as modest:
-            for _ in range(20):
-                assert modest.answer(modest.ask(3, 100)).data == CONTENT[3:103]
-        assert disk.most_waiting <= 4 + 1
+        for disk.at_hand in (True, False):
+            with running.connected() as modest:
+                for _ in range(20):
+                    assert modest.answer(modest.ask(3, 100)).data == CONTENT[3:103]
+        assert disk.most_waiting <= 4 + 4 + 1
         running.server.stop()
 
 
@@ -195,6 +194,16 @@ def test_who_makes_no_sense_is_hung_up_on_and_the_others_go_on(running: Served, 
         assert [(name, type(error)) for name, error in running.reported] == [("disk", p.ProtocolError)]
 
 
+def test_who_makes_no_sense_while_answers_wait_for_it_is_hung_up_on(
+    running: Served, exports: MemoryExports, disk: MemoryDevice
+) -> None:
+    with begun(running) as rude:
+        rude.sendall(b"".join(request(p.CMD_READ, cookie, 0, MIB // 2) for cookie in range(8)))
+        eventually(lambda: disk.most_waiting > 0, "a worker reads")
+        rude.sendall(bytes(28))
+        eventually(lambda: not exports.users, "it is let go of")
+
+
 def test_a_fault_of_the_device_ends_the_connection(
     running: Served, disk: MemoryDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,7 +223,7 @@ def test_a_fault_of_the_device_ends_the_connection(
 def test_stopping_ends_clients_in_every_state(exports: MemoryExports, disk: MemoryDevice, tmp_path: Path) -> None:
     with served(exports, tmp_path) as running:
         clients = [running.dialled(), begun(running), begun(running), begun(running)]
-        clients[2].sendall(request(p.CMD_READ, 1, 0, MIB // 2) * 100)  # it takes no answers
+        clients[2].sendall(request(p.CMD_READ, 1, 0, BLOCK) * 100)  # it takes no answers
         disk.at_hand = False
         disk.held.clear()
         clients[3].sendall(request(p.CMD_READ, 1, 0, 100) * 8)
@@ -285,7 +294,9 @@ class Tired(socket.socket):
         return super().accept()
 
 
-def test_a_failure_to_take_a_client_passes(exports: MemoryExports, tmp_path: Path) -> None:
+def test_a_failure_to_take_a_client_passes(exports: MemoryExports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And takes no place: there are just the two for which the sockets wait."""
+    monkeypatch.setattr("everywhen.nbd.serving._MOST", 2)
     with served(exports, tmp_path) as running:
         listening = Tired(socket.AF_UNIX)
         listening.bind(str(tmp_path / "tired"))
