@@ -17,7 +17,9 @@ import pytest
 
 from everywhen.block.image_errors import ImageUnsupported
 from everywhen.block.open_image import open_image
+from everywhen.guest.content import Inline
 from everywhen.guest.errors import GuestError
+from everywhen.guest.ntfs_packed import OverlayContent
 from everywhen.guest.reading import Cached, Window
 from everywhen.guest.recognition import Role, recognise
 from everywhen.guest.tree import Entry, FileSystem, Kind, Readable, Unreadable
@@ -190,6 +192,15 @@ def test_logical_volumes(path: str, name: str, sum_: str, images: Path) -> None:
         runs = staticmethod(lambda: iter(()))
 
     assert digest(Whole()) == sum_
+
+
+def test_what_windows_packed_with_xpress(images: Path) -> None:
+    packed = (images / "raw/ntfs/dissect/test8k.txt_WofCompressedData").read_bytes()
+    content = OverlayContent(Inline(packed), 32_832, 2, "file")
+    assert content.read(0, 40_000) == b"KUSJESVANSRT" * 2736
+    assert content.read(20_001, 5) == (b"KUSJESVANSRT" * 2736)[20_001:20_006]
+    with pytest.raises(GuestError, match="LZX"):
+        OverlayContent(Inline(packed), 32_832, 1, "file")
 
 
 def test_every_image_ends_quickly(images: Path) -> None:

@@ -121,12 +121,12 @@ class OverlayContent(_Units):
     """A Content that the Windows overlay filter packed (CompactOS); `packed` is the stream that has it."""
 
     def __init__(self, packed: Content, size: int, algorithm: int, what: str) -> None:
-        unit = (ntfs_reparse.XPRESS | ntfs_reparse.LZX).get(algorithm)
+        unit = ntfs_reparse.XPRESS.get(algorithm)
         if unit is None:
-            raise GuestUnsupported(f"{what}: packed by the Windows overlay filter with the algorithm {algorithm}")
+            name = "LZX" if algorithm == ntfs_reparse.LZX else f"the algorithm {algorithm}"
+            raise GuestUnsupported(f"{what}: packed by the Windows overlay filter with {name}, which is not read here")
         super().__init__(size, unit, what)
         self._packed = packed
-        self._algorithm = algorithm
         self._count = -(-size // unit)
         self._width = 8 if size > 0xFFFFFFFF else 4
 
@@ -140,8 +140,6 @@ class OverlayContent(_Units):
         data = self._packed.read(table + begin, end - begin)
         if len(data) == wanted:
             return data
-        if self._algorithm in ntfs_reparse.LZX:
-            raise GuestUnsupported(f"{self._what}: packed with LZX by the Windows overlay filter, which is not read here")
         from dissect.util.compression import lzxpress_huffman  # as above
 
         return bytes(lzxpress_huffman.decompress(data)[:wanted])

@@ -23,7 +23,7 @@ DEDUPLICATED: Final = 0x80000013
 WOF_STREAM: Final = "WofCompressedData"
 XPRESS: Final = {0: 4096, 2: 8192, 3: 16384}
 """Algorithm to the bytes of a piece."""
-LZX: Final = {1: 32768}
+LZX: Final = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Volumes of disks: partition tables made by sfdisk, volume groups made by LVM's own tools; damaged ones."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from everywhen.guest.errors import GuestError, GuestUnsupported, NoSuchPath
+from everywhen.guest.recognition import Role
+from everywhen.guest.volumes import Volumes, find_volumes, open_file_system
+from everywhen.guest.walking import find
+from tests.guest_images import Bytes, Image, empty, need, run
+
+SECTOR = 512
+
+
+def found(volumes: Volumes) -> dict[str, tuple[str, int]]:
+    """Kind and size by name."""
+    return {volume.name: (volume.kind, volume.size) for volume in volumes.found}
+
+
+def small_ext(folder: Path, label: str, size: int = 1 << 20) -> bytes:
+    """A file system with one file, whose content is the label."""
+    need("mkfs.ext2")
+    source = folder / f"source-{label}"
+    source.mkdir()
+    (source / "file").write_text(label)
+    image = empty(folder / f"{label}.img", size)
+    run("mkfs.ext2", "-q", "-L", label, "-d", source, image)
+    return image.read_bytes()
+
+
+def put(image: Path, place: int, content: bytes) -> None:
+    with image.open("r+b") as file:
+        file.seek(place)
+        file.write(content)
+
+
+def labels(volumes: Volumes) -> dict[str, str]:
+    """What the file of each file system says."""
+    said = {}
+    for volume in volumes.found:
+        if volume.role is Role.FILES:
+            system = open_file_system(volume)
+            said[volume.name] = system.open(find(system, "/file").entry).read(0, 100).decode()
+            assert said[volume.name] == system.label
+    return said
+
+
+MBR = "label: dos\nstart=2048, size=4096, type=83\nstart=8192, size=16384, type=5\nstart=10240, size=4096, type=83\n"
+MBR += "start=16384, size=4096, type=82\n"
+
+
+def test_mbr_with_logical_partitions(tmp_path: Path) -> None:
+    need("sfdisk", "mkswap")
+    image = empty(tmp_path / "disk", 16 << 20)
+    run("sfdisk", "-q", image, input=MBR.encode())
+    put(image, 2048 * SECTOR, small_ext(tmp_path, "first"))
+    put(image, 10240 * SECTOR, small_ext(tmp_path, "second"))
+    swap = empty(tmp_path / "swap", 2 << 20)
+    run("mkswap", "-q", swap)
+    put(image, 16384 * SECTOR, swap.read_bytes())
+    volumes = find_volumes({"vda": Image(image)})
+    assert found(volumes) == {"p1": ("ext", 2 << 20), "p5": ("ext", 2 << 20), "p6": ("swap", 2 << 20)}
+    assert volumes.problems == []
+    assert labels(volumes) == {"p1": "first", "p5": "second"}
+    with pytest.raises(GuestUnsupported, match="p6 of vda: the guest's swap space"):
+        open_file_system(volumes.found[2])
+
+
+def test_a_chain_that_breaks_or_goes_round_is_said(tmp_path: Path) -> None:
+    need("sfdisk")
+    image = empty(tmp_path / "disk", 16 << 20)
+    run("sfdisk", "-q", image, input=MBR.encode())
+    whole = image.read_bytes()
+    chain = next(at for at in range(8192 * SECTOR, len(whole), SECTOR) if whole[at + 510 : at + 512] == b"\x55\xaa")
+    round_ = bytearray(whole)
+    struct.pack_into("<II", round_, chain + 446 + 16 + 8, 0, 100)
+    volumes = find_volumes({"vda": Bytes(bytes(round_))})
+    assert set(found(volumes)) == {"p1", "p5"}
+    assert "goes round" in str(volumes.problems[0][1])
+    broken = bytearray(whole)
+    broken[chain + 510] = 0
+    volumes = find_volumes({"vda": Bytes(bytes(broken))})
+    assert set(found(volumes)) == {"p1"}
+    assert "breaks at sector 8192" in str(volumes.problems[0][1])
+
+
+@pytest.mark.parametrize("sector", [512, 4096])
+def test_gpt(sector: int, tmp_path: Path) -> None:
+    need("sfdisk", "losetup")
+    image = empty(tmp_path / "disk", 16 << 20)
+    first, last = (1 << 20) // sector, (8 << 20) // sector
+    table = f"label: gpt\nfirst-lba: 40\n1: start={first}, size={first * 2}\n4: start={last}, size={first * 2}, name=Grüße\n"
+    if sector == 512:
+        run("sfdisk", "-q", image, input=table.encode())
+    else:
+        if os.geteuid():
+            pytest.skip("only root may make loop devices")
+        device = run("losetup", "-f", "--show", "--sector-size", str(sector), image).strip()
+        try:
+            run("sfdisk", "-q", "--no-tell-kernel", "--no-reread", device, input=table.encode())
+        finally:
+            run("losetup", "-d", device)
+    put(image, 1 << 20, small_ext(tmp_path, "first"))
+    put(image, 8 << 20, small_ext(tmp_path, "fourth"))
+    whole = image.read_bytes()
+    volumes = find_volumes({"vda": Bytes(whole)})
+    assert (set(found(volumes)), volumes.problems) == ({"p1", "p4"}, [])
+    assert labels(volumes) == {"p1": "first", "p4": "fourth"}
+    for place, said in ((sector, "copy is used"), (sector + 16, "checksum"), (2 * sector + 40, "checksum")):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        volumes = find_volumes({"vda": Bytes(bytes(damaged))})
+        assert labels(volumes) == {"p1": "first", "p4": "fourth"}
+        assert said in str(volumes.problems[0][1])
+    damaged = bytearray(whole)
+    damaged[sector] = damaged[len(whole) - sector] = 0
+    volumes = find_volumes({"vda": Bytes(bytes(damaged))})
+    assert not volumes.found
+    assert "neither its header nor the copy" in str(volumes.problems[0][1])
+
+
+def test_sectors_of_4096_bytes_in_an_mbr_are_told_by_what_fits(tmp_path: Path) -> None:
+    disk = Bytes(bytes(8 << 20))
+    disk.content[446:462] = struct.pack("<B3xB3xII", 0, 0x83, 256, 256)
+    disk.content[510:512] = b"\x55\xaa"
+    disk.content[1 << 20 : 2 << 20] = small_ext(tmp_path, "label")
+    volumes = find_volumes({"vda": disk})
+    assert labels(volumes) == {"p1": "label"}
+
+
+def test_partitions_beyond_the_end_are_cut_off_and_said(tmp_path: Path) -> None:
+    disk = Bytes(bytes(3 << 20))
+    disk.content[446:478] = struct.pack("<B3xB3xII", 0, 0x83, 2048, 8192) + struct.pack("<B3xB3xII", 0, 0x83, 1 << 20, 1 << 31)
+    disk.content[510:512] = b"\x55\xaa"
+    disk.content[1 << 20 : 2 << 20] = small_ext(tmp_path, "cut")
+    volumes = find_volumes({"vda": disk})
+    assert labels(volumes) == {"p1": "cut"}
+    assert found(volumes)["p2"] == ("unknown", 0)
+    assert "the disk at 3145728" in str(volumes.found[0].problem)
+    with pytest.raises(GuestError, match="partition 2 ends"):
+        open_file_system(volumes.found[1])
+
+
+def test_a_file_system_without_a_table_is_p0(tmp_path: Path) -> None:
+    volumes = find_volumes({"vda": Bytes(small_ext(tmp_path, "all")), "vdb": Bytes(bytes(1 << 20)), "vdc": Bytes(b"")})
+    assert [(volume.disks, volume.name, volume.kind) for volume in volumes.found] == [
+        (("vda",), "p0", "ext"),
+        (("vdb",), "p0", "unknown"),
+        (("vdc",), "p0", "unknown"),
+    ]
+    with pytest.raises(GuestUnsupported, match="p0 of vdb: no file system that is known here; its device can be used"):
+        open_file_system(volumes.found[1])
+    with pytest.raises(NoSuchPath, match="/nothing: no such file or folder; what exists of the way to it is /"):
+        find(open_file_system(volumes.found[0]), "/nothing")
+
+
+LVM = 'devices {use_devicesfile=0 filter=["a|loop|","r|.*|"]} activation {udev_sync=0 udev_rules=0} backup {backup=0 archive=0}'
+
+
+@pytest.fixture
+def loops(tmp_path: Path) -> Iterator[list[tuple[Path, str]]]:
+    """Three disks and their loop devices."""
+    need("lvm", "losetup")
+    if os.geteuid():
+        pytest.skip("only root may make loop devices")
+    made: list[tuple[Path, str]] = []
+    try:
+        for number in range(3):
+            image = empty(tmp_path / f"disk{number}", 20 << 20)
+            made.append((image, run("losetup", "-f", "--show", image).strip()))
+        yield made
+    finally:
+        for _image, device in made:
+            run("losetup", "-d", device)
+
+
+def lvm(command: str, *words: str) -> str:
+    """LVM without the kernel's device mapper: only the metadata are made."""
+    return run("lvm", command, "--driverloaded", "n", "--config", LVM, *words)
+
+
+def test_logical_volumes_over_several_disks(loops: list[tuple[Path, str]], tmp_path: Path) -> None:
+    devices = [device for _image, device in loops]
+    lvm("pvcreate", *devices)
+    lvm("vgcreate", "-s", "1M", "vg-x", *devices)
+    lvm("lvcreate", "-an", "-Zn", "-Wn", "-n", "linear", "-L", "30M", "vg-x")
+    lvm("lvcreate", "-an", "-Zn", "-Wn", "-n", "in stripes".replace(" ", "-"), "-i", "2", "-I", "64k", "-L", "10M", "vg-x")
+    lvm("lvextend", "-L", "+4M", "vg-x/linear")
+    begin = int(lvm("pvs", "--noheadings", "-o", "pe_start", "--units", "b", "--nosuffix", devices[0]))
+    wanted = {}
+    for name, label in (("linear", "linear"), ("in-stripes", "stripes")):
+        size = (34 if name == "linear" else 10) << 20
+        wanted[label] = content = small_ext(tmp_path, label, size)
+        at = 0
+        for line in lvm(
+            "lvs",
+            "--noheadings",
+            "--segments",
+            "-o",
+            "seg_size,stripe_size,seg_pe_ranges",
+            "--units",
+            "b",
+            "--nosuffix",
+            f"vg-x/{name}",
+        ).splitlines():
+            length, stripe, *ranges = line.split()
+            places = [(one.partition(":")[0], int(one.partition(":")[2].partition("-")[0])) for one in ranges]
+            step = int(stripe) or int(length)
+            for number, start in enumerate(range(at, at + int(length), step)):
+                device, extent = places[number % len(places)]
+                image = next(image for image, other in loops if other == device)
+                place = begin + (extent << 20) + number // len(places) * step
+                put(image, place, content[start : start + step])
+            at += int(length)
+    disks = {f"vd{letter}": Image(image) for letter, (image, _device) in zip("abc", loops, strict=True)}
+    volumes = find_volumes(disks)
+    assert labels(volumes) == {"vg--x-linear": "linear", "vg--x-in--stripes": "stripes"}
+    for volume in volumes.found[3:]:
+        assert volume.content.read(0, volume.size) == wanted["linear" if "linear" in volume.name else "stripes"]
+        assert len(volume.disks) >= 2
+        assert volume.content.read(3_000_000, 200_000) == volume.content.read(0, volume.size)[3_000_000:3_200_000]
+    missing = {volume.name: volume for volume in find_volumes({"vda": disks["vda"]}).found}
+    with pytest.raises(GuestError, match="on none of the disks here"):
+        open_file_system(missing["vg--x-in--stripes"])
+
+
+def test_damaged_metadata_of_lvm_are_said(loops: list[tuple[Path, str]]) -> None:
+    image, device = loops[0]
+    lvm("pvcreate", device)
+    lvm("vgcreate", "vg", device)
+    lvm("lvcreate", "-an", "-Zn", "-Wn", "-n", "lv", "-L", "4M", "vg")
+    whole = image.read_bytes()
+    assert "vg-lv" in found(find_volumes({"vda": Bytes(whole)}))
+    for old, new in ((b"stripes = [", b"stripes = {"), (b" LVM2 x", b" XXXX x"), (b"extent_size = ", b"extent_size = -")):
+        volumes = find_volumes({"vda": Bytes(whole.replace(old, new[: len(old)] if len(new) <= len(old) else new))})
+        assert "vg-lv" not in {volume.name for volume in volumes.found if not volume.problem}
+        assert volumes.problems or any(volume.problem for volume in volumes.found)
