@@ -58,8 +58,10 @@ class MemoryDevice:
             return bytes(self.content[offset : offset + length])
 
     def read_cached(self, offset: int, length: int) -> bytes | None:
-        if not self.at_hand or offset // BLOCK in self.damaged:
+        if not self.at_hand:
             return None
+        if offset // BLOCK in self.damaged:
+            raise Damaged(f"block {offset // BLOCK} is damaged")
         return bytes(memoryview(self.content)[offset : offset + length])
 
     def status(self, offset: int, length: int) -> Iterable[tuple[int, bool]]:

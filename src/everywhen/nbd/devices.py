@@ -19,7 +19,7 @@ class Device(Protocol):
         """Exactly these bytes; up to 32 MiB are asked for at once. Raises what the server was told are failures."""
 
     def read_cached(self, offset: int, length: int) -> bytes | None:
-        """These bytes if they are at hand; None if anything would have to be waited for. Raises nothing.
+        """These bytes if they are at hand; None if anything would have to be waited for. Raises failures.
 
         Asked before `read` for at most 64 KiB, by the thread that takes the client's requests.
         """
