@@ -84,6 +84,15 @@ class _Meaning:
     until: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """What there is, until (of the monotonic clock) it is looked for again; `listed`: names of points, by VM."""
+
+    catalog: Catalog
+    listed: dict[str, dict[str, RecoveryPoint]]
+    until: float
+
+
 class Folders:
     """The tree of one repository. Paths are relative to its root, with `/`. Safe to use from several threads."""
 
@@ -105,8 +114,7 @@ class Folders:
         self._zone = zone
         self._monotonic = monotonic
         self._before = before
-        self._catalog: Catalog | None = None
-        self._catalog_until = 0.0
+        self._snapshot: _Snapshot | None = None
         self._meanings: dict[tuple[str, str], _Meaning] = {}
         self._lock = threading.Lock()
 
@@ -114,9 +122,9 @@ class Folders:
         """What is there. Raises NotFound, WrongUsage (no such thing), Damaged, StorageError, FormatError."""
         match _parts(path):
             case []:
-                return Folder(max((point.time_ns for point in self._known().points), default=0))
+                return Folder(max((point.time_ns for point in self._known().catalog.points), default=0))
             case [vm]:
-                return Folder(max((point.time_ns for point in self._known().points_of(self._vm(vm))), default=0))
+                return Folder(max((point.time_ns for point in self._known().catalog.points_of(self._vm(vm))), default=0))
             case [vm, name]:
                 return self._moment(vm, name)
             case [vm, name, disks] if disks == _DISKS:
@@ -134,10 +142,10 @@ class Folders:
         """What is in a folder. Raises as `look_up`."""
         match _parts(path):
             case []:
-                return [vm.name for vm in self._known().vms]
+                return [vm.name for vm in self._known().catalog.vms]
             case [vm]:
-                points = self._known().history_of(self._vm(vm))
-                return [*listed_names(points), LATEST] if points else []
+                listed = self._points(vm)
+                return [*listed, LATEST] if listed else []
             case [vm, name]:
                 self._moment(vm, name)
                 return [_DISKS]
@@ -164,20 +172,26 @@ class Folders:
             raise
         return OpenFile(content, held, lambda: self.held.give_back(held))
 
-    def _known(self) -> Catalog:
+    def _known(self) -> _Snapshot:
         """What there is."""
         with self._lock:
-            if self._catalog is None or self._monotonic() >= self._catalog_until:
-                self._catalog = self._moments.catalog()
-                self._catalog_until = self._monotonic() + FRESH_S
-            return self._catalog
+            if self._snapshot is None or self._monotonic() >= self._snapshot.until:
+                self._snapshot = _Snapshot(self._moments.catalog(), {}, self._monotonic() + FRESH_S)
+            return self._snapshot
 
     def _vm(self, name: str) -> Vm:
         """The VM of that name of ours. Raises NotFound."""
-        found = next((vm for vm in self._known().vms if vm.name == name), None)
+        found = next((vm for vm in self._known().catalog.vms if vm.name == name), None)
         if found is None:
             raise _nothing(name)
         return found
+
+    def _points(self, vm: str) -> dict[str, RecoveryPoint]:
+        """The points of a VM's history by the names of their folders. Raises NotFound."""
+        known = self._known()
+        if vm not in known.listed:  # with a thousand points it takes 2 ms, and each of them is asked for
+            known.listed[vm] = listed_names(known.catalog.history_of(self._vm(vm)))
+        return known.listed[vm]
 
     def _moment(self, vm: str, name: str) -> Folder | Link:
         """The folder of a moment, or what leads to one. Raises as `look_up`."""
@@ -193,7 +207,7 @@ class Folders:
         """The point whose own name this is. Raises NotFound for what is no name of a moment at all."""
         if not name.startswith("@") or name == "@":
             raise _nothing(f"{vm}/{name}")
-        return listed_names(self._known().history_of(self._vm(vm))).get(name)
+        return self._points(vm).get(name)
 
     def _address(self, vm: str, name: str) -> Address:
         """What has to be opened for the folder of a moment. Raises NotFound."""
@@ -217,7 +231,7 @@ class Folders:
 
     def _own_name(self, vm: str, typed: str, opened: OpenedMoment) -> str:
         """The name that leads to this moment and to no other; what was typed where there is none."""
-        listed = listed_names(self._known().history_of(self._vm(vm)))
+        listed = self._points(vm)
         if not opened.found.writes_after:
             return name_of_point(opened.point, listed)
         own = name_of_instant(opened)
@@ -234,7 +248,7 @@ class Folders:
         self._before(vm)
         address = Address(vm, None, name[1:])
         now_ns = self._repository.surroundings.clock()
-        return open_moment(self._repository, self._known(), address, now_ns=now_ns, zone=self._zone, exact=False)[1]
+        return open_moment(self._repository, self._known().catalog, address, now_ns=now_ns, zone=self._zone, exact=False)[1]
 
 
 def _parts(path: str) -> list[str]:
