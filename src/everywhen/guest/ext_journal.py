@@ -5,7 +5,8 @@ What the log has of a block is read where it lies in the journal, whenever that 
 blocks are in the log, not these blocks (but where each transaction has one checksum: the oldest kind), and nothing is held but
 where they are.
 
-Source: the kernel's documentation, ext4 Data Structures and Algorithms, "Journal (jbd2)"; fs/jbd2/recovery.c.
+Source: the kernel's documentation, ext4 Data Structures and Algorithms, "Journal (jbd2)"; fs/jbd2/recovery.c. Why not by
+e2fsck: docs/decisions/0008-file-systems-journals.md.
 """
 
 from __future__ import annotations
