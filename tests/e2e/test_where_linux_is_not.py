@@ -70,12 +70,17 @@ def test_all_but_capture_can_be_loaded() -> None:
     done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
     of_capture = ("everywhen.capture.", "everywhen.services.protect.", "everywhen.interfaces.cli.hypervisors")
     needs_it = {
+        "everywhen.guest.confinement",
+        "everywhen.guest.process",
+        "everywhen.interfaces.cli.cp",
         "everywhen.interfaces.cli.doctor",
         "everywhen.interfaces.cli.protect",
         "everywhen.interfaces.cli.unprotect",
         "everywhen.interfaces.service_words",
         "everywhen.services.diagnosis",
         "everywhen.services.host_checks",
+        "everywhen.services.view.copying",
+        "everywhen.services.view.target_folder",
     }
     refused = set(done.stdout.split())
     assert "everywhen.capture.watchdog" in refused, "nothing was missing"

@@ -30,6 +30,7 @@ class NoSuchPath(GuestError):
 
     def __init__(self, path: str, nearest: str) -> None:
         super().__init__(f"{path}: no such file or folder; what exists of the way to it is {nearest}")
+        self.path = path
         self.nearest = nearest
 
 

@@ -20,21 +20,22 @@ class NbdError(Exception):
 class NbdConnection:
     """Connected to one export. The handshake and every answer are there within `timeout` seconds, or there is none."""
 
-    def __init__(self, path: str, name: str, *, timeout: float, contexts: Sequence[str] = ()) -> None:
-        """Connect to a unix socket. Raises NbdError."""
-        self._path = path
+    def __init__(self, server: str | socket.socket, name: str, *, timeout: float, contexts: Sequence[str] = ()) -> None:
+        """Connect to a unix socket, or use one that is connected; it is closed with this. Raises NbdError."""
+        self._path = server if isinstance(server, str) else name
         self._session = ClientSession(name, contexts)
         self._replies: dict[int, Reply] = {}
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) if isinstance(server, str) else server
         self._timeout = timeout
         self._socket.settimeout(timeout)
         try:
-            self._socket.connect(path)
+            if isinstance(server, str):
+                self._socket.connect(server)
             self._exchange_until(lambda: self._session.ready, "handshake")
             self._flush()
         except OSError as error:
             self._socket.close()
-            raise NbdError(f"{path}: {error}") from error
+            raise NbdError(f"{self._path}: {error}") from error
         except NbdError:
             self._socket.close()
             raise

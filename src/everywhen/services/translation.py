@@ -10,6 +10,7 @@ from everywhen.block.device import DeviceError
 from everywhen.block.image_errors import ImageDamaged, ImageInUse, ImageMissing
 from everywhen.block.target import TargetBusy, TargetFull, TargetNotWritable
 from everywhen.formats.errors import FormatError, UnsupportedVersion
+from everywhen.guest.errors import GuestError, NoSuchPath, WrongKind
 from everywhen.repository.errors import Busy, Damaged, Fenced, LowOnSpace, NoSuchPoint, NotARepository, RepositoryError
 from everywhen.repository.index.runs import CacheDamaged
 from everywhen.repository.keys import keyerrors
@@ -65,6 +66,8 @@ def as_failure(error: Exception, *, url: str) -> Failure | None:
             if isinstance(error, device_kind):
                 return failure(str(error))
         return failures.Failed(str(error))
+    if isinstance(error, GuestError):
+        return _of_guest(error)
     if isinstance(error, UnsupportedVersion):
         return failures.Failed(f"{url}: {error}", on=url, safe="Nothing was touched.")
     if isinstance(error, FormatError):
@@ -72,6 +75,14 @@ def as_failure(error: Exception, *, url: str) -> Failure | None:
     if isinstance(error, CacheDamaged):
         return failures.Failed(f"The local cache of {url} was damaged: {error}", on=url, do=["Run the command again."])
     return from_system(error) if isinstance(error, OSError) else None
+
+
+def _of_guest(error: GuestError) -> Failure:
+    if isinstance(error, NoSuchPath):
+        return failures.NotFound(f"{error}.")
+    if isinstance(error, WrongKind):
+        return failures.WrongUsage(f"{error}.")
+    return failures.Failed(f"{error}.", safe="The disk itself can be opened as a device.")
 
 
 @contextmanager

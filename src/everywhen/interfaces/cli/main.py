@@ -16,11 +16,15 @@ from everywhen.storage.allocator import keep_large_buffers
 
 ALONE = {
     "backup": "backup",
+    "cat": "cat",
+    "cp": "cp",
     "doctor": "doctor",
+    "find": "find",
     "gc": "gc",
     "hold": "hold",
     "init": "initialize",
     "key": "key",
+    "ls": "ls",
     "mark": "mark",
     "mount": "mount",
     "pause": "pause",
@@ -40,8 +44,8 @@ ALONE = {
     "verify": "verify",
 }
 """Commands that need no other command's module, and theirs. Loading one instead of all saves 50 ms at each start."""
-LINUX_ONLY = {"doctor", "mount", "protect", "unprotect"}
-"""Modules of commands that reach into hypervisors or the kernel; there are none such elsewhere."""
+LINUX_ONLY = {"cat", "cp", "doctor", "find", "ls", "mount", "protect", "unprotect"}
+"""Modules of commands that reach into hypervisors or the kernel, or have guests' files parsed by a process that it confines."""
 MODULES = sorted({*ALONE.values(), "completion", "habits", "help_topics"} - (set() if sys.platform == "linux" else LINUX_ONLY))
 """All modules of commands that there are; the three describe or stand for all others."""
 

@@ -9,8 +9,8 @@
 | none | `-q` | nothing |
 
 JSON: `title`, `percent` (null while the total is unknown), `bytes_done`, `bytes_total`, `rate` (bytes per second),
-`seconds_left`, `limited_by` (source disk, host processor, network, repository, your pace; '' where nobody knows). A job
-that counts things (packs, moments) has `title`, `step`, `done` and `total` instead.
+`seconds_left`, `limited_by` (source disk, host processor, network, repository, your pace; '' where nobody knows), and `files`
+where a job copies files. A job that counts things (packs, moments) has `title`, `step`, `done` and `total` instead.
 
 The rate is that of the last 15 s: long enough to be calm, short enough that a stalled network shows. A job that reports
 from several threads needs no lock of its own. The end is always shown, also of a job that failed.
@@ -55,14 +55,15 @@ class Meter:
         self.done = 0
         self.total: int | None = None
         self.limited_by = ""
+        self.files: int | None = None
         self.step = ""
         """What is being done now, where the job counts things and not bytes."""
         self._clock = clock
         self._samples: deque[tuple[float, int]] = deque([(clock(), 0)])
 
-    def set(self, done: int, total: int | None, limited_by: str) -> None:
+    def set(self, done: int, total: int | None, limited_by: str, files: int | None = None) -> None:
         """Take the newest figures; `done` counts all bytes so far."""
-        self.done, self.total, self.limited_by = done, total, limited_by
+        self.done, self.total, self.limited_by, self.files = done, total, limited_by, files
         now = self._clock()
         self._samples.append((now, done))
         while len(self._samples) > 2 and self._samples[1][0] <= now - _WINDOW:
@@ -93,6 +94,8 @@ class Meter:
         if self.step:
             return self.step if not self.total else f"{self.step} {self.done:,} of {self.total:,}"
         parts = [size(self.done) if self.total is None else f"{size(self.done)} of {size(self.total)}"]
+        if self.files is not None:
+            parts.insert(0, f"{self.files:,} files")
         if self.rate:
             parts.append(f"{size(round(self.rate))}/s")
         if self.seconds_left:
@@ -106,7 +109,9 @@ class Meter:
         percent, left = self.percent, self.seconds_left
         if self.step:
             return {"title": self.title, "step": self.step, "done": self.done, "total": self.total}
+        files = {} if self.files is None else {"files": self.files}
         return {
+            **files,
             "title": self.title,
             "percent": None if percent is None else round(percent, 1),
             "bytes_done": self.done,
@@ -197,11 +202,11 @@ class Progress:
         self._reported = False
         self._lock = Lock()
 
-    def report(self, done: int, total: int | None, limited_by: str = "") -> None:
+    def report(self, done: int, total: int | None, limited_by: str = "", *, files: int | None = None) -> None:
         """`done` of `total` bytes, all counted from the start; may be called often, and from any thread."""
         with self._lock:
             self._reported = True
-            self._meter.set(done, total, limited_by)
+            self._meter.set(done, total, limited_by, files)
             if self._display:
                 self._display.show(self._meter)
 

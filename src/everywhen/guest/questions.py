@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The questions to the process that parses guests' file systems, answered there.
+
+Each question stands alone: it names the volume, and the entry as it was answered before. So the process can be killed at
+any time, and the next one goes on where this one was; what it keeps between questions (file systems, contents, listings
+that were not at their end) only saves time.
+
+| ask | with | answer |
+|---|---|---|
+| volumes | | volumes, problems of partition tables by disk |
+| open | | kind, label, uuid, notes, local_times, case_sensitive, root |
+| entries | entry, from | entries from this one on, more |
+| child | entry, name | entry |
+| content | entry, stream | size |
+| read | entry, stream, offset, length | the bytes are the body |
+| runs | entry, stream, from, begin | runs from this one on, which begins there, more |
+| streams, attributes, metadata | entry | streams · names and lengths, values in the body · spans |
+
+All but the first name the volume, by `disk` and `volume`. An answer that has `failed` has nothing else, but for `entries`
+and `runs`: there it is what ended the list.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+from everywhen.block.device import DeviceError
+from everywhen.formats.fields import Json, mapping, text, whole
+from everywhen.guest.errors import GuestError, GuestLimit, NoSuchPath, parsing
+from everywhen.guest.messages import CHUNK, LARGEST, Message
+from everywhen.guest.replaying import replayed
+from everywhen.guest.tree import Content, Entry, FileSystem, Readable
+from everywhen.guest.values import entry_json, entry_of, error_json, listed_json, run_json
+from everywhen.guest.volumes import Volume, Volumes, find_volumes, open_file_system
+
+_BATCH = 256
+"""Entries in an answer; as many of the longest names and targets as there are fit into a message."""
+_RUNS = 8192
+_CONTENTS = 64
+_LISTINGS = 64
+
+_T = TypeVar("_T")
+
+
+class _Kept(Generic[_T]):
+    """The values used last."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._values: OrderedDict[Hashable, _T] = OrderedDict()
+
+    def take(self, key: Hashable) -> _T | None:
+        return self._values.pop(key, None)
+
+    def put(self, key: Hashable, value: _T) -> None:
+        self._values[key] = value
+        if len(self._values) > self._most:
+            self._values.popitem(last=False)
+
+
+class Answering:
+    """Answers questions about the disks of one moment."""
+
+    def __init__(self, disks: Mapping[str, Readable]) -> None:
+        self._disks = disks
+        self._volumes: Volumes | None = None
+        self._systems: dict[tuple[str, str], FileSystem] = {}
+        self._notes: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._contents: _Kept[Content] = _Kept(_CONTENTS)
+        self._listings: _Kept[Iterator[Any]] = _Kept(_LISTINGS)
+        self._answers: dict[str, Callable[[Json], Message]] = {
+            "volumes": self._list_volumes,
+            "open": self._open,
+            "entries": self._entries,
+            "child": self._child,
+            "content": self._content,
+            "read": self._read,
+            "runs": self._runs,
+            "streams": self._streams,
+            "attributes": self._attributes,
+            "metadata": self._metadata,
+        }
+
+    def answer(self, question: Json) -> bytes:
+        """The answer, as it is sent; what fails is one, too. Raises KeyError, Corrupt for what is no question."""
+        answer = self._answers[text(question, "ask")]
+        try:
+            with parsing("this file system"):
+                return answer(question).encode()
+        except (GuestError, DeviceError) as error:
+            return Message({"failed": error_json(error)}).encode()
+
+    def _found(self) -> Volumes:
+        if self._volumes is None:
+            self._volumes = find_volumes(self._disks)
+        return self._volumes
+
+    def _list_volumes(self, question: Json) -> Message:
+        del question
+        found = self._found()
+        return Message(
+            {
+                "volumes": [_volume_json(volume) for volume in found.found],
+                "problems": [{"disk": disk, "error": error_json(error)} for disk, error in found.problems],
+            }
+        )
+
+    def _system(self, question: Json) -> FileSystem:
+        disk, name = text(question, "disk"), text(question, "volume")
+        system = self._systems.get((disk, name))
+        if system is None:
+            volumes = self._found().found
+            volume = next((one for one in volumes if one.name == name and disk in one.disks), None)
+            if volume is None:
+                raise NoSuchPath(name, "/")
+            volume, self._notes[disk, name] = replayed(volume)
+            system = self._systems[disk, name] = open_file_system(volume, volumes)
+        return system
+
+    def _open(self, question: Json) -> Message:
+        system = self._system(question)
+        return Message(
+            {
+                "kind": system.kind,
+                "label": system.label,
+                "uuid": system.uuid,
+                "notes": [*self._notes[text(question, "disk"), text(question, "volume")], *system.notes],
+                "local_times": system.local_times,
+                "case_sensitive": system.case_sensitive,
+                "root": entry_json(system.root),
+            }
+        )
+
+    def _entries(self, question: Json) -> Message:
+        entry, system = _entry(question), self._system(question)
+        return self._listed(question, "entries", _BATCH, lambda: system.entries(entry), listed_json)
+
+    def _child(self, question: Json) -> Message:
+        return Message({"entry": entry_json(self._system(question).child(_entry(question), text(question, "name")))})
+
+    def _content(self, question: Json) -> Message:
+        return Message({"size": self._opened(question).size})
+
+    def _read(self, question: Json) -> Message:
+        offset, length = whole(question, "offset"), whole(question, "length", most=CHUNK)
+        return Message({}, self._opened(question).read(offset, length))
+
+    def _runs(self, question: Json) -> Message:
+        content = self._opened(question)
+        return self._listed(question, "runs", _RUNS, content.runs, run_json)
+
+    def _streams(self, question: Json) -> Message:
+        found = self._system(question).streams(_entry(question))
+        return Message({"streams": [{"name": one.name, "size": one.size} for one in found]})
+
+    def _attributes(self, question: Json) -> Message:
+        found = self._system(question).attributes(_entry(question))
+        body = b"".join(found.values())
+        if len(body) > LARGEST:
+            raise GuestLimit(f"{len(body)} bytes of attributes")
+        return Message({"attributes": [{"name": name, "length": len(value)} for name, value in found.items()]}, body)
+
+    def _metadata(self, question: Json) -> Message:
+        found = self._system(question).metadata(_entry(question))
+        return Message({"spans": [[span.place, span.length] for span in found]})
+
+    def _opened(self, question: Json) -> Content:
+        """The content that is asked about; the ones used last are kept."""
+        entry, stream = _entry(question), text(question, "stream")
+        key = (*_place(question), entry.identity, stream)
+        content = self._contents.take(key) or self._system(question).open(entry, stream)
+        self._contents.put(key, content)
+        return content
+
+    def _listed(
+        self, question: Json, what: str, most: int, begin: Callable[[], Iterator[_T]], spelled: Callable[[_T], Any]
+    ) -> Message:
+        """Some of a list from `from` on: the listing that stopped there goes on, if it is still there, or else a new one."""
+        first = whole(question, "from")
+        key = (*_place(question), _entry(question).identity, what)
+        listing = self._listings.take((*key, first)) or itertools.islice(begin(), first, None)
+        found = []
+        try:
+            with parsing(f"this {what} list"):
+                for one in itertools.islice(listing, most):
+                    found.append(spelled(one))  # noqa: PERF401 - what came before an error is kept
+        except (GuestError, DeviceError) as error:
+            return Message({what: found, "more": False, "failed": error_json(error)})
+        more = len(found) == most
+        if more:
+            self._listings.put((*key, first + most), listing)
+        return Message({what: found, "more": more})
+
+
+def _place(question: Json) -> tuple[str, str, str]:
+    return text(question, "disk"), text(question, "volume"), text(question, "stream", "")
+
+
+def _entry(question: Json) -> Entry:
+    source = mapping(question, "entry")
+    return entry_of(source, root=not source.get("name"))
+
+
+def _volume_json(volume: Volume) -> Json:
+    return {
+        "name": volume.name,
+        "disks": list(volume.disks),
+        "size": volume.size,
+        "kind": volume.kind,
+        "role": volume.role.value,
+        "problem": error_json(volume.problem) if volume.problem else None,
+    }

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What the commands on guests' files share: a moment opened by its address, and what is said of it and of paths in it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import tzinfo
+
+from everywhen.block.device import DeviceError
+from everywhen.guest.errors import GuestError, NoSuchPath
+from everywhen.guest.tree import Entry
+from everywhen.interfaces.cli.context import Context
+from everywhen.interfaces.cli.restored_words import ship_newest
+from everywhen.repository.errors import RepositoryError
+from everywhen.services.addresses import Address, parse_address
+from everywhen.services.failures import NotFound, WrongUsage
+from everywhen.services.spelling import nearest
+from everywhen.services.times import local_time, rfc3339
+from everywhen.services.view.files import GuestFiles, Place
+from everywhen.services.view.moments import MomentView, OpenMoments
+from everywhen.storage.base import StorageError
+
+FAILURES = (RepositoryError, StorageError, DeviceError, OSError)
+"""What a moment's disks raise when they cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedFiles:
+    """A moment whose files are looked at."""
+
+    context: Context
+    address: Address
+    view: MomentView
+    files: GuestFiles
+
+    @property
+    def heading(self) -> str:
+        """Which moment it is."""
+        return self.view.moment.found.words(self.view.vm.name, self.context.zone)
+
+    @property
+    def document(self) -> dict[str, object]:
+        """Which moment it is, for programs."""
+        opened = self.view.moment
+        return {
+            "vm": self.view.vm.name,
+            "point": opened.point.point,
+            "time": rfc3339(opened.found.moment.time_ns),
+            "writes_after_point": opened.found.writes_after,
+        }
+
+    def place(self, *, follow: bool = True) -> Place:
+        """What the address leads to. Raises NotFound with what exists of the way there, GuestError."""
+        path = self.address.path or "/"
+        try:
+            return self.files.place(self.address.disk, path, follow=follow)
+        except NoSuchPath as error:
+            raise self._not_found(path, error.nearest) from error
+
+    def _not_found(self, path: str, near: str) -> NotFound:
+        where = "" if self.address.disk is None else f"/{self.address.disk}"
+        at = local_time(self.view.moment.found.moment.time_ns, self.context.zone)
+        missing = path.strip("/")[len(near.strip("/")) :].strip("/").partition("/")[0]
+        meant = nearest(missing, self._beside(near))
+        folder = near.rstrip("/")
+        hints = [f"Did you mean {folder}/{meant[0]}?"] if meant else []
+        look = replace(self.address, path=near)
+        return NotFound(
+            f"No {path} in {self.view.vm.name}{where} at {at}.", on=str(self.address), do=[*hints, f"everywhen ls {look}"]
+        )
+
+    def _beside(self, near: str) -> list[str]:
+        try:
+            return self.files.beside(self.address.disk, near)
+        except GuestError:
+            return []  # a hint is not worth an error
+
+    def note(self, place: Place) -> None:
+        """Say what whoever looks there must know."""
+        for text in (*self.files.problems, *place.system.notes):
+            self.context.output.warn(text)
+        if place.system.local_times:
+            self.context.output.note("Times here are of the guest's own zone; the file system does not say which.")
+
+
+@contextmanager
+def opened_files(context: Context, moment: str, what: str) -> Iterator[OpenedFiles]:
+    """The files of a moment, while the body runs; `what` is told in the listing of what is open. Raises Failure."""
+    address = parse_address(moment)
+    with context.repository() as repository, ExitStack() as stack:
+        moments = OpenMoments(
+            repository,
+            what,
+            zone=context.zone,
+            monotonic=time.monotonic,
+            linger_s=0.0,
+            before=lambda vm: ship_newest(context, vm),
+        )
+        stack.callback(moments.close)
+        view = stack.enter_context(moments.used(address))
+        files = GuestFiles(view.disks, FAILURES)
+        stack.callback(files.close)
+        yield OpenedFiles(context, address, view, files)
+
+
+def path_demanded(moment: str) -> None:
+    """Raises WrongUsage where an address has no path."""
+    if parse_address(moment).path is None:
+        raise WrongUsage(f"{moment}: which file? Say MOMENT:/path.", on=moment, do=[f"everywhen ls {moment}"])
+
+
+def guest_time(time_ns: int | None, zone: tzinfo) -> str:
+    """A time as a guest has it, which may be any number; for a column."""
+    if time_ns is None:
+        return "-"
+    try:
+        return local_time(time_ns, zone)
+    except (ValueError, OverflowError, OSError):
+        return "?"
+
+
+def _time_document(time_ns: int | None) -> str | None:
+    """The same for programs; None where it is beyond the years that can be written."""
+    try:
+        return None if time_ns is None else rfc3339(time_ns)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def entry_document(entry: Entry) -> dict[str, object]:
+    """An entry, for programs."""
+    return {
+        "name": entry.name,
+        "kind": entry.kind.value,
+        "size": entry.size,
+        "mode": None if entry.mode is None else f"{entry.mode:04o}",
+        "uid": entry.uid,
+        "gid": entry.gid,
+        "links": entry.links,
+        "modified": _time_document(entry.times.modified),
+        "changed": _time_document(entry.times.changed),
+        "accessed": _time_document(entry.times.accessed),
+        "created": _time_document(entry.times.created),
+        "target": entry.target,
+        "allocated": entry.allocated,
+    }
+
+
+def write_raw(names: Iterable[str]) -> None:
+    """Names as the guest has them, each with a NUL after it, to standard output."""
+    for name in names:
+        try:
+            written = name.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:  # NTFS: half of a pair
+            written = name.encode("utf-8", "surrogatepass")
+        sys.stdout.buffer.write(written + b"\0")
+    sys.stdout.buffer.flush()

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""`ls`, `cat`, `cp` and `find`: a guest's files at a moment are what they were, and none of them does harm."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.guest_images import content_of, empty, fill, fill_unix, mounted, need, run
+from tests.program import PROGRAM, Program
+
+UUID_ROOT, UUID_DATA = "11111111-2222-3333-4444-555555555555", "66666666-7777-8888-9999-aaaaaaaaaaaa"
+LEFT_OUT = {"pipe": "pipe", "zero": "character device", "large device": "block device", "socket": "socket"}
+
+
+def make_ext4(image: Path, folder: Path, size: int, *options: str) -> Path:
+    """With what is in a folder; without the kernel's help."""
+    run("mkfs.ext4", "-q", "-d", folder, *options, empty(image, size))
+    return image
+
+
+def partitioned(disk: Path, *parts: Path) -> Path:
+    """A disk with a GPT and these in its partitions."""
+    need("sfdisk")
+    empty(disk, (2 << 20) + sum(part.stat().st_size for part in parts) + (1 << 20))
+    script = "label: gpt\n" + "".join(f"size={part.stat().st_size >> 9}\n" for part in parts)
+    subprocess.run(["/sbin/sfdisk", "-q", str(disk)], input=script.encode(), check=True)
+    at = 1 << 20
+    with disk.open("r+b") as file:
+        for part in parts:
+            file.seek(at)
+            file.write(part.read_bytes())
+            at += part.stat().st_size
+    return disk
+
+
+def status_of(path: Path) -> tuple[object, ...]:
+    """What a copy has to have in common with its original."""
+    status = os.lstat(path)
+    is_link, is_folder = stat.S_ISLNK(status.st_mode), stat.S_ISDIR(status.st_mode)
+    return (
+        stat.S_IFMT(status.st_mode),
+        0 if is_link else stat.S_IMODE(status.st_mode),
+        status.st_uid,
+        status.st_gid,
+        status.st_mtime_ns,
+        0 if is_folder else status.st_size,
+        0 if is_folder else status.st_nlink,
+        os.readlink(path) if is_link else None if is_folder else path.read_bytes(),
+        {name: os.getxattr(path, name, follow_symlinks=False) for name in os.listxattr(path, follow_symlinks=False)},
+    )
+
+
+def below(folder: Path) -> dict[str, Path]:
+    found = {}
+    for root, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(root) / name
+            found[str(path.relative_to(folder))] = path
+    return found
+
+
+@pytest.fixture(scope="module")
+def linux(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Program, Path]]:
+    """A repository with `web1`, and the folder that is in it: its root on `vda`, and a second disk for /srv."""
+    folder = tmp_path_factory.mktemp("linux")
+    root, data = folder / "root", folder / "data"
+    (root / "etc").mkdir(parents=True)
+    (root / "srv").mkdir()
+    (root / "srv" / "covered").write_text("what is mounted on it hides it")
+    fstab = (
+        f"UUID={UUID_ROOT} / ext4 defaults 0 1\nLABEL=data\\040one /srv ext4 defaults 0 2\n/dev/sdz1 /gone xfs defaults 0 2\n"
+    )
+    (root / "etc" / "fstab").write_text(fstab)
+    (root / "etc" / "hosts").write_text("127.0.0.1 localhost\n")
+    (root / "etc" / "here").symlink_to("/srv/files/../files/plan.txt")
+    (data / "files").mkdir(parents=True)
+    (data / "files" / "plan.txt").write_text("the plan\n")
+    (data / "files" / "evil\x1b[2Jname\u202e").write_text("x")
+    with open(os.fsencode(data) + b"/files/no text \xff", "wb") as file:
+        file.write(b"bytes")
+    (data / "back").symlink_to("../../etc/hosts")
+    first = make_ext4(folder / "root.img", root, 16 << 20, "-U", UUID_ROOT)
+    second = make_ext4(folder / "data.img", data, 16 << 20, "-U", UUID_DATA, "-L", "data one")
+    swap = empty(folder / "swap.img", 1 << 20)
+    run("mkswap", swap)
+    program = Program(folder).init()
+    program.backup("web1", f"vda={partitioned(folder / 'vda.img', swap, first)}", f"vdb={second}")
+    yield program, folder
+    shutil.rmtree(folder)
+
+
+def test_volumes_are_listed(linux: tuple[Program, Path]) -> None:
+    program, _ = linux
+    found = program.ok("ls", "web1")["volumes"]
+    assert [(one["disks"], one["name"], one["kind"], one["role"], one["label"]) for one in found] == [
+        (["vda"], "p1", "swap", "swap", ""),
+        (["vda"], "p2", "ext4", "files", ""),
+        (["vdb"], "p0", "ext4", "files", "data one"),
+    ]
+    assert [one["name"] for one in program.ok("ls", "web1/vda@latest:/")["volumes"]] == ["p1", "p2"]
+    shown = program.run("ls", "web1").out.splitlines()
+    assert shown[0].startswith("web1 at 20")
+    assert [line.split()[0] for line in shown[2:]] == ["web1/vda:/p1", "web1/vda:/p2", "web1/vdb:/p0"]
+
+
+def test_a_guest_sees_its_disks_as_one(linux: tuple[Program, Path]) -> None:
+    """Links and mounts lead where they lead in the guest, and never out of it."""
+    program, folder = linux
+    assert program.run("cat", "web1:/etc/here").out == "the plan\n"
+    assert program.run("cat", "web1:/srv/back").out == "127.0.0.1 localhost\n"
+    assert program.run("cat", "web1/vda:/p2/srv/covered").out == "what is mounted on it hides it"
+    assert program.run("cat", "web1/vdb:/p0/back").code == 6  # alone, the volume has no such file
+    found = program.ok("find", "web1:/", "*")
+    paths = {one["path"] for one in found["found"]}
+    assert {"/etc/fstab", "/srv/files/plan.txt", "/srv/files/no text \udcff"} < paths
+    assert "/srv/covered" not in paths
+    assert any("/gone is not shown" in note for note in found["notes"])
+    listed = program.ok("ls", "web1:/etc")
+    assert [one["name"] for one in listed["entries"]] == ["fstab", "here", "hosts"]
+    here = listed["entries"][1]
+    assert (here["kind"], here["target"]) == ("link", "/srv/files/../files/plan.txt")
+    status = (folder / "root" / "etc" / "hosts").stat()
+    hosts = listed["entries"][2]
+    assert (hosts["size"], hosts["uid"], int(hosts["mode"], 8)) == (20, status.st_uid, stat.S_IMODE(status.st_mode))
+
+
+def test_names_are_harmless_unless_they_are_asked_for(linux: tuple[Program, Path]) -> None:
+    program, _ = linux
+    shown = program.run("ls", "web1:/srv/files")
+    assert shown.out.splitlines()[1:] == ["evil\\x1b[2Jname\\u202e", "no text \\xff", "plan.txt"]
+    assert "evil\\x1b[2Jname" in program.run("ls", "-l", "web1:/srv/files").out
+    names = subprocess.run([PROGRAM, "ls", "-0", "web1:/srv/files"], env=program.environment, capture_output=True, check=True)
+    assert names.stdout.split(b"\0") == ["evil\x1b[2Jname\u202e".encode(), b"no text \xff", b"plan.txt", b""]
+    paths = subprocess.run([PROGRAM, "find", "-0", "web1:/", "no*"], env=program.environment, capture_output=True, check=True)
+    assert paths.stdout == b"/srv/files/no text \xff\0"
+    assert b"web1 at " in paths.stderr
+
+
+def test_which_moment_and_the_content_do_not_mix(linux: tuple[Program, Path]) -> None:
+    program, _ = linux
+    done = program.run("cat", "web1:/etc/hosts")
+    assert (done.code, done.out) == (0, "127.0.0.1 localhost\n")
+    assert done.err.startswith("web1 at 20")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("ls", "web1:/srv/file"), 6, ["No /srv/file in web1 at", "Did you mean /srv/files?", "everywhen ls web1:/srv"]),
+        (("ls", "web1/vda:/p3/etc"), 6, ["No /p3/etc in web1/vda at", "everywhen ls web1/vda:/"]),
+        (("cat", "web1:/etc"), 2, ["folder"]),
+        (("cat", "web1"), 2, ["which file?"]),
+        (("cp", "web1:/etc", "."), 2, ["web1:/etc is a folder.", "cp -r"]),
+        (("cp", "web1:/etc/hosts", "missing/x"), 6, ["missing is not a folder here"]),
+        (("ls", "web1/vda:/p1/x"), 1, ["swap space"]),
+        (("ls", "web1/vdz:/p1"), 6, ["vdz"]),
+        (("find", "web1:/etc/hosts", "*"), 2, ["no folder"]),
+        (("ls", "-0", "--json", "web1:/"), 2, ["exclude one another"]),
+    ],
+)
+def test_what_is_not_there_is_said(
+    linux: tuple[Program, Path], arguments: tuple[str, ...], code: int, words: list[str]
+) -> None:
+    program, _ = linux
+    done = program.run(*arguments)
+    assert done.code == code, done
+    for word in words:
+        assert word in done.out + done.err
+
+
+def test_nothing_is_overwritten_untold(linux: tuple[Program, Path], tmp_path: Path) -> None:
+    program, _ = linux
+    target = tmp_path / "hosts"
+    target.write_text("mine")
+    done = program.run("cp", "web1:/etc/hosts", target)
+    assert (done.code, target.read_text()) == (1, "mine")
+    assert "--overwrite" in done.err
+    program.ok("cp", "web1:/etc/hosts", target, "--overwrite")
+    assert target.read_text() == "127.0.0.1 localhost\n"
+    assert os.listdir(tmp_path) == ["hosts"]
+    # In a folder, what is there stays, and the rest is copied.
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "hosts").write_text("mine")
+    done = program.run("cp", "-r", "web1:/etc", tmp_path)
+    assert (done.code, (tmp_path / "etc" / "hosts").read_text()) == (5, "mine")
+    assert (tmp_path / "etc" / "fstab").exists()
+    assert "etc/hosts: it is here already" in done.err
+
+
+def test_what_lies_in_the_target_leads_nowhere(linux: tuple[Program, Path], tmp_path: Path) -> None:
+    """Somebody has put links into the folder that is copied to: nothing is written where they lead."""
+    program, _ = linux
+    outside, target = tmp_path / "outside", tmp_path / "target"
+    outside.mkdir()
+    (outside / "hosts").write_text("mine")
+    (target / "etc").mkdir(parents=True)
+    (target / "srv").symlink_to(outside)
+    (target / "etc" / "hosts").symlink_to(outside / "hosts")
+    (target / "etc" / "fstab").symlink_to(outside / "new")
+    for more in ((), ("--overwrite",)):
+        done = program.run("cp", "-r", *more, "web1:/", target)
+        assert done.code == 5, done
+        assert sorted(os.listdir(outside)) == ["hosts"]
+        assert (outside / "hosts").read_text() == "mine"
+        assert (target / "srv").is_symlink()
+    assert (target / "etc" / "hosts").read_text() == "127.0.0.1 localhost\n"  # the link was replaced, not what it leads to
+    assert not (target / "etc" / "hosts").is_symlink()
+
+
+def test_a_copy_is_like_its_original(program: Program, tmp_path: Path) -> None:
+    """All that the kernel can put into an ext4: modes, owners, times in ns, attributes, holes, second names, links."""
+    image = empty(tmp_path / "vda.img", 64 << 20)
+    run("mkfs.ext4", "-q", image)
+    with mounted(image) as folder:
+        fill(folder)
+        fill_unix(folder)
+        (folder / "lost+found").rmdir()
+        program_image = tmp_path / "copy.img"
+        os.sync()
+        subprocess.run(["fsfreeze", "-f", str(folder)], check=True)
+        try:
+            subprocess.run(["cp", "--sparse=always", str(image), str(program_image)], check=True)
+        finally:
+            subprocess.run(["fsfreeze", "-u", str(folder)], check=True)
+        program.backup("web1", f"vda={program_image}")
+        done = program.run("cp", "-r", "web1/vda:/p0/", tmp_path / "out", "--json")
+        assert done.code == 5, done
+        assert {one["path"]: one["why"] for one in done.document["problems"]} == {
+            name: f"a {kind}, which has no content; left out" for name, kind in LEFT_OUT.items()
+        }
+        original, copy = below(folder), below(tmp_path / "out")
+        assert original.keys() - LEFT_OUT.keys() == copy.keys()
+        for name, path in copy.items():
+            assert status_of(path) == status_of(original[name]), name
+            if path.stat(follow_symlinks=False).st_nlink == 1:
+                assert path.lstat().st_blocks <= original[name].lstat().st_blocks + 16, name  # holes stay holes
+        assert (tmp_path / "out" / "second name").samefile(tmp_path / "out" / "random-700")
+        assert done.document["not_restored"] == {}
+        assert done.document["files"] == sum(not path.is_symlink() and path.is_file() for path in copy.values())
+
+
+def test_a_hostile_file_system_does_no_harm(program: Program, tmp_path: Path) -> None:
+    """Folders that contain themselves, names that are paths, absurd sizes: an error for each, and the rest is shown."""
+    need("debugfs")
+    source = tmp_path / "source"
+    (source / "a" / "b").mkdir(parents=True)
+    (source / "a" / "good").write_text("good")
+    (source / "a" / "huge").write_text("small")
+    (source / "a" / "XXxXXxESCAPED").write_text("no")
+    (source / "a" / "QQ").write_text("no")
+    (source / "a" / "wild").write_bytes(content_of(1, 9000))
+    image = make_ext4(tmp_path / "vda.img", source, 8 << 20, "-O", "^metadata_csum,^dir_index")
+    for order in (
+        "link /a /a/b/loop",
+        "set_inode_field /a/huge size 0x7ffffffffffffff",
+        "set_inode_field /a/wild block[5] 0xfffffff0",
+    ):
+        run("debugfs", "-w", "-R", order, image)
+    content = image.read_bytes()
+    content = content.replace(b"XXxXXxESCAPED", b"../../ESCAPED").replace(b"\x02\x01QQ", b"\x02\x01..")
+    image.write_bytes(content)
+    program.backup("web1", f"vda={image}")
+    listed = program.run("ls", "web1/vda:/p0/a", "--json")
+    assert listed.code == 5
+    assert [one["name"] for one in listed.document["entries"]] == ["b", "good", "huge", "wild"]
+    assert "../../ESCAPED" in {one["name"] for one in listed.document["unreadable"]}
+    found = program.run("find", "web1/vda:/p0", "*", "--json")
+    assert found.code == 5
+    assert any(one["path"] == "/p0/a/b/loop" and "under another name" in one["why"] for one in found.document["unreadable"])
+    target = tmp_path / "deep" / "target"
+    target.mkdir(parents=True)
+    before = set(below(tmp_path))
+    done = program.run("cp", "-r", "web1/vda:/p0", target, "--json")
+    assert done.code == 5
+    assert (target / "a" / "good").read_text() == "good"
+    problems = {one["path"] for one in done.document["problems"]}
+    assert {"a/b/loop", "a/huge", "a/wild", "a/../../ESCAPED"} <= problems
+    new = {
+        name for name in set(below(tmp_path)) - before if not name.startswith(("deep/target/", ".", "cache", "repo", "host"))
+    }
+    assert new == set()
+    assert sorted(below(target)) == ["a", "a/b", "a/good", "lost+found"]
+
+
+def test_encrypted_and_unknown_volumes_are_named(program: Program, tmp_path: Path) -> None:
+    luks, unknown = empty(tmp_path / "luks", 2 << 20), empty(tmp_path / "unknown", 2 << 20)
+    luks.write_bytes(b"LUKS\xba\xbe\0\2" + bytes((2 << 20) - 8))
+    program.backup("web1", f"vda={luks}", f"vdb={unknown}")
+    found = {one["disks"][0]: (one["kind"], one["role"]) for one in program.ok("ls", "web1")["volumes"]}
+    assert found == {"vda": ("LUKS", "encrypted"), "vdb": ("unknown", "unknown")}
+    done = program.run("ls", "web1/vda:/p0/x")
+    assert (done.code, "encrypted (LUKS)" in done.err, "device" in done.err) == (1, True, True)
+    done = program.run("ls", "web1:/etc", "--json")
+    assert done.code == 1
+    assert "vda:/p0 is not shown: encrypted (LUKS)" in done.error["what"]
+
+
+@pytest.fixture(scope="module")
+def windows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Program, Path]]:
+    """`win1`: C: with a Windows folder, a boot volume, and a data volume."""
+    need("mkntfs", "ntfs-3g", "fusermount", "mkfs.fat", "mcopy")
+    folder = tmp_path_factory.mktemp("windows")
+    system, data, boot = (folder / name for name in ("system.img", "data.img", "boot.img"))
+    for image, label in ((system, "Windows"), (data, "Data")):
+        run("mkntfs", "-q", "-F", "-L", label, empty(image, 16 << 20))
+    there = folder / "mounted"
+    there.mkdir()
+    done = subprocess.run(
+        ["ntfs-3g", "-o", "streams_interface=windows", str(system), str(there)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"ntfs-3g does not mount here: {done.stderr.decode(errors='replace').strip()}")
+    try:
+        (there / "Windows" / "System32").mkdir(parents=True)
+        (there / "Users" / "Ann").mkdir(parents=True)
+        (there / "Users" / "Ann" / "Letter.txt").write_text("Dear Bob\n")
+        (there / "Users" / "Ann" / "Letter.txt:Zone.Identifier").write_text("[ZoneTransfer]\nZoneId=3\n")
+    finally:
+        subprocess.run(["fusermount", "-u", str(there)], check=True)
+    (folder / "note").write_text("of the data volume\n")
+    run("ntfscp", data, folder / "note", "note.txt")
+    run("mkfs.fat", empty(boot, 4 << 20))
+    (folder / "EFI" / "Microsoft").mkdir(parents=True)
+    (folder / "EFI" / "Microsoft" / "x").write_text("x")
+    run("mcopy", "-s", "-i", boot, folder / "EFI", "::/")
+    program = Program(folder).init()
+    program.backup("win1", f"vda={partitioned(folder / 'vda.img', boot, system, data)}")
+    yield program, folder
+    shutil.rmtree(folder)
+
+
+def test_drives_of_windows(windows: tuple[Program, Path], tmp_path: Path) -> None:
+    program, _ = windows
+    listed = program.ok("ls", "win1:/")
+    assert [one["name"] for one in listed["entries"]] == ["C:", "D:"]
+    assert any("given by order" in note for note in listed["notes"])
+    assert program.run("cat", "win1:/C:/users/ANN/letter.TXT").out == "Dear Bob\n"
+    assert program.run("cat", "win1:/d:/note.txt").out == "of the data volume\n"
+    assert program.run("cat", "--stream", "Zone.Identifier", "win1:/C:/Users/Ann/Letter.txt").out.startswith("[ZoneTransfer]")
+    assert [one["path"] for one in program.ok("find", "win1:/", "LETTER*")["found"]] == ["/C:/Users/Ann/Letter.txt"]
+    program.ok("cp", "-r", "win1:/C:/Users", tmp_path)
+    assert sorted(os.listdir(tmp_path / "Users" / "Ann")) == ["Letter.txt", "Letter.txt:Zone.Identifier"]
+    assert (tmp_path / "Users" / "Ann" / "Letter.txt:Zone.Identifier").read_text() == "[ZoneTransfer]\nZoneId=3\n"
+
+
+def test_progress_counts_files(linux: tuple[Program, Path], tmp_path: Path) -> None:
+    program, _ = linux
+    done = program.run("cp", "-r", "web1:/etc", tmp_path, "--progress", "json")
+    last = json.loads(done.err.splitlines()[-1])
+    assert (last["title"], last["files"], last["bytes_total"]) == ("cp web1", 2, None)

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Which volumes a guest sees where: by the mount table of its root, or as drives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from everywhen.guest.errors import GuestDamaged, GuestError, GuestUnsupported, NoSuchPath
+from everywhen.guest.recognition import Role
+from everywhen.guest.tree import FileSystem, Kind
+from everywhen.guest.walking import Found, find, walk
+from everywhen.services.view.guest_root import guest_tree
+from everywhen.services.view.volumes import GuestVolume
+from tests.memory_tree import MemoryFileSystem
+
+Found_ = list[tuple[GuestVolume, MemoryFileSystem | GuestError]]
+
+
+def volume(disk: str, name: str, kind: str = "ext", role: Role = Role.FILES) -> GuestVolume:
+    return GuestVolume(name, (disk,), 1 << 30, kind, role)
+
+
+def joined(found: Found_) -> FileSystem:
+    opened: dict[GuestVolume, MemoryFileSystem | GuestError] = dict(found)
+
+    def open_one(one: GuestVolume) -> FileSystem:
+        system = opened[one]
+        if isinstance(system, GuestError):
+            raise system
+        return system
+
+    return guest_tree([one for one, _ in found], open_one)
+
+
+def system(files: dict[str, str], kind: str = "ext4", *, label: str = "", uuid: str = "") -> MemoryFileSystem:
+    made = MemoryFileSystem(kind, label=label, uuid=uuid, case_sensitive=kind not in ("ntfs", "fat32"))
+    for path, text in files.items():
+        made.add(path, content=text.encode())
+    return made
+
+
+def text(tree: FileSystem, path: str) -> str:
+    return tree.open(find(tree, path).entry).read(0, 1 << 20).decode()
+
+
+DATA = ("vdb", "p1")
+SPECS: list[tuple[str, Callable[[], MemoryFileSystem]]] = [
+    ("UUID=ABCD-01", lambda: system({"x": "data"}, uuid="abcd-01")),
+    ('UUID="abcd-01"', lambda: system({"x": "data"}, uuid="abcd-01")),
+    ("LABEL=data", lambda: system({"x": "data"}, label="data")),
+    ("/dev/disk/by-uuid/abcd-01", lambda: system({"x": "data"}, uuid="abcd-01")),
+    ("/dev/disk/by-label/data", lambda: system({"x": "data"}, label="data")),
+    ("/dev/sdb1", lambda: system({"x": "data"})),
+    ("/dev/vdb1", lambda: system({"x": "data"})),
+    ("/dev/nvme1n1p1", lambda: system({"x": "data"})),
+]
+
+
+@pytest.mark.parametrize(("spec", "data"), SPECS)
+def test_devices_of_a_mount_table(spec: str, data: Callable[[], MemoryFileSystem]) -> None:
+    root = system(
+        {"etc/fstab": f"/dev/vda1 / ext4\n{spec} /srv/my\\040data ext4 defaults 0 2 # a remark\n", "srv/my data/x": "covered"}
+    )
+    tree = joined([(volume("vda", "p1"), root), (volume("vdb", "p1"), data())])
+    assert text(tree, "/srv/my data/x") == "data"
+    assert tree.notes == ()
+
+
+@pytest.mark.parametrize("spec", ["/dev/mapper/v--g-home", "/dev/v-g/home"])
+def test_logical_volumes(spec: str) -> None:
+    root = system({"etc/fstab": f"/dev/mapper/v--g-root / xfs\n{spec} /home xfs\n", "home/.keep": ""})
+    home = system({"ann": "hers"})
+    found: Found_ = [(volume("vda", "v--g-root"), root), (volume("vda", "v--g-home"), home)]
+    assert text(joined(found), "/home/ann") == "hers"
+
+
+def test_the_root_is_the_one_whose_table_says_so() -> None:
+    """A backup of another root lies beside it."""
+    other = system({"etc/fstab": "UUID=b / ext4\n", "etc/name": "other"}, uuid="a")
+    root = system({"etc/fstab": "UUID=b / ext4\n", "etc/name": "root"}, uuid="b")
+    tree = joined([(volume("vda", "p1"), other), (volume("vda", "p2"), root)])
+    assert text(tree, "/etc/name") == "root"
+    without = joined([(volume("vda", "p1"), system({"x": ""})), (volume("vda", "p2"), system({"usr/lib/os-release": "x"}))])
+    assert text(without, "/usr/lib/os-release") == "x"
+
+
+def test_subvolumes_of_btrfs() -> None:
+    table = "UUID=b / btrfs subvol=/@,ro\nUUID=b /home btrfs subvol=@home\n"
+    found = system({"@/etc/fstab": table, "@/home/.keep": "", "@home/ann": "hers"}, "btrfs", uuid="b")
+    tree = joined([(volume("vda", "p1", "btrfs"), found)])
+    assert text(tree, "/home/ann") == "hers"
+    assert [one.name for one in tree.entries(tree.root)] == ["etc", "home"]
+
+
+def test_mounts_within_mounts_links_across_them_and_the_way_back() -> None:
+    root = system({"etc/fstab": "LABEL=c /a/b/c ext4\nLABEL=a /a ext4\n", "a/.keep": "", "top": "top"}, label="root")
+    root.add("/link", Kind.LINK, target="a/b/c/up")
+    first = system({"b/c/.keep": ""}, label="a")
+    second = system({"file": "deep"}, label="c")
+    second.add("/up", Kind.LINK, target="../../../top")
+    second.add("/absolute", Kind.LINK, target="/a/b/c/file")
+    tree = joined([(volume("vda", "p1"), root), (volume("vda", "p2"), first), (volume("vda", "p3"), second)])
+    assert text(tree, "/a/b/c/absolute") == "deep"
+    assert text(tree, "/link") == "top"
+    paths = [one.path for one in walk(tree, Found("/", tree.root)) if isinstance(one, Found)]
+    assert paths == [
+        "/etc",
+        "/etc/fstab",
+        "/a",
+        "/a/b",
+        "/a/b/c",
+        "/a/b/c/file",
+        "/a/b/c/up",
+        "/a/b/c/absolute",
+        "/top",
+        "/link",
+    ]
+    identities = [one.entry.identity for one in walk(tree, Found("/", tree.root)) if isinstance(one, Found)]
+    assert len(set(identities)) == len(identities)  # numbers are used again in each file system
+
+
+def test_what_cannot_be_mounted_is_said() -> None:
+    table = "/dev/vda1 / ext4\nUUID=gone /gone ext4\nLABEL=x /nowhere ext4\ntmpfs /tmp tmpfs\nnas:/x /n nfs\n/x /y none bind\n?"
+    found: Found_ = [
+        (volume("vda", "p1"), system({"etc/fstab": table, "gone/.keep": ""})),
+        (volume("vda", "p2"), GuestDamaged("its superblock is rubbish")),
+        (volume("vda", "p3", "LUKS", Role.ENCRYPTED), system({})),
+        (volume("vda", "p4"), system({}, label="x")),
+    ]
+    tree = joined(found)
+    assert tree.notes == (
+        "vda:/p2 is not shown: its superblock is rubbish",
+        "vda:/p3 is not shown: encrypted (LUKS)",
+        "/gone is not shown: UUID=gone is none of the volumes that can be read",
+    )
+
+
+def test_a_subvolume_that_is_not_there_fails_its_folder_alone() -> None:
+    table = "UUID=b / btrfs subvol=@\nUUID=b /home btrfs subvol=@gone\n"
+    tree = joined([(volume("vda", "p1", "btrfs"), system({"@/etc/fstab": table, "@/home/.keep": ""}, "btrfs", uuid="b"))])
+    assert text(tree, "/etc/fstab") == table
+    with pytest.raises(NoSuchPath):
+        list(tree.entries(find(tree, "/home").entry))
+
+
+def test_drives() -> None:
+    windows = system({"Windows/System32/x": "", "Users/Ann/letter.txt": "Dear Bob"}, "ntfs")
+    windows.add("/Documents and Settings", Kind.LINK, target="\\??\\C:\\Users")
+    windows.add("/Users/All", Kind.LINK, target="\\??\\D:\\")
+    windows.add("/Users/Ann/up", Kind.LINK, target="..\\Ann\\letter.txt")
+    windows.add("/Users/Ann/top", Kind.LINK, target="\\Users\\Ann")
+    windows.add("/Users/Ann/far", Kind.LINK, target="\\\\server\\share")
+    found: Found_ = [
+        (volume("vda", "p1", "fat"), system({"EFI/Microsoft/Boot/x": ""}, "fat32")),
+        (volume("vda", "p2", "ntfs"), windows),
+        (volume("vda", "p3", "ntfs"), system({"Recovery/WindowsRE/x": ""}, "ntfs")),
+        (volume("vdb", "p1", "ntfs"), system({"note.txt": "a note"}, "ntfs")),
+        (volume("vdb", "p2"), system({"x": ""})),
+    ]
+    tree = joined(found)
+    assert [one.name for one in tree.entries(tree.root)] == ["C:", "D:"]
+    assert not tree.case_sensitive
+    for path in (
+        "/c:/users/ann/LETTER.txt",
+        "/C:/Documents and Settings/Ann/letter.txt",
+        "/C:/Users/Ann/up",
+        "/C:/Users/Ann/top/letter.txt",
+    ):
+        assert text(tree, path) == "Dear Bob"
+    assert text(tree, "/C:/Users/All/note.txt") == "a note"
+    with pytest.raises(NoSuchPath):
+        find(tree, "/C:/Users/Ann/far/x")
+    with pytest.raises(NoSuchPath):
+        find(tree, "/E:/x")
+
+
+def test_nothing_that_looks_like_a_system() -> None:
+    with pytest.raises(GuestUnsupported, match="no volume looks like the root"):
+        joined([(volume("vda", "p1"), system({"x": ""}))])
