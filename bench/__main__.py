@@ -30,6 +30,7 @@ from bench import (
     interval_cost,
     many_vms,
     next_backup,
+    opening,
     report,
     restoring,
     tap_speed,
@@ -49,6 +50,7 @@ ON_THE_MAIN_IMAGE: tuple[Step, ...] = (
     (("P3",), restoring.measure),
     (("P9",), far_store.measure),
     (("P8",), history.measure),
+    (("P4",), opening.measure),
 )
 """In the order in which they go on using each other's repositories."""
 

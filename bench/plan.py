@@ -31,6 +31,10 @@ class Plan:
     points: int
     """P8."""
     writes_a_point: int
+    opened_data: int
+    openings: int
+    opened_seconds: float
+    """P4: bytes of data in the sparse disk, moments that are opened, seconds of each kind of random reads."""
     index_chunks: float
     """P6, in millions."""
     line_bytes_per_s: float
@@ -82,6 +86,9 @@ FULL = Plan(
     vm_systems=("ext4", "XFS", "NTFS"),
     points=1000,
     writes_a_point=20,
+    opened_data=2 << 30,
+    openings=50,
+    opened_seconds=10,
     index_chunks=100,
     line_bytes_per_s=125e6,
     line_latency_s=0.030,
@@ -116,6 +123,9 @@ QUICK = Plan(
     vm_systems=("ext4",),
     points=3,
     writes_a_point=4,
+    opened_data=16 << 20,
+    openings=3,
+    opened_seconds=0.5,
     index_chunks=0.02,
     line_bytes_per_s=125e6,
     line_latency_s=0.001,

@@ -41,7 +41,7 @@ def write(lab: Lab, wanted: Sequence[str], now: datetime, seconds: float, repeat
         _table(("key", "work", "target", "measured", "reached"), overview(lab.results, wanted)),
         _why(lab.results),
         "" if {target.measure for target in TARGETS} <= set(wanted) else "The other targets were not measured in this run.",
-        "P4 and P10 of the design are not measured by this program.",
+        "P10 of the design is not measured by this program.",
         ""
         if any(measure.startswith("P5") for measure in wanted)
         else "What capture costs, in another run: `benchmarks-capture.md`.",

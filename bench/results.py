@@ -9,9 +9,9 @@ from typing import Literal
 
 from bench.measured import CacheState, Series
 
-Unit = Literal["x", "of", "s", "MB", "%", "load", "share", "done"]
+Unit = Literal["x", "of", "s", "ms", "MB", "MB/s", "/s", "%", "load", "share", "done"]
 
-_MINIMA: tuple[Unit, ...] = ("of", "%", "share")
+_MINIMA: tuple[Unit, ...] = ("of", "%", "share", "/s", "MB/s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,9 @@ class Target:
             "x": f"{value:.2f} ×",
             "of": f"{value:.2f} ×",
             "s": f"{value:.2f} s",
+            "ms": f"{value * 1e3:.0f} ms",
+            "/s": f"{value:,.0f}/s",
+            "MB/s": f"{value:,.0f} MB/s",
             "MB": f"{value:.0f} MB",
             "%": f"{value:.1f} %",
             "load": f"{value:.2f} % of 2 cores",
@@ -65,6 +68,10 @@ TARGETS = (
     Target("P3 restic", "P3", "restore, time against restic restore", "x", 0.35),
     Target("P3 qemu-img", "P3", "restore, time against qemu-img convert", "x", 1.2),
     Target("P3 history", "P8", "restore after many sealed points, time against P3", "x", 1.3),
+    Target("P4 open", "P4", "open any moment of a disk of 1 TB with a long history, and read 4 KiB", "ms", 0.1),
+    Target("P4 cached", "P4", "then random reads of 4 KiB over NBD, from the cache", "/s", 15_000),
+    Target("P4 beside", "P4", "the same, beside the cache", "/s", 4_000),
+    Target("P4 sequential", "P4", "the same, in order", "MB/s", 800),
     Target("P5 4k 1", "P5", "tap: writes/s against nbdkit null, 4 KiB random, 1 at once", "of", 0.85),
     Target("P5 4k 16", "P5", "the same, 16 at once", "of", 0.85),
     Target("P5 4k seq", "P5", "the same, 4 KiB sequential, 16 at once", "of", 0.85),
