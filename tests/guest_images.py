@@ -182,7 +182,9 @@ ACL = bytes.fromhex("0200000001000600ffffffff02000700d204000004000400ffffffff100
 
 def written_and_dropped(folder: Path, used: int) -> None:
     """Leaves bytes that are not zero in free blocks, so that whoever shows what lies there is found out."""
-    (folder / "dropped").write_bytes(b"STALE!! " * (used // 8))
+    with (folder / "dropped").open("wb", buffering=0) as file, contextlib.suppress(OSError):  # as much as there is room
+        while file.tell() < used:
+            file.write(b"STALE!! " * 65_536)
     os.sync()
     (folder / "dropped").unlink()
     os.sync()

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from everywhen.formats.filesystems.fat import decode_boot_sector
 from everywhen.guest.errors import GuestError
 from everywhen.guest.names import name_error
 from everywhen.guest.recognition import recognise
-from everywhen.guest.tree import FileSystem, Kind
+from everywhen.guest.tree import FileSystem, Kind, Unreadable
 from everywhen.guest.volumes import Volume, find_volumes, open_file_system
 from everywhen.guest.walking import Found, walk
 from tests.guest_images import Image, content_of, empty, need, run
@@ -97,6 +98,10 @@ def uncached(disk: Changed) -> FileSystem:
     return open_file_system(Volume("p0", ("vda",), disk.size, *recognise(disk), disk))
 
 
+def opened(image: Path) -> FileSystem:
+    return open_file_system(find_volumes({"vda": Image(image)}).found[0])
+
+
 def use(system: FileSystem) -> Iterator[str]:
     """Asks for everything that there is; yields what was there."""
     for item in walk(system, Found("/", system.root)):
@@ -174,3 +179,25 @@ def test_names_that_are_paths_are_errors(name: str, tmp_path: Path) -> None:
     assert not [item for item in found if isinstance(item, Found) and item.entry.name == name]
     if name not in (".", ".."):  # which every folder of ext has, and are left out
         assert [item for item in found if not isinstance(item, Found) and item[1].name == name]
+
+
+def test_a_chain_of_clusters_that_goes_round_is_followed_once(tmp_path: Path) -> None:
+    image = make("fat", tmp_path)
+    data = bytearray(image.read_bytes())
+    boot = decode_boot_sector(bytes(data))
+    assert boot.bits == 16
+    folder = next(entry for entry in opened(image).entries(opened(image).root) if entry.name == "many")
+    assert not isinstance(folder, Unreadable)
+    chain = [folder.number]
+    while chain[-1] < 0xFFF8:
+        at = boot.table_place + 2 * chain[-1]
+        chain.append(int.from_bytes(data[at : at + 2], "little"))
+    at = boot.table_place + 2 * chain[2]
+    data[at : at + 2] = struct.pack("<H", chain[1])
+    image.write_bytes(bytes(data))
+    system, found = opened(image), walk(opened(image), Found("/many", folder))
+    with pytest.raises(GuestError, match="goes round"):
+        list(system.entries(folder))
+    names = [item.entry.name for item in found if isinstance(item, Found)]
+    assert 5 < len(names) == len(set(names)) < 60
+    assert system.child(folder, names[-1]).name == names[-1]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right, insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -57,6 +58,9 @@ class Chain:
         self._next: int | None = first
         self._runs: list[Run] = []
         self._seen = 0
+        self._starts: list[int] = []
+        self._ends: dict[int, int] = {}
+        """The clusters of the runs: first and, by it, the one behind the last."""
         self._broken: GuestDamaged | None = None
 
     def __call__(self, offset: int) -> Iterator[Run]:
@@ -74,21 +78,27 @@ class Chain:
     def _follow(self, first: int) -> Run:
         """The run that begins with a cluster: all that follow each other on the volume too."""
         size, start = self._clusters.size, self._seen * self._clusters.size
-        place, count, last = self._clusters.place(first), 0, first
-        while True:
+        place, count = self._clusters.place(first), 1
+        following = self._after(first)
+        while following == first + count and count * size < _MERGED and following not in self._ends:
             count += 1
-            self._seen += 1
-            following = self._after(last)
-            if following != last + 1 or count * size >= _MERGED:
-                self._next = following
-                return Run(start, count * size, zero=False, stored=Span(place, count * size))
-            last = following
+            following = self._after(first + count - 1)
+        self._seen += count
+        insort(self._starts, first)
+        self._ends[first] = first + count
+        if following is not None and self._was_there(following):
+            self._broken = GuestDamaged("its chain of clusters goes round")
+            following = None
+        self._next = following
+        return Run(start, count * size, zero=False, stored=Span(place, count * size))
+
+    def _was_there(self, cluster: int) -> bool:
+        at = bisect_right(self._starts, cluster) - 1
+        return at >= 0 and cluster < self._ends[self._starts[at]]
 
     def _after(self, cluster: int) -> int | None:
         """The next one; damage is kept for who reads that far."""
         try:
-            if self._seen > self._clusters.count:
-                raise GuestDamaged("its chain of clusters goes round")
             return self._clusters.after(cluster)
         except GuestDamaged as error:
             self._broken = error

@@ -79,7 +79,7 @@ def made(form: Form, folder: Path, fillers: list[Callable[[Path], None]]) -> Pat
 
 def stale(folder: Path) -> None:
     """A file that was allocated and never written, where something else had been."""
-    written_and_dropped(folder, 12 << 20)
+    written_and_dropped(folder, 48 << 20)
     with (folder / "allocated").open("wb") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, 8 << 20)
@@ -157,6 +157,8 @@ def test_subvolumes_and_snapshots_are_folders(tmp_path: Path) -> None:
     def subvolumes(folder: Path) -> None:
         run("btrfs", "subvolume", "create", folder / "home")
         (folder / "home" / "file").write_bytes(b"before")
+        run("btrfs", "subvolume", "create", folder / "home" / "nested")
+        (folder / "home" / "nested" / "file").write_bytes(b"nested")
         run("btrfs", "subvolume", "snapshot", "-r", folder / "home", folder / "snapshot")
         (folder / "home" / "file").write_bytes(b"after")
 
@@ -166,6 +168,8 @@ def test_subvolumes_and_snapshots_are_folders(tmp_path: Path) -> None:
     assert file.identity != old.identity
     assert (system.open(file).read(0, 9), system.open(old).read(0, 9)) == (b"after", b"before")
     assert find(system, "/home").entry.kind is Kind.FOLDER
+    assert find(system, "/home/nested/file").entry.size == 6
+    assert list(system.entries(find(system, "/snapshot/nested").entry)) == []  # as in Linux
 
 
 @pytest.mark.parametrize("profile", ["raid0", "raid1", "raid10"] if SOAK else ["raid0"])
