@@ -72,7 +72,8 @@ class Context:
         """Open the repository's keys with the secret at hand."""
         superblock = read_superblock(store)
         superblock.require("read")
-        secret = self.secret() if superblock.encrypted else None
+        # One that is at hand is never left aside: whoever swaps the superblock could else make us write in the clear.
+        secret = self.secret() if superblock.encrypted or self._secret_file() else None
         unlocked = unlock(store, superblock, secret)
         for slot in unlocked.outdated:
             self.output.warn(f"key slot {slot} is outdated or damaged: everywhen key list")
@@ -80,7 +81,7 @@ class Context:
 
     def secret(self) -> str:
         """Passphrase or recovery key: from a file, or typed in. Never from an argument. Raises NotAllowed."""
-        path = self.recovery_key_file or self.passphrase_file or self.env.get("EVERYWHEN_PASSPHRASE_FILE")
+        path = self._secret_file()
         if path:
             return read_secret(path)
         if not sys.stdin.isatty():
@@ -89,6 +90,9 @@ class Context:
                 do=["--passphrase-file FILE, or set EVERYWHEN_PASSPHRASE_FILE"],
             )
         return getpass.getpass(f"Repository passphrase for {self.opened_url}: ", stream=sys.stderr)
+
+    def _secret_file(self) -> str | None:
+        return self.recovery_key_file or self.passphrase_file or self.env.get("EVERYWHEN_PASSPHRASE_FILE")
 
     def new_passphrase(self) -> str:
         """A passphrase for a new slot, typed twice or read from a file. Raises NotAllowed, WrongUsage."""

@@ -148,7 +148,8 @@ def unlock(store: ObjectReader, superblock: Superblock, secret: str | None) -> U
         if secret is not None:
             raise NotEncrypted(
                 f"{store.url} says that it is not encrypted, but a passphrase was given. Nothing was touched. If it was "
-                "encrypted once, somebody has replaced its superblock; if not, leave the passphrase out."
+                "encrypted once, somebody has replaced its superblock; if not, leave the passphrase out (--passphrase-file, "
+                "EVERYWHEN_PASSPHRASE_FILE)."
             )
         superblock.check_mac(_mac_key(superblock, superblock.naming_key))
         return Unlocked(superblock, Keyset(superblock.naming_key, {}))

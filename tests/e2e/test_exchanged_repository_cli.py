@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Whoever can write where the repository lies exchanges it: a program that was given a secret never writes in the clear (I-8)."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.program import Program
+
+SECRET = b"not for everybody " * 4000
+
+
+@pytest.fixture
+def exchanged(tmp_path: Path) -> Program:
+    """An encrypted repository with a moment, in whose place now lies one without encryption."""
+    program = Program(tmp_path)
+    (tmp_path / "pass").write_text("correct horse\n")
+    (tmp_path / "disk.img").write_bytes(SECRET)
+    program.environment["EVERYWHEN_PASSPHRASE_FILE"] = str(tmp_path / "pass")
+    key = program.ok("init", program.repo, "--no-reserve")["recovery_key"]
+    (tmp_path / "paper").write_text(key + "\n")
+    program.backup("web1", "vda=disk.img")
+    shutil.rmtree(program.repo)
+    del program.environment["EVERYWHEN_PASSPHRASE_FILE"]
+    return program.init()
+
+
+def test_no_secret_is_left_aside(exchanged: Program) -> None:
+    """By environment or option, to write or to look: the same refusal, and nothing is stored."""
+    backup = ("backup", "web1", "vda=disk.img")
+    by_option = [
+        (*backup, "--passphrase-file", "pass"),
+        (*backup, "--recovery-key-file", "paper"),
+        ("status", "--passphrase-file", "pass"),
+    ]
+    for arguments in by_option:
+        refused(exchanged, *arguments)
+    exchanged.environment["EVERYWHEN_PASSPHRASE_FILE"] = "pass"
+    for arguments in (backup, ("status",), ("gc",), ("key", "add", "--new-passphrase-file", "pass")):
+        refused(exchanged, *arguments)
+    assert not list(exchanged.repo.glob("packs/*/*"))
+
+
+def refused(program: Program, *arguments: str) -> None:
+    done = program.run(*arguments, "--json")
+    assert done.code == 2, (arguments, done)
+    assert "says that it is not encrypted, but a passphrase was given" in done.error["what"]
+    assert "somebody has replaced its superblock" in done.error["what"]
+
+
+def test_without_a_secret_it_is_a_repository_like_any_other(exchanged: Program) -> None:
+    """What cannot be noticed, and docs/threat-model.md says so: nobody gave a passphrase."""
+    exchanged.backup("web1", "vda=disk.img")
+    assert list(exchanged.repo.glob("packs/*/*"))
