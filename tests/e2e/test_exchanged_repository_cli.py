@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Whoever can write where the repository lies exchanges it: a program that was given a secret never writes in the clear (I-8)."""
+"""Whoever can write where the repository lies exchanges it: who gave a secret is never made to write in the clear (I-8)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_no_secret_is_left_aside(exchanged: Program) -> None:
     ]
     for arguments in by_option:
         refused(exchanged, *arguments)
-    exchanged.environment["EVERYWHEN_PASSPHRASE_FILE"] = "pass"
+    exchanged.environment["EVERYWHEN_PASSPHRASE_FILE"] = str(exchanged.folder / "pass")
     for arguments in (backup, ("status",), ("gc",), ("key", "add", "--new-passphrase-file", "pass")):
         refused(exchanged, *arguments)
     assert not list(exchanged.repo.glob("packs/*/*"))
