@@ -36,7 +36,7 @@ def main() -> None:
         catalog = read_catalog(repository)
         address = parse_address(moment)
         vm, found = open_moment(repository, catalog, address, now_ns=time.time_ns(), zone=UTC, exact=True)
-        order = RestoreOrder(vm, found, sorted(found.point.disks), to, "raw", "new", -1, files=False)
+        order = RestoreOrder(vm, found, sorted(found.point.disks), to, "raw", "new", -1, files=False, state=Path(cache))
         opening = time.perf_counter() - began
         restore(repository, order, lambda _done, _total: None)
     seconds = time.perf_counter() - began

@@ -60,7 +60,7 @@ def _make_points(lab: Lab, tool: Everywhen, image: Path, since: str) -> str:
     with opened(PosixStore(str(tool.places.repository)), PASSPHRASE, tool.cache) as repository:
         for number in range(lab.plan.points):
             change(image, f"P8 {number}", lab.plan.writes_a_point, listed)
-            order = BackupOrder(VM, {"vda": str(image)}, changed_blocks={"vda": str(listed)}, since=since)
+            order = BackupOrder(VM, {"vda": str(image)}, tool.cache, changed_blocks={"vda": str(listed)}, since=since)
             since = back_up(repository, read_catalog(repository), order, lambda _done, _total: None).point.point
     return f"{VM}@{since}"
 

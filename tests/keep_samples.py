@@ -43,7 +43,7 @@ class World:
         """One point of `vm` with one disk of these blocks (short ones are padded); gives its id."""
         image = self.path / f"{vm}.raw"
         image.write_bytes(b"".join(block.ljust(BLOCK_SIZE, b"\0") for block in blocks))
-        order = BackupOrder(vm=vm, images={"vda": str(image)})
+        order = BackupOrder(vm=vm, images={"vda": str(image)}, state=self.path)
         return back_up(self.repository, read_catalog(self.repository), order, lambda done, total: None).point.point
 
     def catalog(self) -> Catalog:

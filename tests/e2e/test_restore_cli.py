@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -208,6 +209,40 @@ def test_in_place_goes_on_after_a_kill(program: Program, tmp_path: Path) -> None
     assert stopped.code == 130, stopped
     assert "partly restored: do not use it" in stopped.error["safe"]
     assert mark.exists()
+    # Nor is it taken for a moment of its own.
+    refused = program.run("backup", "web1", f"vda={target}", "--json")
+    assert (refused.code, "mixture of two moments: a restore of web1/vda@p-" in refused.error["what"]) == (4, True), refused
+    live = program.run("backup", "web1", f"vda={target}", "--live", "--json")
+    assert (live.code, live.document["consistency"]) == (0, "none")
+    assert "a restore of web1/vda@p-" in live.document["why"]
+    # All of it written anew ends that.
+    program.restore("web1/vda", target, "--overwrite")
+    assert not mark.exists()
+    assert program.backup("web1", f"vda={target}")["consistency"] == "crash"
+
+
+def test_a_half_restored_device_is_known_without_the_cache(program: Program, tmp_path: Path) -> None:
+    image = tmp_path / "a.img"
+    image.write_bytes(random.Random(7).randbytes(32 << 20))
+    program.backup("web1", f"vda={image}")
+    backing = tmp_path / "disk"
+    backing.write_bytes(bytes(32 << 20))
+    with loop_device(backing) as device:
+        marks = tmp_path / "host" / "_restoring"
+        process = program.start("restore", "web1/vda", "--to", device, "--in-place")
+        freeze(process, lambda: any(marks.glob("*.everywhen-restoring")))
+        process.kill()
+        ended(process)
+        shutil.rmtree(tmp_path / "cache")
+        refused = program.run("backup", "web1", f"vda={device}", "--json")
+        assert (refused.code, f"{device} is a mixture of two moments" in refused.error["what"]) == (4, True), refused
+        (need,) = program.run("status", "--json").document["needs"]
+        assert f"{device} is half restored" in need
+        assert program.run("status", "--check").code == 5
+        done = program.run("restore", "web1/vda", "--to", device, "--in-place")
+        assert "going on from an unfinished restore" in done.out
+        assert program.run("status", "--check").code == 0
+        assert program.backup("web1", f"vda={device}")["consistency"] == "crash"
 
 
 def test_block_devices(program: Program, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def reached(repository: Repository, device: str, meanwhile: Callable[[], None] =
         if done and open_:
             open_.pop()()
 
-    order = BackupOrder(vm="web1", images={"vda": device})
+    order = BackupOrder(vm="web1", images={"vda": device}, state=Path("/nowhere"))
     point = back_up(repository, read_catalog(repository), order, report).point
     assert not open_, "nothing was read"
     return point.reached, point.why

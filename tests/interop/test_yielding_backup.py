@@ -51,7 +51,7 @@ def backed_up(repository: Repository, image: Path, meanwhile: Callable[[], objec
         if done and left:
             left.pop()()
 
-    back_up(repository, read_catalog(repository), BackupOrder("web1", {"vda": str(image)}, yields=True), report)
+    back_up(repository, read_catalog(repository), BackupOrder("web1", {"vda": str(image)}, image.parent, yields=True), report)
 
 
 def test_one_that_starts_is_not_hindered(repository: Repository, off: Hypervisor) -> None:

@@ -31,6 +31,7 @@ from everywhen.services.changed_blocks import find_miss, read_changed_blocks
 from everywhen.services.failures import Busy, Damage, WrongUsage
 from everywhen.services.identities import record, vm_by_name
 from everywhen.services.naming import is_name
+from everywhen.services.unfinished import unfinished
 
 Report = Callable[[int, int | None], None]
 """Told bytes done and bytes in all."""
@@ -46,6 +47,8 @@ class BackupOrder:
 
     vm: str
     images: dict[str, str]
+    state: Path
+    """This host's state folder: there it says which devices are half restored."""
     files: list[str] = field(default_factory=list)
     changed_blocks: dict[str, str] = field(default_factory=dict)
     since: str | None = None
@@ -142,14 +145,34 @@ def _opened(order: BackupOrder, name: str, path: str, opened: ExitStack, whys: s
         raise WrongUsage(f'"{name}" is not a name for a disk: use a-z, 0-9, dot, dash and underscore.', on=name)
     with open_image(path, format=order.formats.get(name), allow_outside=order.allow_outside) as image:
         files = image.files
-    if why := _hold_still(order, files, opened):
-        whys.add(why)
+    for why in (_half_restored(order, files), _hold_still(order, files, opened)):
+        if why:
+            whys.add(why)
     image = opened.enter_context(open_image(path, format=order.formats.get(name), allow_outside=order.allow_outside))
     if not image.size:
         raise Damage(f"{path} is empty: no disk has 0 bytes.", on=path, safe="Nothing was read or written.")
     if image.files != files:
         raise Busy(f"{path} was given other files while it was being opened.", on=path, safe="Nothing was read or written.")
     return image
+
+
+def _half_restored(order: BackupOrder, files: tuple[str, ...]) -> str:
+    """'' when no restore in place to these files is unfinished, else which one is (`--live`). Raises Busy, TargetError."""
+    for path in files:
+        mark = unfinished(path, order.state)
+        if mark is not None and not order.live:
+            raise Busy(
+                f"{path} is a mixture of two moments: a restore of {mark.source} to it has not ended.",
+                on=path,
+                safe="Nothing was read or changed.",
+                do=[
+                    f"Go on with it: everywhen restore {mark.source} --to {path} --in-place",
+                    "Or read it as it is, with consistency `none`: --live",
+                ],
+            )
+        if mark is not None:
+            return f"a mixture of two moments: a restore of {mark.source} to {path} had not ended"
+    return ""
 
 
 def _hold_still(order: BackupOrder, files: tuple[str, ...], opened: ExitStack) -> str:

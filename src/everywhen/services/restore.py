@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from everywhen.block import qemu_locks
@@ -30,6 +31,7 @@ from everywhen.repository.repository import Repository
 from everywhen.services.failures import Damage, Failed, NotFound, WrongUsage
 from everywhen.services.naming import is_name
 from everywhen.services.opening import OpenedMoment
+from everywhen.services.unfinished import marks_of_devices, replaced
 
 Report = Callable[[int, int | None], None]
 Mode = Literal["new", "overwrite", "in-place"]
@@ -48,6 +50,8 @@ class RestoreOrder:
     stdout: int
     files: bool
     """Whether the configuration files are wanted too (only into a folder)."""
+    state: Path
+    """This host's state folder, for the marks of devices."""
 
     @property
     def point(self) -> RecoveryPoint:
@@ -118,7 +122,7 @@ def restore(repository: Repository, order: RestoreOrder, report: Report) -> Rest
             for name, path in paths.items()
         ]
         advance = _advancing(report, sum(_bytes_used(repository, job) for job in jobs))
-        restored = [_restore_disk(repository, job, advance) for job in jobs]
+        restored = [_restore_disk(repository, job, order.state, advance) for job in jobs]
         for name, path in files.items():
             tree = order.point.files[name]
             _put_file(path, PointDisk(repository.fetcher, tree).read(0, tree.size), replace=order.mode != "new")
@@ -152,7 +156,7 @@ def _path(order: RestoreOrder, name: str) -> str:
     return os.path.join(order.to, f"{order.vm.name}-{name}.{_suffix(order.format)}")
 
 
-def _restore_disk(repository: Repository, job: _Job, advance: Callable[[int], None]) -> RestoredDisk:
+def _restore_disk(repository: Repository, job: _Job, state: Path, advance: Callable[[int], None]) -> RestoredDisk:
     data = 0
 
     def count(length: int) -> None:
@@ -164,6 +168,8 @@ def _restore_disk(repository: Repository, job: _Job, advance: Callable[[int], No
     copy = copy_disk_in_order if isinstance(target, Stream) else copy_disk
     copy(repository.fetcher, job.tree, PatchedSink(target, job.patches, count) if len(job.patches) else target, count)
     target.finish()
+    if isinstance(target, NewFile | WholeDevice):
+        replaced(target.path, state)
     written = target.bytes_written if isinstance(target, InPlace) else data
     resumed = isinstance(target, InPlace) and target.unfinished is not None
     return RestoredDisk(job.disk, target.path, job.tree.size, data, written, resumed)
@@ -178,7 +184,7 @@ def _target(repository: Repository, order: RestoreOrder, name: str, path: str, r
         return Stream(order.stdout, tree.size)
     device = os.path.exists(path) and stat.S_ISBLK(os.stat(path).st_mode)
     if order.mode == "in-place":
-        return _in_place(repository, order, path, tree, source, device=device)
+        return _in_place(order, path, tree, source, device=device)
     if device:
         if order.format != "raw":
             raise WrongUsage(f"{path} is a block device: it takes raw only.", on=path)
@@ -197,14 +203,15 @@ def _target(repository: Repository, order: RestoreOrder, name: str, path: str, r
     return NewFile(path, layout, overwrite=order.mode == "overwrite", lock=lock)
 
 
-def _in_place(repository: Repository, order: RestoreOrder, path: str, tree: Tree, source: str, *, device: bool) -> InPlace:
+def _in_place(order: RestoreOrder, path: str, tree: Tree, source: str, *, device: bool) -> InPlace:
     if order.format != "raw":
         raise WrongUsage("--in-place writes raw images and block devices only.", on=path)
     if not os.path.exists(path):
         raise NotFound(f"{path} does not exist; --in-place writes over something that is there.", on=path)
-    marks = repository.cache / "restoring"
-    marks.mkdir(exist_ok=True)
-    return InPlace(path, tree.size, source, mark_folder=str(marks) if device else None, lock=qemu_locks.writing(path))
+    marks = marks_of_devices(order.state) if device else None
+    if marks is not None:
+        os.makedirs(marks, mode=0o700, exist_ok=True)
+    return InPlace(path, tree.size, source, mark_folder=marks, lock=qemu_locks.writing(path))
 
 
 def _layout(repository: Repository, order: RestoreOrder, name: str, path: str, tree: Tree) -> Layout:

@@ -56,7 +56,7 @@ def test_what_lies_beyond_the_disk_is_left_out(repository: Repository, tmp_path:
     vm, opened = open_moment(repository, read_catalog(repository), address, now_ns=1 << 61, zone=UTC, exact=False)
     assert opened.found.writes_after == 4
     image = tmp_path / f"image.{image_format}"
-    order = RestoreOrder(vm, opened, ["vda"], str(image), image_format, "new", -1, files=False)
+    order = RestoreOrder(vm, opened, ["vda"], str(image), image_format, "new", -1, files=False, state=tmp_path)
     told: list[tuple[int, int | None]] = []
     restore(repository, order, lambda done, total: told.append((done, total)))
     assert told[0] == (0, 2 * BLOCK_SIZE - 4096), "the last block is a part of one"

@@ -69,6 +69,7 @@ def backup(
     order = BackupOrder(
         vm=vm,
         images=pairs(disks, "DISK=IMAGE"),
+        state=context.state_folder(),
         files=config or [],
         changed_blocks=pairs(changed_blocks or [], "DISK=FILE"),
         since=since,

@@ -67,7 +67,8 @@ def restore_group(context: Context, group: str, written: str, into: Into, *, exa
 
 def _restored(context: Context, repository: Repository, vm: Vm, opened: OpenedMoment, into: Into, folder: str) -> RestoreResult:
     os.makedirs(folder, exist_ok=True)
-    order = RestoreOrder(vm, opened, sorted(opened.point.disks), folder, into.format, into.mode, -1, files=True)
+    disks, state = sorted(opened.point.disks), context.state_folder()
+    order = RestoreOrder(vm, opened, disks, folder, into.format, into.mode, -1, files=True, state=state)
     with context.progress(f"restore {vm.name}") as job:
         return restore(repository, order, lambda done, total: job.report(done, total))
 

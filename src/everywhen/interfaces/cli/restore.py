@@ -72,7 +72,9 @@ def restore_command(
             context.output.line(opened.found.words(vm.name, context.zone))
         disks = [address.disk] if address.disk else sorted(opened.point.disks)
         stdout = sys.stdout.fileno() if to == "-" else -1
-        order = RestoreOrder(vm, opened, disks, to, image_format, mode, stdout, files=address.disk is None)
+        order = RestoreOrder(
+            vm, opened, disks, to, image_format, mode, stdout, files=address.disk is None, state=context.state_folder()
+        )
         with context.progress(f"restore {vm.name}") as job:
             result = restore(repository, order, lambda done, total: job.report(done, total))
     context.output.document(restored_document(vm.name, opened, result))

@@ -20,6 +20,7 @@ from everywhen.services.keep.policies import read_policies
 from everywhen.services.sizes import size
 from everywhen.services.standing import MAX_AGE, State, VmStanding, Work, state
 from everywhen.services.times import local_time, rfc3339, zone_label
+from everywhen.services.unfinished import unfinished_on_devices
 
 
 @app.command("status", rich_help_panel=LOOK)
@@ -47,6 +48,7 @@ def status(
         vms = [catalog.vm(name) for name in names or []] or catalog.vms
         captures = captured_here(context, repository.id.hex(), [vm.name for vm in vms])
         found = state(repository, catalog, policies, vms, captures, max_age_ns=limit)
+        found.needs.extend(unfinished_on_devices(context.state_folder()))
         identity, url = repository.id.hex(), repository.store.url
         write_names(context.env, context.repository_name(), catalog)
     context.output.document({"repository": identity, "url": url, **_document(found), "check": int(found.check)})

@@ -98,6 +98,7 @@ class Absence:
             order = BackupOrder(
                 vm=self.name,
                 images={name: disk.path for name, disk in disks.items()},
+                state=self.order.folder.parent,
                 # libvirt takes an image for raw where nothing is said, and so must we: what is in it is the guest's.
                 formats={name: disk.image_format or "raw" for name, disk in disks.items()},
                 contents=self.order.hypervisor.definition(),
