@@ -122,7 +122,7 @@ def _history(lab: Lab, tool: Everywhen, disk: _Disk) -> list[tuple[str, str]]:
             _stamp(disk, number)
             told = [one for one in json.loads(listed.read_text()) if one["start"] != disk.start]
             listed.write_text(json.dumps([*told, {"start": disk.start, "length": PAGE}]))
-            order = BackupOrder(VM, {"vda": str(disk.image)}, changed_blocks={"vda": str(listed)}, since=since)
+            order = BackupOrder(VM, {"vda": str(disk.image)}, tool.cache, changed_blocks={"vda": str(listed)}, since=since)
             since = back_up(repository, read_catalog(repository), order, lambda _done, _total: None).point.point
         return [(point.point, rfc3339(point.time_ns)) for point in read_catalog(repository).points]
 
