@@ -11,6 +11,7 @@ import shutil
 import socket
 import stat
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,15 @@ def mounted(image: Path, *options: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        unmount(folder)
+
+
+def unmount(folder: Path) -> None:
+    """Tries again for a while: whoever looks at all mounts may be in this one."""
+    until = time.monotonic() + 20
+    while subprocess.run(["umount", str(folder)], check=False, capture_output=True).returncode:
+        assert time.monotonic() < until, f"{folder} cannot be unmounted"
+        time.sleep(0.1)
 
 
 def content_of(seed: int, length: int) -> bytes:

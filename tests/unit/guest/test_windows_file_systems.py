@@ -8,7 +8,6 @@ import datetime as dt
 import hashlib
 import os
 import struct
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,21 @@ from everywhen.formats.filesystems.fat import dos_time
 from everywhen.guest.errors import NoSuchPath, WrongKind
 from everywhen.guest.tree import Kind
 from everywhen.guest.walking import find
-from tests.guest_images import Bytes, Image, compare, content_of, digest, empty, entries, fill, fill_sparse, need, opened, run
+from tests.guest_images import (
+    Bytes,
+    Image,
+    compare,
+    content_of,
+    digest,
+    empty,
+    entries,
+    fill,
+    fill_sparse,
+    need,
+    opened,
+    run,
+    unmount,
+)
 from tests.long_forms import SOAK
 
 
@@ -49,7 +62,7 @@ def through_fuse(image: Path, *command: str, folder: Path | None = None) -> Iter
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        unmount(folder)
         until = time.monotonic() + 20
         while _in_use(image) and time.monotonic() < until:
             time.sleep(0.05)
