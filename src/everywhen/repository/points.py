@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import sqlite3
-import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import chain
-from pathlib import Path
 
 from blake3 import blake3
 
@@ -17,60 +15,11 @@ from everywhen.formats.ids import PointId, is_point_id
 from everywhen.formats.point import RecoveryPoint, Tombstone, decode_point
 from everywhen.repository.documents import Documents
 from everywhen.repository.errors import Damaged, Fenced, NoSuchPoint
+from everywhen.repository.point_cache import PointCache
 from everywhen.storage.base import AlreadyExists, ObjectNotFound
 
 PREFIX = "points/"
 _PARALLEL_READS = 8
-
-
-class PointCache:
-    """The canonical JSON of points seen before, in an SQLite file that may be deleted at any time (I-7).
-
-    By id and stamp, which is what a listing says of the object: a tombstone may have taken the place of a point.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._lock = threading.Lock()
-        self._database = self._open(path)
-
-    @staticmethod
-    def _open(path: Path) -> sqlite3.Connection:
-        for attempt in range(2):
-            database = sqlite3.connect(path, timeout=30, check_same_thread=False, isolation_level=None)
-            try:
-                # It is a cache: speed before durability; what is torn is thrown away.
-                database.execute("PRAGMA synchronous = OFF")
-                database.execute(
-                    "CREATE TABLE IF NOT EXISTS seen (id TEXT PRIMARY KEY, stamp TEXT, plain BLOB NOT NULL) WITHOUT ROWID"
-                )
-                database.execute("SELECT count(*) FROM seen").fetchone()
-                return database
-            except sqlite3.DatabaseError:
-                database.close()
-                if attempt:
-                    raise
-                path.unlink(missing_ok=True)
-        raise AssertionError("unreachable")
-
-    def all(self) -> dict[str, tuple[str, bytes]]:
-        """(stamp, JSON) by id. One question for all: 10,000 single ones take half a second."""
-        with self._lock:
-            return {point: (stamp, plain) for point, stamp, plain in self._database.execute("SELECT * FROM seen")}
-
-    def put(self, point: str, stamp: str, plain: bytes) -> None:
-        """Remember a point's JSON."""
-        with self._lock:
-            self._database.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", (point, stamp, plain))
-
-    def keep_only(self, points: set[str]) -> None:
-        """Forget points that are no longer in the repository."""
-        with self._lock:
-            gone = [row for row in self._database.execute("SELECT id FROM seen") if row[0] not in points]
-            self._database.executemany("DELETE FROM seen WHERE id = ?", gone)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._database.close()
 
 
 class RecoveryPoints:
@@ -131,19 +80,18 @@ class RecoveryPoints:
         before = self._decoded_before
         same = {point: before[point][1] for point, stamp in stamps.items() if stamp and before.get(point, ("",))[0] == stamp}
         cached = self._cache.all() if len(same) < len(listed) else {}
-        known = {
-            point: cached[point][1]
-            for point, stamp in stamps.items()
-            if point not in same and stamp and cached.get(point, ("",))[0] == stamp
-        }
+        known: dict[PointId, RecoveryPoint | Tombstone] = {}
+        for point, stamp in stamps.items():
+            if point not in same and stamp and cached.get(point, ("",))[0] == stamp:
+                with suppress(Damaged):  # the cache may be wrong in ways that a checksum does not tell: ask the repository
+                    known[point] = self._decoded(point, cached[point][1])
         new = [point for point in listed if point not in known and point not in same]
         points: list[RecoveryPoint] = []
         tombstones: list[Tombstone] = []
         unreadable: list[str] = []
         with ThreadPoolExecutor(_PARALLEL_READS) as pool:
             fresh = pool.map(lambda point: self._read_or_error(point, stamps[point]), new)
-            decoded = (self._decoded_or_error(point, plain) for point, plain in known.items())
-            for found in chain(same.values(), decoded, fresh):
+            for found in chain(same.values(), known.values(), fresh):
                 if isinstance(found, RecoveryPoint):
                     points.append(found)
                 elif isinstance(found, Tombstone):
@@ -167,19 +115,16 @@ class RecoveryPoints:
         """What stands under the point's name, remembered under `stamp`; None when it was deleted since it was listed."""
         try:
             plain = self._documents.get_plain(PREFIX + point)
+            found = self._decoded(point, plain)
         except ObjectNotFound:
             return None
+        except Damaged as error:
+            return error
         except FormatError as error:
             return Damaged(f"recovery point {point} cannot be read: {error}")
         if stamp:
             self._cache.put(point, stamp, plain)
-        return self._decoded_or_error(point, plain)
-
-    def _decoded_or_error(self, point: PointId, plain: bytes) -> RecoveryPoint | Tombstone | Damaged:
-        try:
-            return self._decoded(point, plain)
-        except Damaged as error:
-            return error
+        return found
 
     def _read(self, point: PointId) -> RecoveryPoint | Tombstone:
         """Not from the cache. Raises NoSuchPoint, Damaged."""

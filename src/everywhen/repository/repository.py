@@ -28,7 +28,8 @@ from everywhen.repository.ingest import Writing
 from everywhen.repository.keys.cipher import Ciphers
 from everywhen.repository.keys.keys import Unlocked
 from everywhen.repository.packs import PackReader
-from everywhen.repository.points import PointCache, RecoveryPoints
+from everywhen.repository.point_cache import PointCache
+from everywhen.repository.points import RecoveryPoints
 from everywhen.repository.presence import Attendance, Clock, Holder, Presence
 from everywhen.repository.similarity import Similarity
 from everywhen.repository.twins import TWINS
