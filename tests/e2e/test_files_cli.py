@@ -290,6 +290,22 @@ def test_a_hostile_file_system_does_no_harm(program: Program, tmp_path: Path) ->
     assert sorted(below(target)) == ["a", "a/b", "a/good", "lost+found"]
 
 
+def test_what_only_the_journal_has_is_there(program: Program, tmp_path: Path) -> None:
+    """A disk as it was while the guest ran: what it synced is in its journal, and not yet where it belongs."""
+    image, taken = empty(tmp_path / "vda.img", 32 << 20), tmp_path / "taken.img"
+    run("mkfs.ext4", "-q", image)
+    with mounted(image) as folder:
+        (folder / "new").write_text("synced")
+        with (folder / "new").open("rb") as file:
+            os.fsync(file.fileno())
+        subprocess.run(["cp", "--sparse=always", str(image), str(taken)], check=True)
+    program.backup("web1", f"vda={taken}")
+    assert program.run("cat", "web1/vda:/p0/new").out == "synced"
+    assert program.ok("ls", "web1/vda:/p0")["notes"] == []
+    need("debugfs")
+    assert "new" not in run("debugfs", "-R", "ls /", taken)  # which does not replay
+
+
 def test_encrypted_and_unknown_volumes_are_named(program: Program, tmp_path: Path) -> None:
     luks, unknown = empty(tmp_path / "luks", 2 << 20), empty(tmp_path / "unknown", 2 << 20)
     luks.write_bytes(b"LUKS\xba\xbe\0\2" + bytes((2 << 20) - 8))
@@ -301,6 +317,60 @@ def test_encrypted_and_unknown_volumes_are_named(program: Program, tmp_path: Pat
     done = program.run("ls", "web1:/etc", "--json")
     assert done.code == 1
     assert "vda:/p0 is not shown: encrypted (LUKS)" in done.error["what"]
+
+
+LVM = 'devices {use_devicesfile=0 filter=["a|loop|","r|.*|"]} activation {udev_sync=0 udev_rules=0} backup {backup=0 archive=0}'
+
+
+def lvm(command: str, *words: str) -> str:
+    """LVM without the kernel's device mapper: only the metadata are made."""
+    return run("lvm", command, "--driverloaded", "n", "--config", LVM, *words)
+
+
+def test_logical_volumes_over_two_disks(program: Program, tmp_path: Path) -> None:
+    """The root begins on one disk and ends on the other; a mount table names the second volume."""
+    need("lvm", "losetup")
+    if os.geteuid():
+        pytest.skip("only root may make loop devices")
+    root, home = tmp_path / "root", tmp_path / "home"
+    (root / "etc").mkdir(parents=True)
+    (root / "home").mkdir()
+    (root / "etc" / "fstab").write_text("/dev/mapper/vg--x-root / ext4\n/dev/vg-x/home /home ext4\n")
+    (root / "large").write_bytes(content_of(7, 22 << 20))
+    home.mkdir()
+    (home / "ann").write_text("hers")
+    disks = [empty(tmp_path / f"vd{letter}", 24 << 20) for letter in "ab"]
+    devices = [run("losetup", "-f", "--show", disk).strip() for disk in disks]
+    try:
+        lvm("pvcreate", *devices)
+        lvm("vgcreate", "-s", "1M", "vg-x", *devices)
+        lvm("lvcreate", "-an", "-Zn", "-Wn", "-n", "root", "-L", "32M", "vg-x")
+        lvm("lvcreate", "-an", "-Zn", "-Wn", "-n", "home", "-L", "8M", "vg-x")
+        begin = int(lvm("pvs", "--noheadings", "-o", "pe_start", "--units", "b", "--nosuffix", devices[0]))
+        segments = lvm("lvs", "--noheadings", "--segments", "-o", "lv_name,seg_pe_ranges", "vg-x").split()
+    finally:
+        for device in devices:
+            run("losetup", "-d", device)
+    contents = {
+        "root": make_ext4(tmp_path / "root.img", root, 32 << 20).read_bytes(),
+        "home": make_ext4(tmp_path / "home.img", home, 8 << 20, "-O", "^has_journal").read_bytes(),
+    }
+    for name, place in zip(segments[::2], segments[1::2], strict=True):
+        device, _, extents = place.partition(":")
+        first, last = map(int, extents.split("-"))
+        size = (last + 1 - first) << 20
+        with disks[devices.index(device)].open("r+b") as file:
+            file.seek(begin + (first << 20))
+            file.write(contents[name][:size])
+        contents[name] = contents[name][size:]
+    assert len(segments) > 4
+    program.backup("web1", *(f"{disk.name}={disk}" for disk in disks))
+    found = {one["name"]: one["disks"] for one in program.ok("ls", "web1")["volumes"] if one["role"] == "files"}
+    assert found == {"vg--x-root": ["vda", "vdb"], "vg--x-home": ["vdb"]}
+    assert program.run("cat", "web1:/home/ann").out == "hers"
+    program.ok("cp", "web1:/large", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == content_of(7, 22 << 20)
+    assert program.run("cat", "web1/vdb:/vg--x-home/ann").out == "hers"
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ ENTRIES = st.builds(
     Entry,
     name=NAMES,
     kind=st.sampled_from(Kind),
-    number=NUMBERS,
+    number=NUMBERS | st.integers(-(1 << 64), -1),
     size=NUMBERS,
     times=st.builds(Times, TIMES, TIMES, TIMES, TIMES),
     mode=st.none() | st.integers(0, 0o7777),

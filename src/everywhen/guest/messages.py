@@ -25,6 +25,8 @@ LARGEST = 4 << 20
 """Bytes of a head, and of a body."""
 CHUNK = 1 << 20
 """Bytes of content that are asked for at once."""
+SMALL = 64 << 10
+"""Bytes of a content that comes with its size."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ that were not at their end) only saves time.
 | open | | kind, label, uuid, notes, local_times, case_sensitive, root |
 | entries | entry, from | entries from this one on, more |
 | child | entry, name | entry |
-| content | entry, stream | size |
+| content | entry, stream | size; where it is small, and can be read, runs, and the bytes are the body |
 | read | entry, stream, offset, length | the bytes are the body |
 | runs | entry, stream, from, begin | runs from this one on, which begins there, more |
 | streams, attributes, metadata | entry | streams · names and lengths, values in the body · spans |
@@ -30,10 +30,10 @@ from typing import Any, Generic, TypeVar
 from everywhen.block.device import DeviceError
 from everywhen.formats.fields import Json, mapping, text, whole
 from everywhen.guest.errors import GuestError, GuestLimit, NoSuchPath, parsing
-from everywhen.guest.messages import CHUNK, LARGEST, Message
+from everywhen.guest.messages import CHUNK, LARGEST, SMALL, Message
 from everywhen.guest.replaying import replayed
 from everywhen.guest.tree import Content, Entry, FileSystem, Readable
-from everywhen.guest.values import entry_json, entry_of, error_json, listed_json, run_json
+from everywhen.guest.values import entry_of, error_json, listed_json, run_json, sound_entry_json
 from everywhen.guest.volumes import Volume, Volumes, find_volumes, open_file_system
 
 _BATCH = 256
@@ -130,7 +130,7 @@ class Answering:
                 "notes": [*self._notes[text(question, "disk"), text(question, "volume")], *system.notes],
                 "local_times": system.local_times,
                 "case_sensitive": system.case_sensitive,
-                "root": entry_json(system.root),
+                "root": sound_entry_json(system.root),
             }
         )
 
@@ -139,10 +139,19 @@ class Answering:
         return self._listed(question, "entries", _BATCH, lambda: system.entries(entry), listed_json)
 
     def _child(self, question: Json) -> Message:
-        return Message({"entry": entry_json(self._system(question).child(_entry(question), text(question, "name")))})
+        return Message({"entry": sound_entry_json(self._system(question).child(_entry(question), text(question, "name")))})
 
     def _content(self, question: Json) -> Message:
-        return Message({"size": self._opened(question).size})
+        """Of a small one all of it: most files are small, and each question takes 0.2 ms."""
+        content = self._opened(question)
+        size = content.size
+        if size > SMALL:
+            return Message({"size": size})
+        try:
+            with parsing("this content"):
+                return Message({"size": size, "runs": [run_json(run) for run in content.runs()]}, content.read(0, size))
+        except (GuestError, DeviceError):
+            return Message({"size": size})  # who reads it is told
 
     def _read(self, question: Json) -> Message:
         offset, length = whole(question, "offset"), whole(question, "length", most=CHUNK)

@@ -58,7 +58,7 @@ def error_of(source: Json) -> GuestError | DeviceError:
 
 
 def entry_json(entry: Entry) -> Json:
-    """An entry; what it does not have is left out. Raises Corrupt for one that would not be believed."""
+    """An entry; what it does not have is left out."""
     times = entry.times
     fields: dict[str, Any] = {
         "name": entry.name,
@@ -75,7 +75,12 @@ def entry_json(entry: Entry) -> Json:
         "device": entry.device and list(entry.device),
         "subvolume": entry.subvolume,
     }
-    spelled = {name: value for name, value in fields.items() if value is not None}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def sound_entry_json(entry: Entry) -> Json:
+    """The same. Raises Corrupt for one that would not be believed."""
+    spelled = entry_json(entry)
     entry_of(spelled, root=not entry.name)
     return spelled
 
@@ -95,7 +100,7 @@ def entry_of(source: Json, *, root: bool = False) -> Entry:
     return Entry(
         name=name,
         kind=_kind(source),
-        number=whole(source, "number", most=_LARGEST),
+        number=_signed(source.get("number")),
         size=whole(source, "size", most=_LARGEST),
         times=Times(*(None if one is None else _signed(one) for one in times)),
         mode=whole(source, "mode", most=0o7777) if "mode" in source else None,
@@ -113,7 +118,7 @@ def listed_json(found: Entry | Unreadable) -> Json:
     """An entry of a folder, or what stands for one."""
     if isinstance(found, Entry):
         try:
-            return entry_json(found)
+            return sound_entry_json(found)
         except Corrupt as error:
             found = Unreadable(found.name, GuestDamaged(f"{found.name[:80]}: {error}"))
     return {"unreadable": found.name[:_LONGEST_TEXT], "error": error_json(found.error)}

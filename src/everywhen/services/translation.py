@@ -10,7 +10,7 @@ from everywhen.block.device import DeviceError
 from everywhen.block.image_errors import ImageDamaged, ImageInUse, ImageMissing
 from everywhen.block.target import TargetBusy, TargetFull, TargetNotWritable
 from everywhen.formats.errors import FormatError, UnsupportedVersion
-from everywhen.guest.errors import GuestError, NoSuchPath, WrongKind
+from everywhen.guest.errors import GuestError, GuestUnsupported, NoSuchPath, WrongKind
 from everywhen.repository.errors import Busy, Damaged, Fenced, LowOnSpace, NoSuchPoint, NotARepository, RepositoryError
 from everywhen.repository.index.runs import CacheDamaged
 from everywhen.repository.keys import keyerrors
@@ -82,7 +82,10 @@ def _of_guest(error: GuestError) -> Failure:
         return failures.NotFound(f"{error}.")
     if isinstance(error, WrongKind):
         return failures.WrongUsage(f"{error}.")
-    return failures.Failed(f"{error}.", safe="The disk itself can be opened as a device.")
+    do = (
+        ["everywhen serve nbd VM/DISK@WHEN --socket PATH (the disk as a device)"] if isinstance(error, GuestUnsupported) else []
+    )
+    return failures.Failed(f"{error}.", safe="The disk itself can be opened as a device.", do=do)
 
 
 @contextmanager

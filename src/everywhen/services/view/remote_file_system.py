@@ -9,12 +9,15 @@ from typing import TypeAlias, TypeVar
 from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json, flag, mapping, objects, whole
 from everywhen.guest import values
+from everywhen.guest.errors import GuestLimit
 from everywhen.guest.messages import CHUNK, Message
 from everywhen.guest.tree import Content, Entry, Run, Span, Stream, Unreadable
 from everywhen.services.view.parser import Parser
 
 _T = TypeVar("_T")
 Field: TypeAlias = Json | str | int
+_MOST_LISTED = 1 << 24
+"""Entries of a folder, or runs of a content: who believes that there are more fills his memory."""
 _MOST_SIZE = (1 << 64) - 1
 
 
@@ -46,6 +49,8 @@ class RemoteFileSystem:
         return _RemoteContent(self, {"entry": values.entry_json(entry), "stream": stream})
 
     def streams(self, entry: Entry) -> tuple[Stream, ...]:
+        if self.kind != "ntfs":
+            return ()  # no other kind has any, and nobody needs to be asked for each file
         return self.asked("streams", lambda answer: values.streams_of(answer.head), entry=values.entry_json(entry))
 
     def attributes(self, entry: Entry) -> dict[str, bytes]:
@@ -78,6 +83,8 @@ class RemoteFileSystem:
             question = {"ask": ask, **self._place, **fields, "from": first}
             (some, more), ended = self._parser.ask(question, decoded)
             first += len(some)
+            if first > _MOST_LISTED:
+                raise GuestLimit(f"a list of more than {_MOST_LISTED:,}")
             yield some
             if ended is not None:
                 raise ended
@@ -100,14 +107,22 @@ class _RemoteContent:
     def __init__(self, system: RemoteFileSystem, place: Json) -> None:
         self._system = system
         self._place = place
-        self.size = system.asked("content", lambda answer: whole(answer.head, "size", most=_MOST_SIZE), **place)
+        self.size = 0
+        self._all: bytes | None = None
+        self._few: list[Run] = []
+        system.asked("content", self._describe, **place)
 
     def read(self, offset: int, length: int) -> bytes:
+        if self._all is not None:
+            return self._all[offset : offset + length]
         length = max(0, min(length, self.size - offset))
         parts = [self._piece(at, min(CHUNK, offset + length - at)) for at in range(offset, offset + length, CHUNK)]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def runs(self) -> Iterator[Run]:
+        if self._all is not None:
+            yield from self._few
+            return
         end = 0
 
         def decoded(answer: Message) -> list[Run]:
@@ -118,6 +133,14 @@ class _RemoteContent:
 
         for some in self._system.listed("runs", self._place, decoded):
             yield from some
+
+    def _describe(self, answer: Message) -> bool:
+        self.size = whole(answer.head, "size", most=_MOST_SIZE)
+        if "runs" in answer.head:
+            if len(answer.body) != self.size:
+                raise Corrupt(f"{len(answer.body)} bytes of {self.size}")
+            self._all, self._few = answer.body, values.runs_of(answer.head, 0)
+        return True
 
     def _piece(self, offset: int, length: int) -> bytes:
         def decoded(answer: Message) -> bytes:

@@ -13,6 +13,7 @@ import pytest
 from everywhen.guest.confinement import MEMORY
 from everywhen.guest.errors import GuestDamaged, GuestError, GuestLimit, GuestUnsupported, NoSuchPath
 from everywhen.guest.tree import Entry, Kind
+from everywhen.services.view import remote_file_system
 from everywhen.services.view.files import GuestFiles
 from everywhen.services.view.parser import PATIENCE_S, Parser, ParserEnded
 from everywhen.services.view.remote_file_system import RemoteFileSystem
@@ -61,7 +62,7 @@ class Disk:
 FORGED = """
 import json, os, socket, struct, sys, time
 channel = socket.socket(fileno=int(sys.argv[1].removeprefix("=")))
-opened = {"kind": "ext4", "label": "", "uuid": "", "notes": [], "local_times": False, "case_sensitive": True}
+opened = {"kind": "ntfs", "label": "", "uuid": "", "notes": [], "local_times": False, "case_sensitive": True}
 opened["root"] = {"name": "", "kind": "folder", "number": 2, "size": 0, "times": [None] * 4, "links": 1, "subvolume": 0}
 while True:
     asked = struct.unpack(">II", channel.recv(8, socket.MSG_WAITALL))
@@ -143,12 +144,21 @@ def test_streams_become_names_of_files(forged: Forged, answer: str) -> None:
 
 def test_runs_and_contents_are_held_to_what_was_asked(forged: Forged) -> None:
     file = Entry(name="a", kind=Kind.FILE, number=5, size=9)
-    runs = "{'size': 9, 'runs': [[0, 4, 0, None, None], [2, 4, 0, None, None]], 'more': False}"
-    content = forged(runs).open(file)
+    runs = "{'runs': [[0, 4, 0, None, None], [2, 4, 0, None, None]], 'more': False}"
+    content = forged(f"{{'size': 9}} if question['ask'] == 'content' else {runs}").open(file)
     with pytest.raises(ParserEnded):
         list(content.runs())
     with pytest.raises(ParserEnded):  # nine bytes were asked for, none came
         content.read(0, 9)
+    with pytest.raises(ParserEnded):  # all of it, and yet not
+        forged("{'size': 9, 'runs': []}").open(file)
+
+
+def test_a_folder_without_end_ends(forged: Forged, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_file_system, "_MOST_LISTED", 1000)
+    system = forged("{'entries': [entry('a')] * 100, 'more': True}")
+    with pytest.raises(GuestLimit, match="more than 1,000"):
+        list(system.entries(system.root))
 
 
 def test_what_came_before_an_error_is_shown(forged: Forged) -> None:
