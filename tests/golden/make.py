@@ -25,8 +25,14 @@ PASSPHRASE = "golden passphrase"  # noqa: S105 - of a repository that everybody 
 HERE = Path(__file__).parent
 
 
+def secret(folder: Path) -> dict[str, str]:
+    """What tells the program the passphrase, where there is one: it takes none for a repository without encryption."""
+    passphrase = folder / "pass"
+    return {"EVERYWHEN_PASSPHRASE_FILE": str(passphrase)} if passphrase.exists() else {}
+
+
 def run(folder: Path, *arguments: str) -> dict[str, object]:
-    environment = {**os.environ, "EVERYWHEN_CACHE": str(folder / "cache"), "EVERYWHEN_PASSPHRASE_FILE": str(folder / "pass")}
+    environment = {**os.environ, "EVERYWHEN_CACHE": str(folder / "cache"), **secret(folder)}
     command = [str(Path(sys.executable).parent / "everywhen"), *arguments, "--json"]
     done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, check=True)
     answer: dict[str, object] = json.loads(done.stdout)
@@ -39,7 +45,8 @@ def pages(chance: random.Random, count: int) -> bytes:
 
 def build(folder: Path, encryption: str) -> dict[str, object]:
     chance = random.Random(20261121)
-    (folder / "pass").write_text(PASSPHRASE + "\n")
+    if encryption != "none":
+        (folder / "pass").write_text(PASSPHRASE + "\n")
     (folder / "domain.xml").write_text("<domain><name>gold</name></domain>\n")
     repo = ["--repo", "repository"]
     made = run(folder, "init", "repository", "--encryption", encryption, "--no-reserve")

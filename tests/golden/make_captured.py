@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.captures import Capture
-from tests.golden.make import PASSPHRASE, make
+from tests.golden.make import PASSPHRASE, make, secret
 from tests.hypervisor import Hypervisor
 from tests.moments import rfc3339
 from tests.program import Program
@@ -59,8 +59,9 @@ def captured(program: Program, vm: str, hypervisor: Hypervisor) -> Capture:
 
 
 def build(folder: Path, encryption: str) -> dict[str, object]:
-    (folder / "pass").write_text(PASSPHRASE + "\n")
-    program = Program(folder, "repository", {"EVERYWHEN_PASSPHRASE_FILE": str(folder / "pass")})
+    if encryption != "none":
+        (folder / "pass").write_text(PASSPHRASE + "\n")
+    program = Program(folder, "repository", secret(folder))
     made = program.ok("init", program.repo, "--encryption", encryption, "--no-reserve")
     for name in ("gold", "other"):
         (folder / name).mkdir()
