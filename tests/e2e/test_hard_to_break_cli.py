@@ -186,7 +186,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         done = program.run("backup", "web1", f"vda={new}", "--json")
         assert done.code == 8, done
         program.later_s = 100 * HOUR
-        freed = program.run("gc", "--json")
+        freed = program.run("gc", "--json", "--yes-the-clock-is-right")
         assert freed.code == 0, freed
         assert freed.document["points_deleted"] == 1
         assert freed.document["bytes_freed"] >= 24 << 20
@@ -206,3 +206,22 @@ def test_a_target_without_room(program: Program, tmp_path: Path) -> None:
         assert done.code == 8, done
         assert str(disk / "back.img") in done.error["what"]
         assert [path.name for path in disk.iterdir()] == ["lost+found"]
+
+
+def test_a_clock_that_runs_ahead_deletes_nothing(program: Program, tmp_path: Path) -> None:
+    """I-11: by it the time to take moments back would be over."""
+    program.ok("policy", "set", "--default", "last 1")
+    for seed in (1, 2):
+        program.backup("web1", f"vda={noise(tmp_path / 'a.img', 1, seed)}")
+    (dropped,) = program.ok("prune", "--yes-more-than-a-third")["dropped"]
+    program.later_s = 30 * 24 * HOUR
+    done = program.run("gc", "--json")
+    assert done.code == 2, done
+    assert "Is the clock right?" in done.error["what"]
+    assert "everywhen gc --yes-the-clock-is-right" in str(done.error["do"])
+    assert "Is the clock right?" in program.run("gc", "--dry-run").err
+    program.later_s = 0
+    assert program.ok("prune", "--undo")["taken_back"] == [dropped]
+    program.ok("prune", "--yes-more-than-a-third")
+    program.later_s = 30 * 24 * HOUR
+    assert program.ok("gc", "--yes-the-clock-is-right")["points_deleted"] == 1

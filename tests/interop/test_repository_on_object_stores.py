@@ -63,7 +63,7 @@ def test_from_init_to_gc(program: Program, tmp_path: Path) -> None:
     program.ok("policy", "set", "--default", "last 1")
     program.ok("prune", "--yes-more-than-a-third")
     program.later_s = 100 * HOUR
-    freed = program.ok("gc")
+    freed = program.ok("gc", "--yes-the-clock-is-right")
     assert freed["points_deleted"] == 1
     assert freed["bytes_freed"] >= 40 * BLOCK
     assert program.ok("verify", "--read-data")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Annotated
 
@@ -21,14 +22,21 @@ from everywhen.interfaces.cli.app import (
     context_of,
 )
 from everywhen.repository.gc.gc import Collected, collect
-from everywhen.services.failures import Exit
+from everywhen.services.failures import Exit, WrongUsage
+from everywhen.services.keep.brakes import Brake
+from everywhen.services.keep.deleting import before_deleting
 from everywhen.services.sizes import size
+
+_FLAG = "--yes-the-clock-is-right"
 
 
 @app.command("gc", rich_help_panel=KEEP)
 def gc(
     dry_run: DryRun = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Leave what running backups may need to the next gc.")] = False,
+    yes_clock: Annotated[
+        bool, typer.Option(_FLAG, help="Even if nothing in the repository is of the day that the clock says.")
+    ] = False,
     repo: Repo = None,
     passphrase_file: PassphraseFile = None,
     recovery_key_file: RecoveryKeyFile = None,
@@ -39,9 +47,15 @@ def gc(
     """Free the space of dropped moments. Backups and restores may run meanwhile; it can be stopped at any time."""
     context = context_of(locals())
     context.output.kept = "gc can be stopped at any time: the next one goes on. Nothing that is needed was deleted."
-    with context.repository() as repository, context.progress("gc") as job:
-        # Steps are counted in moments and packs, not in bytes: only their names are worth a line.
-        result = collect(repository, wait=not no_wait, dry_run=dry_run, note=job.step, pause=time.sleep)
+    with context.repository() as repository:
+        brake = None if yes_clock else before_deleting(repository)
+        if brake and dry_run:
+            context.output.warn(f"{brake.words} Without a terminal: {_FLAG}")
+        elif brake:
+            _ask(brake)
+        with context.progress("gc") as job:
+            # Steps are counted in moments and packs, not in bytes: only their names are worth a line.
+            result = collect(repository, wait=not no_wait, dry_run=dry_run, note=job.step, pause=time.sleep)
     context.output.document(_document(result, dry_run=dry_run))
     would = "would be " if dry_run else ""
     context.output.line(
@@ -60,6 +74,18 @@ def gc(
     if result.missing:
         context.output.warn(f"{result.missing} chunks that moments need are missing: everywhen verify")
     return Exit.DAMAGED if result.damaged or result.missing else None
+
+
+def _ask(brake: Brake) -> None:
+    """Stop, or ask. Raises WrongUsage, Abort."""
+    if not sys.stdin.isatty():
+        raise WrongUsage(
+            brake.words,
+            safe="Nothing was deleted.",
+            do=["Look first: everywhen gc --dry-run", f"If it is right: everywhen gc {_FLAG}"],
+        )
+    typer.echo(brake.words, err=True)
+    typer.confirm("Delete them? They cannot be taken back then", abort=True, err=True)
 
 
 def _document(result: Collected, *, dry_run: bool) -> dict[str, object]:
