@@ -105,6 +105,14 @@ def _entry_differences(system: FileSystem, entry: Entry, wanted: dict[str, Any])
         same = str(wanted["target"]).rpartition("/")[2] if system.kind == "ntfs" else wanted["target"]
         if not str(entry.target).replace("\\", "/").endswith(same) or (system.kind != "ntfs" and entry.target != same):
             yield f"{path}: leads to {entry.target}, not {wanted['target']}"
+    if wanted.get("mft", entry.number) != entry.number:
+        yield f"{path}: record {entry.number}, not {wanted['mft']}"
+    if entry.mode is not None and int(wanted.get("mode", hex(entry.mode)), 0) != entry.mode:
+        yield f"{path}: mode {entry.mode:#o}, not {wanted['mode']}"
+    if "xattr" in wanted:
+        values = {name: value.hex() for name, value in system.attributes(entry).items()}
+        if values != wanted["xattr"]:
+            yield f"{path}: attributes {values}, not {wanted['xattr']}"
     if "mtime" in wanted and abs((entry.times.modified or 0) / 1e9 - wanted["mtime"]) > EXACT:
         yield f"{path}: changed at {entry.times.modified}, not {wanted['mtime']}"
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,12 +11,14 @@ from dataclasses import dataclass
 from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json
 from everywhen.formats.filesystems import lvm
-from everywhen.guest.errors import GuestDamaged, GuestError, GuestUnsupported, parsing
+from everywhen.guest.errors import GuestDamaged, GuestError, GuestLimit, GuestUnsupported, parsing
 from everywhen.guest.reading import piece
 from everywhen.guest.tree import Readable
 
 _NAME = re.compile(r"[A-Za-z0-9_.+][A-Za-z0-9_.+\-]{0,127}")
 _MOST_SEGMENTS = 1 << 16
+_MOST_OPENED = 1 << 14
+_MOST_TEXT = 16 << 20
 _MIRRORED = {"raid1": ("raids", 2, 1), "mirror": ("mirrors", 2, 0)}
 """By type: the list of images, how many items each takes, which of them is its name."""
 
@@ -96,25 +99,31 @@ def _striped(one: _Piece, offset: int, end: int) -> Iterator[bytes]:
 
 def logical_volumes(members: list[Member]) -> tuple[list[LogicalVolume], list[GuestError]]:
     """The visible logical volumes of all groups that have a member here, and what is wrong with members."""
+    texts = _Texts()
     by_id: dict[str, Member] = {}
-    newest: dict[str, tuple[int, str, lvm.Section]] = {}
     problems: list[GuestError] = []
     for member in members:
         try:
             with parsing(f"the physical volume of LVM on {member.disk}"):
                 head = lvm.decode_label(_beginning(member.volume))
-                by_id.setdefault(head.identity, member)
-                for area in head.metadata:
-                    group = _group(member.volume, area)
-                    if group and group[0] > newest.get(group[1][0], (-1,))[0]:
-                        newest[group[1][0]] = (group[0], group[1][1], group[2])
         except GuestError as error:
             problems.append(error)
+            continue
+        by_id.setdefault(head.identity, member)
+        for area in head.metadata:
+            try:
+                with parsing(f"the metadata of LVM on {member.disk}"):
+                    texts.read(member.volume, area)
+            except GuestError as error:
+                problems.append(error)
     found: list[LogicalVolume] = []
-    for _sequence, name, section in newest.values():
+    names: set[str] = set()
+    for identity, (_sequence, name, section) in texts.newest.items():
+        own = f"{name}.{identity[:6]}" if name in names else name  # a copy of the machine's disk, with another id
+        names.add(own)
         try:
-            with parsing(f"the volume group {name} of LVM"):
-                found += _Group(name, section, by_id).visible()
+            with parsing(f"the volume group {own} of LVM"):
+                found += _Group(own, section, by_id).visible()
         except GuestError as error:
             problems.append(error)
     return found, problems
@@ -124,19 +133,33 @@ def _beginning(volume: Readable) -> bytes:
     return volume.read(0, min(volume.size, (lvm.LABEL_SECTORS + 1) * lvm.SECTOR))
 
 
-def _group(volume: Readable, area: tuple[int, int]) -> tuple[int, tuple[str, str], lvm.Section] | None:
-    """Sequence number, id and name, and text of the volume group that a metadata area describes."""
-    header = piece(volume, area[0], lvm.MDA_HEADER_BYTES, "a metadata area")
-    places = lvm.text_places(header, area)
-    if not places:
-        return None
-    text = b"".join(piece(volume, start, length, "the metadata") for start, length in places)
-    for name, section in lvm.decode_text(text.decode("utf-8", "replace")).items():
-        if isinstance(section, dict) and "extent_size" in section:
-            if not _NAME.fullmatch(name):
-                raise Corrupt(f"a volume group called {name!r}")
-            return int(section["seqno"]), (str(section["id"]), name), section
-    return None
+class _Texts:
+    """The metadata of volume groups: of each the newest. Each member has them all, most of them the same."""
+
+    def __init__(self) -> None:
+        self.newest: dict[str, tuple[int, str, lvm.Section]] = {}
+        """By the group's id: sequence number, name, the group's section."""
+        self._seen: set[bytes] = set()
+        self._room = _MOST_TEXT
+
+    def read(self, volume: Readable, area: tuple[int, int]) -> None:
+        """Takes what one metadata area has. Raises GuestError, FormatError."""
+        header = piece(volume, area[0], lvm.MDA_HEADER_BYTES, "a metadata area")
+        text = b"".join(piece(volume, start, length, "a metadata area") for start, length in lvm.text_places(header, area))
+        summed = hashlib.sha256(text).digest()
+        if not text or summed in self._seen:
+            return
+        self._seen.add(summed)
+        self._room -= len(text)
+        if self._room < 0:
+            raise GuestLimit(f"more than {_MOST_TEXT} bytes of different metadata")
+        for name, section in lvm.decode_text(text.decode("utf-8", "replace")).items():
+            if isinstance(section, dict) and "extent_size" in section:
+                if not _NAME.fullmatch(name):
+                    raise Corrupt(f"a volume group called {name!r}")
+                identity, sequence = str(section["id"]), int(section["seqno"])
+                if sequence > self.newest.get(identity, (-1,))[0]:
+                    self.newest[identity] = sequence, name, section
 
 
 class _Group:
@@ -151,6 +174,7 @@ class _Group:
         for key, physical in section["physical_volumes"].items():
             member = members.get(str(physical["id"]).replace("-", ""))
             self._members[key] = member, int(physical["pe_start"]) * lvm.SECTOR
+        self._opened = 0
         self._volumes: Json = section.get("logical_volumes", {})
 
     def visible(self) -> Iterator[LogicalVolume]:
@@ -168,6 +192,9 @@ class _Group:
             yield LogicalVolume(full, tuple(sorted(disks)), content)
 
     def _open(self, name: str, disks: set[str], depth: int) -> Readable:
+        self._opened += 1
+        if self._opened > _MOST_OPENED:
+            raise GuestLimit("logical volumes within each other, too many")
         if depth > 4:
             raise Corrupt("logical volumes within each other, too deeply")
         segments = [one for one in self._volumes[name].values() if isinstance(one, dict)]

@@ -71,8 +71,8 @@ class PackedContent(_Units):
         if start >= self._valid:
             return b""
         packed = self._packed(start)
-        if len(packed) < self._unit and packed:
-            # A unit that ends with the content has no 16 clusters to fill: it is packed if a hole follows within the unit.
+        following = next(self._source(start + len(packed)), None)
+        if packed and len(packed) < self._unit and following and following.zero:
             packed = lznt1.decompress(packed)[: self._unit]
         return packed[: self._valid - start]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from everywhen.guest.errors import GuestError
+from everywhen.guest.errors import GuestError, GuestUnsupported
 from everywhen.guest.tree import Kind
 from everywhen.guest.volumes import find_volumes, open_file_system
 from everywhen.guest.walking import find
@@ -135,6 +135,21 @@ def test_runs_say_where_contents_are_and_metadata_what_says_so(form: Form, tmp_p
     with mounted(image) as inside, (inside / "text").open("ab") as file:
         file.write(b"more")
     assert Image(image).read(own.place, own.length) != before
+
+
+@pytest.mark.parametrize(
+    ("form", "place", "value"),
+    [("ext4", 1024 + 99, 0x80), ("ext4", 1024 + 96, 0x01), ("xfs", 218, 0x80), ("btrfs", 65536 + 189, 0x40)],
+)
+def test_features_that_are_not_known_are_said(form: str, place: int, value: int, tmp_path: Path) -> None:
+    image = made(next(one for one in FORMS if one.name == form), tmp_path, [])
+    with image.open("r+b") as file:
+        file.seek(place)
+        old = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([old | value]))
+    with pytest.raises(GuestUnsupported, match="features that are not read here"):
+        opened(Image(image))
 
 
 def test_what_is_not_unmounted_is_said(tmp_path: Path) -> None:

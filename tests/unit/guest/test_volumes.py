@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from everywhen.formats.filesystems.lvm import decode_text
 from everywhen.guest.errors import GuestError, GuestUnsupported, NoSuchPath
+from everywhen.guest.lvm import _Group
 from everywhen.guest.recognition import Role
 from everywhen.guest.volumes import Volumes, find_volumes, open_file_system
 from everywhen.guest.walking import find
@@ -231,6 +233,18 @@ def test_logical_volumes_over_several_disks(loops: list[tuple[Path, str]], tmp_p
         open_file_system(missing["vg--x-in--stripes"])
 
 
+def test_logical_volumes_within_each_other_end() -> None:
+    """Mirrors of mirrors of mirrors, each of all: to the power of four, if each were opened."""
+    names = [f"lv{number}" for number in range(300)]
+    images = ", ".join(f'"m", "{name}"' for name in names)
+    segment = f'segment1 {{ start_extent = 0 extent_count = 1 type = "raid1" raids = [ {images} ] }}'
+    volumes = " ".join(f'{name} {{ status = [ "VISIBLE" ] {segment} }}' for name in names)
+    section = decode_text(f"extent_size = 8 physical_volumes {{ }} logical_volumes {{ {volumes} }}")
+    found = list(_Group("vg", section, {}).visible())
+    assert len(found) == 300
+    assert all(isinstance(one.content, GuestError) for one in found)
+
+
 def test_damaged_metadata_of_lvm_are_said(loops: list[tuple[Path, str]]) -> None:
     image, device = loops[0]
     lvm("pvcreate", device)
@@ -242,3 +256,33 @@ def test_damaged_metadata_of_lvm_are_said(loops: list[tuple[Path, str]]) -> None
         volumes = find_volumes({"vda": Bytes(whole.replace(old, new[: len(old)] if len(new) <= len(old) else new))})
         assert "vg-lv" not in {volume.name for volume in volumes.found if not volume.problem}
         assert volumes.problems or any(volume.problem for volume in volumes.found)
+
+
+def test_of_two_copies_of_metadata_one_may_be_damaged_and_the_newer_one_counts(loops: list[tuple[Path, str]]) -> None:
+    image, device = loops[0]
+    lvm("pvcreate", "--metadatacopies", "2", device)
+    lvm("vgcreate", "vg", device)
+    lvm("lvcreate", "-an", "-Zn", "-Wn", "-n", "old", "-L", "4M", "vg")
+    lvm("lvrename", "vg/old", "vg/new")
+    whole = image.read_bytes()
+    magic = b" LVM2 x[5A%r0N*>"
+    assert whole.count(magic) == 2
+    for place in (whole.index(magic), whole.rindex(magic)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        volumes = find_volumes({"vda": Bytes(bytes(damaged))})
+        assert set(found(volumes)) == {"p0", "vg-new"}
+        assert "without its magic" in str(volumes.problems[0][1])
+
+
+def test_two_groups_of_one_name(loops: list[tuple[Path, str]]) -> None:
+    for _image, device in loops[:2]:
+        alone = LVM.replace("a|loop|", f"a|{device}$|")
+        run("lvm", "pvcreate", "--driverloaded", "n", "--config", alone, device)
+        run("lvm", "vgcreate", "--driverloaded", "n", "--config", alone, "vg", device)
+        run("lvm", "lvcreate", "--driverloaded", "n", "--config", alone, "-an", "-Zn", "-Wn", "-n", "lv", "-L", "4M", "vg")
+    names = [
+        volume.name for volume in find_volumes({str(number): Image(image) for number, (image, _) in enumerate(loops)}).found
+    ]
+    assert len(set(names[3:])) == len(names[3:]) == 2
+    assert names[3] == "vg-lv"

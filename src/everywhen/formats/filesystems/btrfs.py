@@ -66,7 +66,9 @@ DEEPEST_TREE: Final = 8
 _ITEM: Final = 25
 _BRANCH: Final = 33
 _CHUNK_HEAD: Final = 48
-_KNOWN: Final = 0x3FFF  # without the extent tree v2 and what came later
+_KNOWN: Final = (
+    0x11FFF  # without the extent tree v2 (0x2000) and the tree of stripes (0x4000); quotas (0x10000) are not in the way
+)
 _KEY: Final = struct.Struct("<QBQ")
 
 

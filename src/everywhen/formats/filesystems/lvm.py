@@ -20,7 +20,7 @@ from everywhen.formats.errors import BadMagic, Corrupt, Truncated
 
 SECTOR: Final = 512
 LABEL_SECTORS: Final = 4
-LONGEST_TEXT: Final = 16 << 20
+LONGEST_TEXT: Final = 4 << 20
 MDA_HEADER_BYTES: Final = 512
 _MDA_MAGIC: Final = b" LVM2 x[5A%r0N*>"
 _MOST_AREAS: Final = 64
