@@ -78,7 +78,7 @@ def test_domains(program: Program, libvirtd: Libvirtd) -> None:
     assert "vhost-user" in reasons(odd, "vdu")
     assert "LUN" in reasons(odd, "sdl")
     assert "by others" in reasons(odd, "vds")
-    assert [check["verdict"] for check in odd["checks"] if check["check"] == "state"] == ["with care"]
+    assert [check["verdict"] for check in odd["checks"] if check["check"] == "state"] == ["yes"]
     assert "state" not in {check["check"] for check in web1["checks"]}
 
 

@@ -8,6 +8,7 @@ import pwd
 import re
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -84,6 +85,7 @@ def test_it_is_let_in(program: Program, folder: Path, start: Start, by_itself: b
 
 
 def test_with_no_more_rights_than_the_unit_leaves_it(program: Program, folder: Path, start: Start) -> None:
+    """Also not fewer: the image of a disk with an iothread is read beside QEMU only where what QEMU has open can be seen."""
     unit = (Path(__file__).parents[2] / "packaging" / "everywhen-protect@.service").read_text()
     rights = re.findall(r"CAP_(\w+)", next(line for line in unit.splitlines() if line.startswith("CapabilityBoundingSet=")))
     bounds = ",".join(["-all", *(f"+{right.lower()}" for right in rights)])
@@ -92,6 +94,9 @@ def test_with_no_more_rights_than_the_unit_leaves_it(program: Program, folder: P
     try:
         eventually(lambda: process.poll() is not None or follows(folder / "state" / "web1"), "it follows")
         assert process.poll() is None
+        seen = "import sys; from everywhen.capture.image_beside import _is_open_elsewhere as seen; print(seen(sys.argv[1]))"
+        look = [*prefix, sys.executable, "-c", seen, str(folder / "qemu" / "a.raw")]
+        assert subprocess.run(look, capture_output=True, text=True, check=True).stdout == "True\n"
     finally:
         process.send_signal(signal.SIGINT)
         done = ended(process)

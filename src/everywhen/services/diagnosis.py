@@ -42,7 +42,7 @@ class Reason:
 class DiskJudged:
     """A disk, drive or device. `size` in bytes, None where QEMU does not know it; `first_copy`: how it would be read;
     `after_qemu`: how its changes would be found after QEMU's end, and whether it could keep a persistent bitmap, which is not
-    used yet; `is_written`: whether a guest can change it."""
+    used yet; `is_written`: whether a guest can change it; `iothread`: whether one serves it."""
 
     device: str
     kind: str
@@ -55,6 +55,7 @@ class DiskJudged:
     reasons: tuple[Reason, ...]
     base: Verdict = Verdict.YES
     is_written: bool = True
+    iothread: bool = False
 
     @property
     def verdict(self) -> Verdict:
@@ -115,6 +116,10 @@ _PUSHED = Reason(
     "an iothread serves it, and it is no raw image or device of this host: after every loss of capture all of it is sent again",
     "To have only its changes read, and for points at intervals: run it without an iothread, or from a raw image.",
 )
+_READ_BESIDE = Reason(
+    Verdict.YES,
+    "an iothread serves it: QEMU cannot export it without danger, so its first copy is read from the image beside QEMU",
+)
 _FLASH = Reason(
     Verdict.LEFT_OUT,
     "flash memory of the firmware (UEFI's variables), no disk: no point has it",
@@ -153,8 +158,8 @@ def judge_disk(seen: DiskSeen, survey: Survey) -> DiskJudged:
     if "copy-before-write" in seen.drivers:
         reasons.append(_OTHERS_SNAPSHOT)
     beside = seen.drivers in BESIDE
-    if disk.iothread and not beside:
-        reasons.append(_PUSHED)
+    if disk.iothread:
+        reasons.append(_READ_BESIDE if beside else _PUSHED)
     bitmap = seen.compat is not None and seen.compat != "0.10"
     return DiskJudged(
         device=disk.device,
@@ -166,6 +171,7 @@ def judge_disk(seen: DiskSeen, survey: Survey) -> DiskJudged:
         first_copy="read-only export" if not disk.iothread else "image read beside QEMU" if beside else "pushed by its tap",
         after_qemu="by hash; bitmap possible" if bitmap else "by hash",
         reasons=tuple(reasons),
+        iothread=disk.iothread,
     )
 
 
@@ -216,8 +222,8 @@ def judge_domain(*, running: bool, confined: Iterable[str], barred: tuple[int, P
         words = f"QEMU runs as user {barred[0]} and may not pass through {barred[1]} to our sockets"
         checks.append(Check("sockets", Verdict.NO, words, "Set EVERYWHEN_STATE to a folder that all may enter."))
     if not running:
-        words = "the VM is shut off, and capture follows a running one"
-        checks.append(Check("state", Verdict.CARE, words, "Start it; or back its images up: everywhen backup"))
+        words = "the VM is shut off: everywhen protect reads its images, and captures every write from its start on"
+        checks.append(Check("state", Verdict.YES, words))
     for module in confined:
         words = f"QEMU is confined by {module}, with which capture was never tried: it may not let QEMU use our sockets"
         checks.append(Check(module, Verdict.CARE, words, _LET.get(module, "")))

@@ -26,7 +26,10 @@ def test_a_plain_disk() -> None:
 
 def test_a_disk_with_an_iothread() -> None:
     disk = judge_disk(replace(PLAIN, disk=replace(NODE, iothread=True)), VM)
-    assert (disk.verdict, disk.reasons, disk.first_copy) == (Verdict.YES, (), "image read beside QEMU")
+    (reason,) = disk.reasons
+    assert (disk.verdict, reason.verdict, disk.first_copy) == (Verdict.YES, Verdict.YES, "image read beside QEMU")
+    assert "an iothread serves it" in reason.why
+    assert disk.iothread
 
 
 @pytest.mark.parametrize(
@@ -124,7 +127,7 @@ def test_a_domain_as_a_whole() -> None:
     checks = judge_domain(running=False, confined=["apparmor"], barred=(64055, Path("/root")))
     assert [(check.name, check.verdict) for check in checks] == [
         ("sockets", Verdict.NO),
-        ("state", Verdict.CARE),
+        ("state", Verdict.YES),
         ("apparmor", Verdict.CARE),
     ]
     assert "user 64055 and may not pass through /root" in checks[0].words

@@ -205,6 +205,7 @@ def _disk_document(disk: DiskJudged) -> dict[str, object]:
         "node": disk.node,
         "file": disk.filename,
         "first_copy": disk.first_copy,
+        "iothread": disk.iothread,
         "after_qemu": disk.after_qemu,
         "verdict": disk.verdict,
         "reasons": [{"verdict": one.verdict, "why": one.why, "do": one.do} for one in disk.reasons],
