@@ -12,11 +12,13 @@ from everywhen.formats.filesystems.partitions import (
     EXTENDED,
     MBR_BYTES,
     PROTECTIVE,
+    GptEntry,
     GptHeader,
     MbrEntry,
     decode_gpt_entries,
     decode_gpt_header,
     decode_mbr,
+    disk_signature,
 )
 from everywhen.guest.errors import GuestDamaged
 from everywhen.guest.tree import Readable
@@ -28,11 +30,16 @@ _MOST_LOGICAL = 256
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """`number` as Linux has it; in bytes. `problem` if it does not fit on the disk: then only what fits can be read."""
+    """`number` as Linux has it; in bytes. `uuid` and `label`: of the partition, as mount tables write them, or empty.
+
+    `problem` if it does not fit on the disk: then only what fits can be read.
+    """
 
     number: int
     start: int
     size: int
+    uuid: str = ""
+    label: str = ""
     problem: GuestDamaged | None = None
 
 
@@ -41,18 +48,22 @@ class Table:
     """What a disk's table says, `kind` "mbr", "gpt" or "" for none; what is wrong with it."""
 
     kind: str
+    signature: int = 0
+    """Of an MBR."""
     partitions: list[Partition] = field(default_factory=list)
     problems: list[GuestDamaged] = field(default_factory=list)
 
-    def add(self, disk: Readable, number: int, start: int, end: int) -> None:
-        """A partition from byte `start` to `end`, cut to what the disk has."""
+    def add(self, disk: Readable, number: int, start: int, end: int, entry: GptEntry | None = None) -> None:
+        """A partition from byte `start` to `end`, cut to what the disk has; `entry`: of a GPT."""
         problem = None
         if start >= end or start <= 0:
             self.problems.append(GuestDamaged(f"partition {number} begins at {start} and ends at {end}: not shown"))
             return
         if end > disk.size:
             problem = GuestDamaged(f"partition {number} ends at {end}, the disk at {disk.size}")
-        self.partitions.append(Partition(number, start, max(0, min(end, disk.size) - start), problem))
+        uuid = str(entry.unique) if entry else f"{self.signature:08x}-{number:02x}" if self.signature else ""
+        size = max(0, min(end, disk.size) - start)
+        self.partitions.append(Partition(number, start, size, uuid, entry.name if entry else "", problem))
 
 
 def read_table(disk: Readable, is_known: Callable[[int], bool]) -> Table:
@@ -70,7 +81,9 @@ def read_table(disk: Readable, is_known: Callable[[int], bool]) -> Table:
     if not any(entry.kind for entry in entries):
         return Table("")
     if protective and len([entry for entry in entries if entry.kind]) == 1:
-        return Table("gpt", [], [GuestDamaged("the disk had a GPT, but neither its header nor the copy of it can be read")])
+        return Table(
+            "gpt", problems=[GuestDamaged("the disk had a GPT, but neither its header nor the copy of it can be read")]
+        )
     return _mbr(disk, entries, _sector_size(disk, entries, is_known))
 
 
@@ -95,7 +108,7 @@ def _sector_size(disk: Readable, entries: tuple[MbrEntry, ...], is_known: Callab
 
 
 def _mbr(disk: Readable, entries: tuple[MbrEntry, ...], sector: int) -> Table:
-    table = Table("mbr")
+    table = Table("mbr", disk_signature(_read(disk, 0, MBR_BYTES)))
     for number, entry in enumerate(entries, 1):
         if entry.kind and entry.kind not in EXTENDED:
             table.add(disk, number, entry.first * sector, (entry.first + entry.count) * sector)
@@ -151,5 +164,5 @@ def _gpt(disk: Readable, sector: int) -> Table | None:
     if not best:
         return None
     for entry in decode_gpt_entries(*best):
-        table.add(disk, entry.number, entry.first * sector, (entry.last + 1) * sector)
+        table.add(disk, entry.number, entry.first * sector, (entry.last + 1) * sector, entry)
     return table

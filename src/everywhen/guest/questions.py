@@ -221,4 +221,6 @@ def _volume_json(volume: Volume) -> Json:
         "kind": volume.kind,
         "role": volume.role.value,
         "problem": error_json(volume.problem) if volume.problem else None,
+        "part_uuid": volume.part_uuid,
+        "part_label": volume.part_label,
     }

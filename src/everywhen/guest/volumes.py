@@ -40,6 +40,9 @@ class Volume:
     role: Role
     content: Readable
     problem: GuestError | None = None
+    part_uuid: str = ""
+    """Of the partition, as mount tables write it (`1a2b3c4d-01`, or that of a GPT); empty where there is none."""
+    part_label: str = ""
 
 
 @dataclass(slots=True)
@@ -87,7 +90,8 @@ def _partitions(volumes: Volumes, name: str, disk: Readable) -> None:
             for part in table.partitions:
                 content = Window(disk, part.start, part.size)
                 inner, use = recognise(content)
-                volumes.found.append(Volume(f"p{part.number}", (name,), part.size, inner, use, content, part.problem))
+                whose = (f"p{part.number}", (name,), part.size, inner, use)
+                volumes.found.append(Volume(*whose, content, part.problem, part.uuid, part.label))
             return
     volumes.found.append(Volume("p0", (name,), disk.size, kind, role, disk))
 

@@ -54,8 +54,8 @@ def labels(volumes: Volumes) -> dict[str, str]:
     return said
 
 
-MBR = "label: dos\nstart=2048, size=4096, type=83\nstart=8192, size=16384, type=5\nstart=10240, size=4096, type=83\n"
-MBR += "start=16384, size=4096, type=82\n"
+MBR = "label: dos\nlabel-id: 0x1a2b3c4d\nstart=2048, size=4096, type=83\nstart=8192, size=16384, type=5\n"
+MBR += "start=10240, size=4096, type=83\nstart=16384, size=4096, type=82\n"
 
 
 def test_mbr_with_logical_partitions(tmp_path: Path) -> None:
@@ -71,6 +71,7 @@ def test_mbr_with_logical_partitions(tmp_path: Path) -> None:
     assert found(volumes) == {"p1": ("ext", 2 << 20), "p5": ("ext", 2 << 20), "p6": ("swap", 2 << 20)}
     assert volumes.problems == []
     assert labels(volumes) == {"p1": "first", "p5": "second"}
+    assert [one.part_uuid for one in volumes.found] == ["1a2b3c4d-01", "1a2b3c4d-05", "1a2b3c4d-06"]
     with pytest.raises(GuestUnsupported, match="p6 of vda: the guest's swap space"):
         open_file_system(volumes.found[2])
 
@@ -93,12 +94,16 @@ def test_a_chain_that_breaks_or_goes_round_is_said(tmp_path: Path) -> None:
     assert "breaks at sector 8192" in str(volumes.problems[0][1])
 
 
+UUID = "6a1f0c2e-1111-2222-3333-444455556666"
+
+
 @pytest.mark.parametrize("sector", [512, 4096])
 def test_gpt(sector: int, tmp_path: Path) -> None:
     need("sfdisk", "losetup")
     image = empty(tmp_path / "disk", 16 << 20)
     first, last = (1 << 20) // sector, (8 << 20) // sector
-    table = f"label: gpt\nfirst-lba: 40\n1: start={first}, size={first * 2}\n4: start={last}, size={first * 2}, name=Grüße\n"
+    table = f"label: gpt\nfirst-lba: 40\n1: start={first}, size={first * 2}\n"
+    table += f"4: start={last}, size={first * 2}, name=Grüße, uuid={UUID}\n"
     if sector == 512:
         run("sfdisk", "-q", image, input=table.encode())
     else:
@@ -115,6 +120,7 @@ def test_gpt(sector: int, tmp_path: Path) -> None:
     volumes = find_volumes({"vda": Bytes(whole)})
     assert (set(found(volumes)), volumes.problems) == ({"p1", "p4"}, [])
     assert labels(volumes) == {"p1": "first", "p4": "fourth"}
+    assert (volumes.found[1].part_uuid, volumes.found[1].part_label) == (UUID, "Grüße")
     for place, said in ((sector, "copy is used"), (sector + 16, "checksum"), (2 * sector + 40, "checksum")):
         damaged = bytearray(whole)
         damaged[place] ^= 1

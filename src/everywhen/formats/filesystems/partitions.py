@@ -63,6 +63,11 @@ def decode_mbr(sector: bytes) -> tuple[MbrEntry, ...]:
     return tuple(entries)
 
 
+def disk_signature(sector: bytes) -> int:
+    """By which an MBR is told from others; 0: it has none."""
+    return int.from_bytes(sector[440:444], "little")
+
+
 @dataclass(frozen=True, slots=True)
 class GptHeader:
     """In sectors; `whole` when its own checksum is right."""
@@ -98,6 +103,7 @@ class GptEntry:
 
     number: int
     kind: UUID
+    unique: UUID
     first: int
     last: int
     name: str
@@ -112,5 +118,6 @@ def decode_gpt_entries(header: GptHeader, table: bytes) -> list[GptEntry]:
         if any(kind):
             first, last = struct.unpack_from("<QQ", table, at + 32)
             name = table[at + 56 : at + 128].decode("utf-16-le", "replace").partition("\0")[0]
-            found.append(GptEntry(index + 1, UUID(bytes_le=kind), first, last, name))
+            unique = UUID(bytes_le=table[at + 16 : at + 32])
+            found.append(GptEntry(index + 1, UUID(bytes_le=kind), unique, first, last, name))
     return found

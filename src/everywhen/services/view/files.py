@@ -127,4 +127,5 @@ def _volume(source: Json) -> GuestVolume:
     name, disks = short(source, "name"), shorts(source, "disks")
     if not name or "/" in name or not disks:
         raise Corrupt("a volume without a name, or on no disk")
-    return GuestVolume(name, disks, whole(source, "size"), short(source, "kind"), role, problem)
+    whose = (name, disks, whole(source, "size"), short(source, "kind"), role, problem)
+    return GuestVolume(*whose, short(source, "part_uuid"), short(source, "part_label"))

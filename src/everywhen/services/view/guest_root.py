@@ -4,8 +4,8 @@
 Whose word is taken for what:
 
 - Linux: the volume whose `/etc/fstab` has itself as `/`, else the first with one, else the first with an os-release. On
-  Btrfs the subvolumes `@` and `root` are looked into, too. Devices by UUID, LABEL, /dev/disk/by-uuid and by-label,
-  /dev/mapper, /dev/VG/LV, and by number of disk and partition, the disks in the order of their names.
+  Btrfs the subvolumes `@` and `root` are looked into, too. Devices by UUID, LABEL, PARTUUID, PARTLABEL, the same below
+  /dev/disk, /dev/mapper, /dev/VG/LV, and by number of disk and partition, the disks in the order of their names.
 - Windows: `C:` is the volume with `\\Windows\\System32`; the others have the next letters in their order, without those
   that Windows keeps for itself. Letters that somebody gave are in its registry, which is not read.
 """
@@ -76,6 +76,10 @@ class _Known:
             return self._first(lambda _, system: bool(value) and system.uuid.casefold() == value.casefold())
         if by in ("LABEL", "/dev/disk/by-label"):
             return self._first(lambda _, system: bool(value) and system.label == value)
+        if by in ("PARTUUID", "/dev/disk/by-partuuid"):
+            return self._first(lambda volume, _: bool(value) and volume.part_uuid.casefold() == value.casefold())
+        if by in ("PARTLABEL", "/dev/disk/by-partlabel"):
+            return self._first(lambda volume, _: bool(value) and volume.part_label == value)
         if numbered := _BY_NUMBER.fullmatch(spec):
             index = ord(numbered[1]) - ord("a") if numbered[1] else int(numbered[2])
             disk = self._disks[index] if index < len(self._disks) else ""

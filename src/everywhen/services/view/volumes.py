@@ -20,6 +20,8 @@ class GuestVolume:
     kind: str
     role: Role
     problem: Exception | None = None
+    part_uuid: str = ""
+    part_label: str = ""
 
     @property
     def words(self) -> str:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -242,6 +244,24 @@ except (OSError, MemoryError) as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.decode() == error
+
+
+def test_it_ends_when_nobody_is_there_to_ask() -> None:
+    """Also when whoever asked could not say goodbye."""
+    code = """
+import os, signal
+from everywhen.services.view.parser import Parser
+parser = Parser({}, ())
+parser.ask({"ask": "volumes"}, lambda answer: answer)
+print(parser._running._process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    asking = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
+    assert asking.returncode == -signal.SIGKILL
+    process, deadline = Path(f"/proc/{int(asking.stdout)}/cmdline"), time.monotonic() + 60
+    while process.exists() and process.read_bytes():  # empty while nobody has taken note of its end
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_files_stay_closed_where_the_kernel_has_landlock() -> None:

@@ -19,7 +19,7 @@ Found_ = list[tuple[GuestVolume, MemoryFileSystem | GuestError]]
 
 
 def volume(disk: str, name: str, kind: str = "ext", role: Role = Role.FILES) -> GuestVolume:
-    return GuestVolume(name, (disk,), 1 << 30, kind, role)
+    return GuestVolume(name, (disk,), 1 << 30, kind, role, None, f"1a2b3c4d-{disk}-{name}", f"the {name} of {disk}")
 
 
 def joined(found: Found_) -> FileSystem:
@@ -52,6 +52,9 @@ SPECS: list[tuple[str, Callable[[], MemoryFileSystem]]] = [
     ("LABEL=data", lambda: system({"x": "data"}, label="data")),
     ("/dev/disk/by-uuid/abcd-01", lambda: system({"x": "data"}, uuid="abcd-01")),
     ("/dev/disk/by-label/data", lambda: system({"x": "data"}, label="data")),
+    ("PARTUUID=1A2B3C4D-vdb-p1", lambda: system({"x": "data"})),
+    ("/dev/disk/by-partuuid/1a2b3c4d-vdb-p1", lambda: system({"x": "data"})),
+    ('PARTLABEL="the\\040p1\\040of\\040vdb"', lambda: system({"x": "data"})),
     ("/dev/sdb1", lambda: system({"x": "data"})),
     ("/dev/vdb1", lambda: system({"x": "data"})),
     ("/dev/nvme1n1p1", lambda: system({"x": "data"})),
