@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from everywhen.block.image_errors import ImageDamaged, ImageMissing, ImageUnsupported
+from everywhen.block.image_errors import ImageDamaged, ImageMissing, ImageUnsupported, not_opened
 
 _OPEN_FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 """O_NONBLOCK: a FIFO in the place of an image must not make the open wait for a writer."""
@@ -45,12 +45,13 @@ class HostFile:
     """A regular file or a block device, open for reading."""
 
     def __init__(self, path: str) -> None:
-        """Raises ImageMissing when it cannot be opened, ImageUnsupported when it is neither a file nor a block device."""
+        """Raises ImageMissing or ImageNotAllowed when it cannot be opened, ImageUnsupported when it is neither a file nor a
+        block device."""
         self.path = path
         try:
             self._fd = os.open(path, _OPEN_FLAGS)
         except (OSError, ValueError) as error:
-            raise ImageMissing(f"{path} cannot be opened: {getattr(error, 'strerror', None) or error}") from error
+            raise not_opened(path, error) from error
         try:
             kind = os.fstat(self._fd)
             if not stat.S_ISREG(kind.st_mode) and not stat.S_ISBLK(kind.st_mode):

@@ -4,6 +4,7 @@
 DeviceError
 └── ImageError
     ├── ImageMissing        the image, a parent, an extent or a data file is not there or cannot be opened
+    ├── ImageNotAllowed     it is there, and the operating system refuses it to this user
     ├── ImageDamaged        truncated, or its tables or checksums are impossible: nothing of it is trusted
     ├── ImageUnsupported    a format, version or feature that is not read here; encrypted images too
     ├── ReferenceRefused    it names a file outside its folder, itself, or too long a chain
@@ -24,7 +25,11 @@ class ImageError(DeviceError):
 
 
 class ImageMissing(ImageError):
-    """A file that is needed is not there, or may not be opened."""
+    """A file that is needed is not there, or cannot be opened."""
+
+
+class ImageNotAllowed(ImageError):
+    """A file that is needed may not be opened by this user."""
 
 
 class ImageDamaged(ImageError):
@@ -41,6 +46,12 @@ class ReferenceRefused(ImageError):
 
 class ImageInUse(ImageError):
     """Another program has the image open in a way that does not go together with this."""
+
+
+def not_opened(path: str, error: OSError | ValueError) -> ImageError:
+    """What it means for an image that its file `path` cannot be opened."""
+    kind = ImageNotAllowed if isinstance(error, PermissionError) else ImageMissing
+    return kind(f"{path} cannot be opened: {getattr(error, 'strerror', None) or error}")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
-from everywhen.block.image_errors import ImageInUse, ImageMissing
+from everywhen.block.image_errors import ImageInUse, not_opened
 
 try:
     import fcntl
@@ -85,7 +85,7 @@ def _open(path: str) -> Iterator[int]:
     try:
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
-        raise ImageMissing(f"{path} cannot be opened: {error.strerror}") from error
+        raise not_opened(path, error) from error
     try:
         yield fd
     finally:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from everywhen.block.device import DeviceError
-from everywhen.block.image_errors import ImageDamaged, ImageInUse, ImageMissing
+from everywhen.block.image_errors import ImageDamaged, ImageInUse, ImageMissing, ImageNotAllowed
 from everywhen.block.target import TargetBusy, TargetFull, TargetNotWritable
 from everywhen.formats.errors import FormatError, UnsupportedVersion
 from everywhen.guest.errors import GuestError, GuestUnsupported, NoSuchPath, WrongKind
@@ -40,6 +40,7 @@ _REPOSITORY: tuple[tuple[type[RepositoryError], type[Failure], tuple[str, ...]],
 _DEVICE: tuple[tuple[type[DeviceError], type[Failure]], ...] = (
     (ImageInUse, failures.Busy),
     (ImageMissing, failures.NotFound),
+    (ImageNotAllowed, failures.NotAllowed),
     (ImageDamaged, failures.Damage),
     (TargetBusy, failures.Busy),
     (TargetFull, failures.NoSpace),

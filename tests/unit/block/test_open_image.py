@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from everywhen.block.image_errors import ImageDamaged, ImageError, ImageMissing, ImageUnsupported
+from everywhen.block import qemu_locks
+from everywhen.block.image_errors import ImageDamaged, ImageError, ImageMissing, ImageNotAllowed, ImageUnsupported
 from everywhen.block.open_image import FORMATS, open_image
 
 
@@ -57,6 +59,25 @@ def test_things_that_are_no_files(tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe")
         with pytest.raises(ImageUnsupported, match="neither a file"):
             open_image(str(tmp_path / "pipe"))
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+def test_a_file_that_may_not_be_opened_is_not_called_missing(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(512))
+    opened = os.open
+
+    def refuse(name: str, *rest: int) -> int:
+        if name == str(path):
+            raise OSError(number, os.strerror(number), name)
+        return opened(name, *rest)
+
+    monkeypatch.setattr(os, "open", refuse)
+    for attempt in (lambda: open_image(str(path)), lambda: qemu_locks.look([str(path)])):
+        with pytest.raises(ImageNotAllowed, match=f"{path} cannot be opened: {os.strerror(number)}"):
+            attempt()
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts files by /proc")
