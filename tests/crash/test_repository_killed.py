@@ -64,7 +64,7 @@ def real_world(folder: Path) -> World:
 def opened(world: World, store: object) -> Repository:
     """As this process of this host, so that a dead one is known for dead."""
     unlocked = keys.unlock(store, keys.read_superblock(store), None)  # type: ignore[arg-type]
-    holder = Holder("this-host.test", "this boot", os.getpid(), "tester")
+    holder = Holder("this-host.test", "this boot", os.getpid(), "tester", "this namespace")
     cache = world.folder / "cache"
     cache.mkdir(parents=True, exist_ok=True)
     return Repository(store, unlocked, Surroundings(world.clock, world.random.randbytes, holder, cache))  # type: ignore[arg-type]

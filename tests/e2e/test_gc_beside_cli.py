@@ -67,6 +67,20 @@ def test_two_backups_and_a_gc_at_once(program: Program, dropped: Path, tmp_path:
     assert program.run("verify", "--read-data").code == 0
 
 
+def test_a_writer_outside_the_container_is_not_taken_for_dead(program: Program, stalled: subprocess.Popen[str]) -> None:
+    """The same host name and boot, but the writer's number is nobody's there."""
+    container = ("unshare", "--pid", "--fork", "--mount-proc")
+    allowed = subprocess.run([*container, "true"], capture_output=True, text=True, check=False)
+    if allowed.returncode:
+        pytest.skip(f"no namespace can be made here: {allowed.stderr.strip()}")
+    done = program.run("gc", "--no-wait", "--json", prefix=container)
+    assert done.code == 0, done
+    assert done.document["waiting_for"] == ["backup web1"]
+    stalled.send_signal(signal.SIGCONT)
+    done = ended(stalled)
+    assert done.code == 0, done
+
+
 def test_a_stalled_writer_that_wakes_up_after_gc(program: Program, stalled: subprocess.Popen[str], tmp_path: Path) -> None:
     program.later_s = 3600  # nobody stalls for so long and is waited for
     assert program.ok("gc")["points_deleted"] == 1

@@ -6,8 +6,8 @@ capture, and the points decide: the capture with the highest epoch of which ther
 "Captures"). A claim gives each a number that no other has, and says cheaply, by a listing of a name or two, that there may be
 another one by now.
 
-Fields: `holder` (`host`, `boot`, `pid`, `user`) and `since_ns`, for people who read that another one captures the VM. The
-number is in the name: a claim that cannot be read still counts. One that is lost costs little: the next number lies above
+Fields: `holder` (`host`, `boot`, `pid`, `user`, `pids`) and `since_ns`, for people who read that another one captures the VM.
+The number is in the name: a claim that cannot be read still counts. One that is lost costs little: the next number lies above
 those of the points, too, and a capture of every write looks at the points themselves before it makes one. So there is no
 twin, and `verify` has nothing to say about it.
 

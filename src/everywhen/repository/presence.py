@@ -27,19 +27,22 @@ Clock = Callable[[], int]
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Which process of which host; `user` for people who read listings."""
+    """Which process of which host; `user` for people who read listings. `pids`: the kernel's word for where `pid` counts (the
+    namespace of processes: containers of one host may have its name and boot, and each numbers its own); '': not known."""
 
     host: str
     boot: str
     pid: int
     user: str
+    pids: str = ""
 
     def to_json(self) -> Json:
-        return {"host": self.host, "boot": self.boot, "pid": self.pid, "user": self.user}
+        return {"host": self.host, "boot": self.boot, "pid": self.pid, "user": self.user, "pids": self.pids}
 
     @classmethod
     def from_json(cls, value: Json) -> Holder:
-        return cls(text(value, "host"), text(value, "boot"), whole(value, "pid"), text(value, "user", ""))
+        names = (text(value, "host"), text(value, "boot"), whole(value, "pid"), text(value, "user", ""))
+        return cls(*names, text(value, "pids", ""))
 
     def is_dead(self, here: Holder) -> bool:
         """Whether the process is known to have ended: only ever true for one of this host."""
@@ -47,6 +50,8 @@ class Holder:
             return False
         if self.boot != here.boot:
             return True
+        if not self.pids or self.pids != here.pids:
+            return False  # a number of another namespace says nothing about ours, nor does its absence
         if self.pid == here.pid or os.name == "nt":
             # On Windows os.kill(pid, 0) would end the process: there only the time counts.
             return False

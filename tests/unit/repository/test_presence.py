@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from everywhen.storage.base import AlreadyExists
 from everywhen.storage.memory import MemoryStore
 from tests.laboratory import World
 
-HERE = Holder("kvm1", "boot-2", os.getpid(), "root")
+HERE = Holder("kvm1", "boot-2", os.getpid(), "root", "pid:[1]")
 NOW = 10**18
 
 
@@ -48,14 +49,29 @@ def test_by_time(name: str, limit: int) -> None:
 
 def test_by_process() -> None:
     gone = ended_process()
-    assert Holder("kvm1", "boot-2", gone, "").is_dead(HERE)
+    assert Holder("kvm1", "boot-2", gone, "", "pid:[1]").is_dead(HERE)
     assert Holder("kvm1", "boot-1", HERE.pid, "").is_dead(HERE), "the host was started anew since"
-    assert not Holder("kvm1", "boot-2", os.getppid(), "").is_dead(HERE)
-    assert not Holder("kvm1", "boot-2", 1, "").is_dead(HERE), "somebody else's process is alive"
+    assert not Holder("kvm1", "boot-2", os.getppid(), "", "pid:[1]").is_dead(HERE)
+    assert not Holder("kvm1", "boot-2", 1, "", "pid:[1]").is_dead(HERE), "somebody else's process is alive"
     assert not HERE.is_dead(HERE)
-    assert not Holder("kvm2", "boot-2", gone, "").is_dead(HERE), "of another host nothing is known"
-    assert not Holder("kvm1", "", gone, "").is_dead(HERE), "without a boot id the number may be of another boot"
-    assert presence("sessions/p", Holder("kvm1", "boot-2", gone, "")).expired(HERE, NOW)
+    assert not Holder("kvm2", "boot-2", gone, "", "pid:[1]").is_dead(HERE), "of another host nothing is known"
+    assert not Holder("kvm1", "", gone, "", "pid:[1]").is_dead(HERE), "without a boot id the number may be of another boot"
+    assert presence("sessions/p", Holder("kvm1", "boot-2", gone, "", "pid:[1]")).expired(HERE, NOW)
+
+
+@pytest.mark.parametrize("theirs", ["pid:[2]", ""])
+def test_a_number_of_another_namespace_says_nothing(theirs: str) -> None:
+    """Containers may have the host's name and its boot; what an earlier program wrote names no namespace."""
+    elsewhere = Holder("kvm1", "boot-2", ended_process(), "", theirs)
+    assert not elsewhere.is_dead(HERE)
+    assert not elsewhere.is_dead(replace(HERE, pids="")), "where it is not known here, either"
+    assert presence("sessions/p", elsewhere, SESSION_EXPIRY + 1).expired(HERE, NOW), "the time counts"
+
+
+def test_what_an_earlier_program_wrote_is_read() -> None:
+    old = {"host": "kvm1", "boot": "boot-2", "pid": 7, "user": "ann"}
+    assert Holder.from_json(old) == Holder("kvm1", "boot-2", 7, "ann", "")
+    assert Holder.from_json(HERE.to_json()) == HERE
 
 
 def test_listed_torn_and_ended(tmp_path: Path) -> None:

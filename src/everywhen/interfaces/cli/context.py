@@ -142,10 +142,14 @@ def holder() -> Holder:
     except OSError:
         boot = ""
     try:
+        pids = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        pids = ""
+    try:
         user = getpass.getuser()
     except (KeyError, OSError):
         user = ""
-    return Holder(socket.gethostname(), boot, os.getpid(), user)
+    return Holder(socket.gethostname(), boot, os.getpid(), user, pids)
 
 
 def read_secret(path: str) -> str:
