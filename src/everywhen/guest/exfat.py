@@ -61,14 +61,11 @@ class ExfatFileSystem:
         if stream or entry.kind is not Kind.FILE:
             raise WrongKind(f"{entry.name}: {'no such stream' if stream else f'a {entry.kind} has no content'}")
         with parsing(entry.name):
-            for _place, found in self._sets(entry.name, self._from_record((entry.number - self._files_from) * exfat.RECORD)):
-                if isinstance(found, GuestError):
-                    raise found
-                if not found.size or not found.valid:
-                    # Nothing was ever written: Windows may not even have given it clusters.
-                    return Stored(self._volume, found.size, lambda _at: iter(()), entry.name) if found.size else Inline(b"")
-                return Stored(self._volume, found.size, valid_until(self._source(found), found.valid), entry.name)
-        raise GuestDamaged(f"{entry.name}: its records are gone")
+            found = self._set_at((entry.number - self._files_from) * exfat.RECORD)
+            if not found.size or not found.valid:
+                # Nothing was ever written: Windows may not even have given it clusters.
+                return Stored(self._volume, found.size, lambda _at: iter(()), entry.name) if found.size else Inline(b"")
+            return Stored(self._volume, found.size, valid_until(self._source(found), found.valid), entry.name)
 
     def streams(self, entry: Entry) -> tuple[Stream, ...]:
         del entry  # there are none in this file system
@@ -112,7 +109,7 @@ class ExfatFileSystem:
         return lambda _at: iter((Run(0, length, zero=False, stored=Span(place, length)),))
 
     def _label(self) -> str:
-        for _place, record in self._records(self.root, self._pieces(self.root)):
+        for _place, record in self._records(self.root):
             if record[0] == exfat.LABEL:
                 return record[2 : 2 + 2 * min(record[1], 11)].decode("utf-16-le", "replace")
         return ""
@@ -120,7 +117,7 @@ class ExfatFileSystem:
     def _files(self, folder: Entry) -> Iterator[tuple[int, exfat.ExfatFile | GuestError]]:
         if folder.kind is not Kind.FOLDER:
             raise WrongKind(f"{folder.name}: a {folder.kind}, not a folder")
-        return self._sets(folder.name or "/", self._records(folder, self._pieces(folder)))
+        return self._sets(folder.name or "/", self._records(folder))
 
     def _sets(self, what: str, records: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, exfat.ExfatFile | GuestError]]:
         """The sets of records that are files, each with the place of its first one."""
@@ -138,29 +135,38 @@ class ExfatFileSystem:
             except GuestError as error:
                 yield place, error
 
-    def _from_record(self, place: int) -> Iterator[tuple[int, bytes]]:
-        """The records of the set at a place. It goes on in the next cluster of its folder, which only the table knows."""
+    def _set_at(self, place: int) -> exfat.ExfatFile:
+        """The file whose records begin at a place.
+
+        They may go on in the next cluster of their folder. Which one that is, the table says, or (it may have old entries) they
+        follow each other: their checksum tells.
+        """
+        found = self._set_bytes(place, by_table=True)
+        if not exfat.is_whole(found):
+            other = self._set_bytes(place, by_table=False)
+            found = other if exfat.is_whole(other) else found
+        return exfat.decode_set(found)
+
+    def _set_bytes(self, place: int, *, by_table: bool) -> bytes:
+        """As many records as the first one says."""
         size = self._clusters.size
-        cluster: int | None = (place - self._clusters.heap) // size + 2
-        at = place
-        while cluster is not None:
-            end = self._clusters.place(cluster) + size
-            while at < end:
-                yield at, piece(self._volume, at, exfat.RECORD, "its records")
-                at += exfat.RECORD
-            following = self._after(cluster)
-            cluster, at = following, self._clusters.place(following)
+        first = piece(self._volume, place, exfat.RECORD, "its records")
+        length = exfat.set_length(first) * exfat.RECORD
+        cluster = (place - self._clusters.heap) // size + 2
+        here = min(length, self._clusters.place(cluster) + size - place)
+        data = piece(self._volume, place, here, "its records")
+        while len(data) < length:
+            try:
+                cluster = (self._clusters.after(cluster) if by_table else None) or cluster + 1
+                begin = self._clusters.place(cluster)
+            except GuestDamaged:
+                break
+            data += piece(self._volume, begin, min(size, length - len(data)), "its records")
+        return data
 
-    def _after(self, cluster: int) -> int:
-        """The cluster of a folder behind this one; where the table has nothing, they follow each other."""
-        try:
-            return self._clusters.after(cluster) or cluster + 1
-        except GuestDamaged:
-            return cluster + 1
-
-    def _records(self, folder: Entry, pieces: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-        del folder
-        for place, data in pieces:
+    def _records(self, folder: Entry) -> Iterator[tuple[int, bytes]]:
+        """The records in use of a folder, and where each is."""
+        for place, data in self._pieces(folder):
             for at in range(0, len(data) - exfat.RECORD + 1, exfat.RECORD):
                 if not data[at]:
                     return

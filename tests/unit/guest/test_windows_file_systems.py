@@ -10,13 +10,15 @@ import os
 import struct
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from everywhen.formats.filesystems.exfat import decode_boot_sector
 from everywhen.formats.filesystems.fat import dos_time
 from everywhen.guest.errors import NoSuchPath, WrongKind
-from everywhen.guest.tree import Kind
+from everywhen.guest.tree import Entry, Kind
 from everywhen.guest.walking import find
 from tests.guest_images import (
     Bytes,
@@ -263,3 +265,33 @@ def test_times_that_do_not_exist_are_none() -> None:
     assert dos_time(13 << 5 | 1, 0) is None
     noon = dt.datetime(2000, 2, 29, 12, 0, 2, tzinfo=dt.UTC)
     assert dos_time(20 << 9 | 2 << 5 | 29, 12 << 11 | 1, 150) == int(noon.timestamp()) * 10**9 + 1_500_000_000
+
+
+def test_exfat_records_that_go_on_in_the_next_cluster(tmp_path: Path) -> None:
+    """Of a folder whose clusters follow each other the table says nothing, or something old."""
+    need("mkfs.exfat")
+    image = empty(tmp_path / "exfat.img", 20 << 20)
+    run("mkfs.exfat", "-c", "4096", image)
+    with exfat_mounted(image) as folder:
+        many = folder / "many"
+        many.mkdir()
+        for number in range(200):
+            (many / f"a name of 41 characters, with a number {number:03}").write_bytes(b"%d" % number)
+    data = bytearray(image.read_bytes())
+    boot = decode_boot_sector(bytes(data[:512]))
+    many_ = find(opened(Bytes(bytes(data))), "/many").entry
+    cluster, content, size = many_.number // 2, b"", boot.cluster_size
+    while cluster < 0xFFFFFFF7:
+        content += data[boot.heap + (cluster - 2) * size : boot.heap + (cluster - 1) * size]
+        (cluster,) = struct.unpack_from("<I", data, boot.table_place + 4 * cluster)
+    first = boot.clusters - 20
+    place = boot.heap + (first - 2) * size
+    data[place : place + len(content)] = content
+    for value in (0, 5, first + 7, 0xFFFFFFFF):
+        struct.pack_into("<20I", data, boot.table_place + 4 * first, *[value] * 20)
+        system = opened(Bytes(bytes(data)))
+        shown = list(system.entries(replace(many_, number=2 * first + 1, size=len(content))))
+        assert len(shown) == 200
+        for entry in shown:
+            assert isinstance(entry, Entry)
+            assert system.open(entry).read(0, 10) == b"%d" % int(entry.name[-3:])
