@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -244,6 +245,26 @@ except (OSError, MemoryError) as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.decode() == error
+
+
+def test_the_process_that_is_asked_has_given_it_up() -> None:
+    parser = Parser({"vda": Disk(), "vdb": Disk()}, (Broken,))
+    try:
+        parser.ask({"ask": "volumes"}, lambda answer: answer)
+        assert parser._running
+        there = Path(f"/proc/{parser._running._process.pid}")
+        limits = {line[:26].strip(): line[26:].split()[:2] for line in (there / "limits").read_text().splitlines()}
+        assert limits["Max address space"] == limits["Max data size"] == [str(MEMORY)] * 2
+        assert limits["Max open files"] == ["6", "6"]
+        for name in ("Max file size", "Max processes", "Max core file size"):
+            assert limits[name] == ["0", "0"]
+        assert sorted(os.listdir(there / "fd"), key=int) == ["0", "1", "2", "3", "4", "5"]
+        assert "NoNewPrivs:\t1" in (there / "status").read_text()
+        if os.geteuid() == 0:
+            assert "Uid:\t65534\t65534\t65534\t65534" in (there / "status").read_text()
+        assert (there / "environ").read_bytes() == b"OPENBLAS_NUM_THREADS=1\0"
+    finally:
+        parser.close()
 
 
 def test_it_ends_when_nobody_is_there_to_ask() -> None:
