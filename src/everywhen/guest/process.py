@@ -20,6 +20,7 @@ from everywhen.guest.confinement import confine, gathered, timed
 from everywhen.guest.messages import receive
 from everywhen.guest.questions import Answering
 from everywhen.guest.served_disk import ServedDisk
+from everywhen.storage.allocator import keep_large_buffers
 
 _UNPACKERS = ("lznt1", "lzo", "lzxpress_huffman")
 """What readers load only when a file needs it."""
@@ -41,6 +42,7 @@ def load_all() -> None:
 
 def main(arguments: list[str]) -> None:
     """Answer until there is nobody to ask."""
+    keep_large_buffers()  # 315 MB of a file cost 1.1 s of system time without, 0.5 s with
     load_all()
     given = {name: int(number) for name, _, number in (one.rpartition("=") for one in arguments)}
     names = sorted(given, key=lambda name: given[name])

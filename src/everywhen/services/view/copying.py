@@ -4,7 +4,7 @@
 | of the guest | here |
 |---|---|
 | content | with its holes |
-| mode, times | the same, in ns; where there is no mode (NTFS, FAT) what the umask leaves |
+| mode, times | the same, in ns; where there is no mode (NTFS, FAT) what the umask leaves; FAT's times as if they were UTC |
 | owner, group | by number, if root copies; else who copies owns them, and set-user-id and set-group-id are left out |
 | extended attributes | as far as the file system here takes them |
 | second names (hard links) | second names of the copy |
