@@ -18,6 +18,7 @@ must know whether it may touch a repository before it asks for a passphrase.
 | mac | 64 hex | BLAKE3, keyed from the naming key, over the canonical form without `mac` and `check` |
 | check | 32 hex | see `cleartext` |
 
+Known features: `one-writer` (write): the store cannot keep two writers apart, so they take turns (`repository/alone.py`).
 Fields of newer programs that name no new feature are optional: they are kept (`extra`), covered by `mac`, else ignored.
 With encryption `none` everybody can make the `mac`: it is a checksum then. A damaged superblock has a twin.
 """
@@ -37,8 +38,9 @@ from everywhen.formats.fields import hexbytes, mapping, text, texts, whole
 SUPERBLOCK_NAME = "everywhen"
 FORMAT = 1
 BLOCK_SIZE = 65536
-KNOWN_FEATURES: frozenset[str] = frozenset()
-"""Features of format 1 that this program knows: none yet."""
+ONE_WRITER = "one-writer"
+KNOWN_FEATURES = frozenset({ONE_WRITER})
+"""Features of format 1 that this program knows."""
 
 ENCRYPTED = "aes-256-gcm"
 PLAIN = "none"
@@ -74,6 +76,11 @@ class Superblock:
     def encrypted(self) -> bool:
         """Whether a passphrase or the recovery key is needed."""
         return self.encryption == ENCRYPTED
+
+    @property
+    def one_writer(self) -> bool:
+        """Whether writers must take turns."""
+        return ONE_WRITER in self.features["write"]
 
     def require(self, access: Access) -> None:
         """Raises UnsupportedVersion when a feature that this program does not know forbids `access`."""

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from everywhen.block.device import BlockDevice, Extent
 from everywhen.formats.ids import PointId, new_point_id
 from everywhen.formats.point import ParentLink, RecoveryPoint, Tree
+from everywhen.repository.alone import Turn, alone
 from everywhen.repository.ingest import ChunkSink
 from everywhen.repository.intake import Intake, Ranges, take_disk
 from everywhen.repository.repository import Repository
@@ -18,8 +19,9 @@ from everywhen.repository.space import demand_room
 class PointWriter:
     """One recovery point being made. Made by `write_point`."""
 
-    def __init__(self, repository: Repository, point: PointId) -> None:
+    def __init__(self, repository: Repository, point: PointId, turn: Turn) -> None:
         self._repository = repository
+        self._turn = turn
         self.point = point
         self._sink = ChunkSink(repository.writing(), point)
         # Read after the session began and after what is condemned was: gc keeps these until the session ends.
@@ -68,6 +70,7 @@ class PointWriter:
     def commit(self, point: RecoveryPoint) -> None:
         """Make everything durable, then the point: the commit. Raises Fenced, StorageError."""
         self._sink.finish()
+        self._turn.demand(self.point)
         self._repository.points.commit(point)
 
     def close(self) -> None:
@@ -80,24 +83,25 @@ def write_point(repository: Repository, what: str, *, first_copy: bool) -> Itera
     """A session: begun (W1), index fresh (W2, W3), ended (W6) when the body ends.
 
     A body that raises leaves its session behind: gc fences it in its time and keeps for a day what it stored, so that
-    the next try stores none of it again. Raises LowOnSpace.
+    the next try stores none of it again. Raises LowOnSpace, Busy (`alone`).
     """
     demand_room(repository.store, first_copy=first_copy)
     repository.unlocked.superblock.require("write")
     point = new_point_id(repository.surroundings.randomness)
-    session = repository.attend(f"sessions/{point}", what, [point])
-    session.begin(if_absent=True)
-    try:
-        repository.refresh()
-        writer = PointWriter(repository, point)
+    with alone(repository, what) as turn:
+        session = repository.attend(f"sessions/{point}", what, [point])
+        session.begin(if_absent=True)
         try:
-            yield writer
-        finally:
-            writer.close()
-    except BaseException:
-        session.abandon()
-        raise
-    session.end()
+            repository.refresh()
+            writer = PointWriter(repository, point, turn)
+            try:
+                yield writer
+            finally:
+                writer.close()
+        except BaseException:
+            session.abandon()
+            raise
+        session.end()
 
 
 def parent_link(repository: Repository, parent: RecoveryPoint | None) -> ParentLink | None:

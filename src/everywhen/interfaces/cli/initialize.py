@@ -35,11 +35,12 @@ def init(
         passphrase = context.new_passphrase() if encryption != "none" else None
         word = random_word(surroundings.randomness, 16)
         traits = probe_traits(store, f"probe/{word}")
-        created = create(store, Mint(surroundings.randomness, surroundings.clock()), passphrase=passphrase)
+        exclusive = traits.put_if_absent and traits.consistent_list
+        mint = Mint(surroundings.randomness, surroundings.clock())
+        created = create(store, mint, passphrase=passphrase, one_writer=not exclusive)
         reserved = no_reserve or want_reserve(store)
     output = context.output
     superblock = created.unlocked.superblock
-    exclusive = traits.put_if_absent and traits.consistent_list
     output.document(
         {
             "repository": superblock.repository_id.hex(),
@@ -57,6 +58,6 @@ def init(
         output.line(f"    {created.recovery_key}")
         output.line()
     if not exclusive:
-        output.warn("this store cannot keep two writers apart: let only one computer write to it at a time")
+        output.warn("this store cannot keep two writers apart: backups, captures and gc take turns, or are refused as busy")
     if not reserved:
         output.warn("there is no room for the reserve (2 %, at least 256 MiB) that cleaning a full disk needs")

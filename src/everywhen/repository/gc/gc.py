@@ -10,7 +10,7 @@ that are very small, and saving what a writer came to need of a pack that was al
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -18,6 +18,7 @@ from everywhen.formats.errors import FormatError
 from everywhen.formats.ids import PackId, PointId, pack_object, pack_of_object, random_word
 from everywhen.formats.point import Tombstone
 from everywhen.repository import damage
+from everywhen.repository.alone import alone
 from everywhen.repository.condemned import Condemnation, list_condemned, publish, withdraw
 from everywhen.repository.errors import Busy, Damaged
 from everywhen.repository.gc.journals import sweep_journals
@@ -361,7 +362,9 @@ def _only_one(repository: Repository) -> Iterator[None]:
     attendance = Attendance(repository.documents, presence, repository.surroundings.clock)
     with_reserve(repository.store, lambda: _take(repository, attendance))
     try:
-        yield
+        with ExitStack() as turn:
+            with_reserve(repository.store, lambda: turn.enter_context(alone(repository, "gc")))
+            yield
     finally:
         attendance.end()
         make_reserve(repository.store)
@@ -372,7 +375,7 @@ def _take(repository: Repository, attendance: Attendance) -> None:
         attendance.begin(if_absent=True)
     except AlreadyExists:
         for other in list_presences(repository.documents, "lock/"):
-            if not other.expired(repository.surroundings.holder, repository.surroundings.clock()):
+            if other.name == LOCK and not other.expired(repository.surroundings.holder, repository.surroundings.clock()):
                 raise Busy(
                     f"gc is running on {other.holder.host} (pid {other.holder.pid}). Backups and restores are not "
                     "affected; a second gc cannot start."

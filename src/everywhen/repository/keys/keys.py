@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from everywhen.formats.errors import BadMagic, FormatError
 from everywhen.formats.keyslot import KEY_SIZE, MAX_GENERATIONS, PASSPHRASE, RECOVERY, Keyset, KeySlot, slot_name
 from everywhen.formats.recoverykey import RecoveryKeyTypo, read_recovery_key
-from everywhen.formats.superblock import ENCRYPTED, PLAIN, SUPERBLOCK_NAME, Superblock
+from everywhen.formats.superblock import ENCRYPTED, ONE_WRITER, PLAIN, SUPERBLOCK_NAME, Superblock
 from everywhen.repository.errors import NotARepository, RepositoryError
 from everywhen.repository.keys.keyerrors import (
     AmbiguousSlot,
@@ -94,8 +94,8 @@ class Rotated:
     dropped: Mapping[str, str]
 
 
-def create(store: ObjectStore, mint: Mint, *, passphrase: str | None, label: str = "") -> Created:
-    """A new repository in `store`; without a passphrase it is not encrypted.
+def create(store: ObjectStore, mint: Mint, *, passphrase: str | None, label: str = "", one_writer: bool = False) -> Created:
+    """A new repository in `store`; without a passphrase it is not encrypted. `one_writer`: the store keeps no two apart.
 
     Raises RepositoryExists, UnusablePassphrase. Interrupted, it leaves slots that belong to nothing, and no repository.
     """
@@ -109,6 +109,7 @@ def create(store: ObjectStore, mint: Mint, *, passphrase: str | None, label: str
         created=mint.created,
         encryption=PLAIN if plain else ENCRYPTED,
         naming_key=naming_key if plain else None,
+        features={"read": (), "write": (ONE_WRITER,) if one_writer else (), "gc": ()},
     )
     superblock = superblock.signed(_mac_key(superblock, naming_key))
     keyset = Keyset(naming_key, {} if plain else {1: mint.randomness(KEY_SIZE)})
