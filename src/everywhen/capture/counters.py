@@ -30,8 +30,8 @@ _SERVED_IN = 16
 """Where a connection counts how long its requests took: a word for each half of a power of two of nanoseconds."""
 _BUCKETS = 80
 
-FINE, SPOOL_FULL, SPOOL_SLOW, SPOOL_FAILED = range(4)
-"""Values of STATE: why the sink lets go of its taps by itself."""
+FINE, SPOOL_FULL, SPOOL_SLOW, SPOOL_FAILED, NO_ROOM = range(5)
+"""Values of STATE: why the sink lets go of its taps by itself. NO_ROOM: the spool has come to what it leaves to others."""
 
 
 class Counters:

@@ -22,6 +22,7 @@ from everywhen.capture.counters import (
     CLOSED,
     DURABLE,
     FINE,
+    NO_ROOM,
     ROLL,
     ROLLED,
     SPOOL_FAILED,
@@ -35,6 +36,7 @@ from everywhen.capture.counters import (
     Counters,
 )
 from everywhen.capture.shared_clock import SharedClock
+from everywhen.capture.spool_room import room
 from everywhen.formats.segment import HEADER_SIZE, SegmentHeader, encode_frame, encode_group, group_aad, group_nonce
 
 _GROUP_BYTES = 1 << 20
@@ -192,7 +194,7 @@ class SpoolWriter:
             groups, self._closed = self._closed, []
         for group in groups:
             # After a group that found no room nothing may follow: there would be a hole in the sequence.
-            if self._counters.get(STATE) != SPOOL_FULL:
+            if self._counters.get(STATE) not in (SPOOL_FULL, NO_ROOM):
                 self._write_group(group)
 
     def _write_group(self, group: _Group) -> None:
@@ -209,6 +211,9 @@ class SpoolWriter:
             if self._spooled + size > self._place.limit:
                 self._counters.put(STATE, SPOOL_FULL)
                 return
+        if room(self._place.folder) < size:  # a microsecond, for at most 1 MiB
+            self._counters.put(STATE, NO_ROOM)
+            return
         _write_all(file.descriptor, frame, sealed)
         file.groups += 1
         file.size += size

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
+from everywhen.capture.spool_room import reserve
 from everywhen.repository.keys.keys import read_superblock
 from everywhen.services.ages import SECOND, span
 from everywhen.services.diagnosis import Check, Verdict
@@ -35,7 +36,11 @@ def check_folder(folder: Path, images: Iterable[str]) -> list[Check]:
         return [Check("folder", Verdict.NO, words, "Set EVERYWHEN_STATE to a shorter one.")]
     usage = shutil.disk_usage(there)
     words = f"{folder}: {size(usage.free)} of {size(usage.total)} free"
-    if usage.free < usage.total * _LITTLE:
+    left = reserve(usage.total)
+    if usage.free <= left:
+        words += f", and a spool leaves {size(left)} of that free for others: nothing would be captured"
+        checks = [Check("folder", Verdict.NO, words, "Set EVERYWHEN_STATE to another one, or make room there.")]
+    elif usage.free < usage.total * _LITTLE:
         words += "; when the spool is full, capture pauses and the guest goes on"
         checks = [
             Check("folder", Verdict.CARE, words, "Set EVERYWHEN_STATE to another one, or protect with a lower --spool-limit.")
@@ -44,8 +49,9 @@ def check_folder(folder: Path, images: Iterable[str]) -> list[Check]:
         checks = [Check("folder", Verdict.YES, words)]
     beside = _on_device(there, images)
     if beside:
-        words = f"the spool lies on the same file system as {', '.join(beside)}: each write is done twice there"
-        checks.append(Check("spool", Verdict.CARE, words, "A folder on another disk is faster."))
+        words = f"the spool lies on the same file system as {', '.join(beside)}: each write is done twice there, and "
+        words += f"while its repository is away the spool takes of what the images may need, but leaves {size(left)} free"
+        checks.append(Check("spool", Verdict.CARE, words, "A folder on another disk is faster, and takes no room from them."))
     return checks
 
 

@@ -39,8 +39,10 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1000, 960, 40))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 10**12 - 10**10, 10**10))
     assert check_folder(tmp_path, [])[0].verdict is Verdict.CARE
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1000, 900, 100))
+    assert check_folder(tmp_path, [])[0].verdict is Verdict.NO, "what is left is what a spool leaves to others"
 
 
 def test_images_beside_the_spool_are_named(tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 from everywhen.block.patched import Patches
 from everywhen.capture import bitmaps, leftovers
-from everywhen.capture.counters import FINE, SPOOL_FAILED, SPOOL_FULL, SPOOL_SLOW
+from everywhen.capture.counters import FINE, NO_ROOM, SPOOL_FAILED, SPOOL_FULL, SPOOL_SLOW
 from everywhen.capture.export import Pace
 from everywhen.capture.nodes import DiskNode
 from everywhen.capture.qmp import CommandFailed, Monitor, MonitorBusy, MonitorError
 from everywhen.capture.reading import Reader
 from everywhen.capture.reception import Reception
 from everywhen.capture.spool_reader import SpoolDamaged
+from everywhen.capture.spool_room import room
 from everywhen.capture.tap import Tap, all_stand
 from everywhen.formats.ids import PointId
 from everywhen.formats.point import Gap, RecoveryPoint, Tree
@@ -61,6 +62,7 @@ from everywhen.services.replay import Replay
 _WHY = {
     FINE: "the sink ended, or was taken away because it hung",
     SPOOL_FULL: "the spool is full",
+    NO_ROOM: "the spool's file system is nearly full, and what is left of it is for the images",
     SPOOL_SLOW: "this host's disk is too slow for the spool",
     SPOOL_FAILED: "the spool cannot be written",
 }
@@ -260,7 +262,8 @@ class Capture:
             named = list(zip(stretch.names, (node.size for node in stretch.nodes), strict=True))
             disks = [SealedDisk(name, size, trees.get(name) or Tree(size, None)) for name, size in named]
             sealer = Sealer(self.repository, writer, disks, Replay([Patches() for _ in disks], 0, following=False))
-            consumer = Consumer(reception, self._spool, sealer, self.order.spool_limit, self._until, self.time.monotonic)
+            limit = min(self.order.spool_limit, max(room(self.order.spool), 0))
+            consumer = Consumer(reception, self._spool, sealer, limit, self._until, self.time.monotonic)
             progress = CopyProgress([size for _, size in named], self.wishes, self.told, self.look)
             sink = str(reception.socket_path)
             closer = GapCloser(sink, writer, consumer, trees, self.known)

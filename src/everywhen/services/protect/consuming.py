@@ -28,8 +28,8 @@ class Consumer:
         until: Callable[[Callable[[], bool]], None],
         monotonic: Callable[[], float],
     ) -> None:
-        """`limit`: the spool's, in bytes; `until` waits for something that the sink does, and raises CaptureLost;
-        `monotonic`: seconds that never run backwards."""
+        """`limit`: the spool's in bytes, or the room that there is for it where that is less; `until` waits for something
+        that the sink does, and raises CaptureLost; `monotonic`: seconds that never run backwards."""
         self._reception = reception
         self._spool = spool
         self._sealer = sealer
