@@ -18,8 +18,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from everywhen.formats.errors import FormatError
 from everywhen.formats.fields import Json, text, texts, whole
 from everywhen.repository.documents import Documents
+from everywhen.repository.errors import Damaged
 from everywhen.repository.space import with_reserve
 from everywhen.storage.base import ObjectNotFound
 
@@ -119,23 +121,40 @@ def in_force(drops: Iterable[Drop], undone: Iterable[Undone]) -> list[Drop]:
 
 
 class Ledger:
-    """Reads and writes drops, what was taken back of them, holds and VMs of one repository."""
+    """Reads and writes drops, what was taken back of them, holds and VMs of one repository.
 
-    def __init__(self, documents: Documents) -> None:
+    What deletes must not do so while a decision cannot be read: it raises Damaged. For who only reads there is `unreadable`: a
+    list that gets a sentence for each document that cannot be read, and the document is left out (rule 4.9.6).
+    """
+
+    def __init__(self, documents: Documents, unreadable: list[str] | None = None) -> None:
         self._documents = documents
+        self._unreadable = unreadable
 
     def drops(self) -> list[Drop]:
-        """All drops, without what was taken back. Raises FormatError."""
-        drops = self._all("drops/", Drop.from_json)
-        return in_force(drops, self._all("undone/", Undone.from_json))
+        """All drops, without what was taken back. Raises Damaged."""
+        drops = self.all_drops()
+        before = len(self._unreadable or ())
+        undone = self._all("undone/", Undone.from_json)
+        if len(self._unreadable or ()) > before:
+            return []  # what it took back is not known: rather a dropped moment too many than one too few
+        return in_force(drops, undone)
+
+    def all_drops(self) -> list[Drop]:
+        """All drops as they were written. Raises Damaged."""
+        return self._all("drops/", Drop.from_json)
 
     def holds(self) -> list[Hold]:
-        """All holds, ended ones too. Raises FormatError."""
+        """All holds, ended ones too. Raises Damaged."""
         return self._all("holds/", Hold.from_json)
 
     def vms(self) -> list[Vm]:
-        """All VMs, by name. Raises FormatError."""
+        """All VMs, by name. Raises Damaged."""
         return sorted(self._all("vms/", Vm.from_json), key=lambda vm: (vm.name, vm.created_ns, vm.vm))
+
+    def current(self, vm: Vm) -> Vm:
+        """The record of this VM as it is now; `vm` itself where there is none. Raises Damaged."""
+        return self._read("vms/", vm.vm, Vm.from_json) or vm
 
     def put_drop(self, drop: Drop) -> None:
         """Drop moments, or say anew when a drop takes effect."""
@@ -165,10 +184,17 @@ class Ledger:
         with_reserve(self._documents.store, lambda: self._documents.put(name, value))
 
     def _all(self, prefix: str, decode: Callable[[str, Json], T]) -> list[T]:
-        found = []
-        for name in self._documents.names(prefix):
-            try:
-                found.append(decode(name, self._documents.get(prefix + name)))
-            except ObjectNotFound:
-                continue  # removed since it was listed
-        return found
+        found = (self._read(prefix, name, decode) for name in self._documents.names(prefix))
+        return [value for value in found if value is not None]
+
+    def _read(self, prefix: str, name: str, decode: Callable[[str, Json], T]) -> T | None:
+        try:
+            return decode(name, self._documents.get(prefix + name))
+        except ObjectNotFound:
+            return None  # removed since it was listed
+        except FormatError as error:
+            why = f"{prefix}{name} cannot be read: {error}"
+            if self._unreadable is None:
+                raise Damaged(f"{why}. What it says is not known, so nothing was done") from error
+            self._unreadable.append(why)
+            return None

@@ -16,6 +16,9 @@ from everywhen.services.moments import Moment
 from everywhen.services.naming import find_vm
 from everywhen.services.whens import Found, Marked, PointNamed, When, parse_when, resolve
 
+POLICY_LOST = "its record was lost"
+"""A policy that nobody understands: a VM without a record may have had one that keeps more than the default does."""
+
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
@@ -29,9 +32,17 @@ class Catalog:
     """Points that were dropped and can still be taken back, or are about to be deleted."""
     dropped_points: list[RecoveryPoint]
     tombstones: list[Tombstone]
-    unreadable: list[str]
+    unreadable_points: list[str]
+    unreadable_vms: list[str]
+    unreadable_decisions: list[str]
+    """Drops, what was taken back of them, and holds."""
     drops: list[Drop]
     holds: list[Hold]
+
+    @property
+    def unreadable(self) -> list[str]:
+        """What cannot be read from either of its copies, as sentences."""
+        return [*self.unreadable_points, *self.unreadable_vms, *self.unreadable_decisions]
 
     def vm(self, name: str) -> Vm:
         """The VM that a user named. Raises NotFound, WrongUsage."""
@@ -87,21 +98,31 @@ def moment_of(point: RecoveryPoint) -> Moment:
 
 
 def read_catalog(repository: Repository) -> Catalog:
-    """Read everything. Raises StorageError, FormatError."""
-    ledger = Ledger(repository.documents)
-    vms = ledger.vms()
+    """Read everything that can be read. Raises StorageError."""
+    lost_vms: list[str] = []
+    undecided: list[str] = []
+    vms = Ledger(repository.documents, lost_vms).vms()
+    ledger = Ledger(repository.documents, undecided)
     # Points before drops: a drop made in between names points that are known, never the other way round.
     points, tombstones, unreadable = repository.points.list()
     drops = ledger.drops()
     gone = {point: drop for drop in drops for point in drop.points}
     return Catalog(
         url=repository.store.url,
-        vms=vms,
+        vms=[*vms, *_without_record(vms, points)],
         points=[point for point in points if point.point not in gone],
         dropped=gone,
         dropped_points=[point for point in points if point.point in gone],
         tombstones=tombstones,
-        unreadable=unreadable,
+        unreadable_points=unreadable,
+        unreadable_vms=lost_vms,
         drops=drops,
         holds=ledger.holds(),
+        unreadable_decisions=undecided,
     )
+
+
+def _without_record(vms: list[Vm], points: list[RecoveryPoint]) -> list[Vm]:
+    """VMs whose record was lost: their moments are there, under a name made of their id; retention lets them alone."""
+    lost = sorted({point.vm for point in points} - {vm.vm for vm in vms})
+    return [Vm(vm, f"unnamed-{vm[:8]}", "", "", policy=POLICY_LOST, created_ns=0) for vm in lost]

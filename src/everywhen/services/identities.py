@@ -61,14 +61,14 @@ def record(repository: Repository, vm: Vm) -> None:
     except AlreadyExists:
         if vm.uuid:
             ledger = Ledger(repository.documents)
-            current = next((known for known in ledger.vms() if known.vm == vm.vm), vm)
+            current = ledger.current(vm)
             ledger.put_vm(replace(current, source=vm.source, uuid=vm.uuid))
 
 
 def put_into_group(repository: Repository, vm: Vm, group: str) -> Vm:
     """Let a VM, which is known, be one of a group, '' of none; as it is from then on. Raises StorageError."""
     ledger = Ledger(repository.documents)
-    current = next((known for known in ledger.vms() if known.vm == vm.vm), vm)
+    current = ledger.current(vm)
     ledger.put_vm(replace(current, group=group))
     return replace(vm, group=group)
 

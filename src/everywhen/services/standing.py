@@ -206,7 +206,7 @@ def _needs(repository: Repository, found: State) -> list[str]:
         longest = max(work.silent_ns for work in dead)
         needs.append(f"{len(dead)} unfinished, silent for {age(longest)}: run the backup again, or everywhen gc clears it")
     if found.unreadable:
-        needs.append(f"{len(found.unreadable)} moments cannot be read: everywhen verify")
+        needs.append(f"{len(found.unreadable)} moments or records cannot be read: everywhen verify")
     damaged = damaged_copies(repository.documents)
     if damaged:
         needs.append(f"damage was found in {len(damaged)} packs: everywhen verify")

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import tzinfo
 
 from everywhen.repository.repository import Repository
-from everywhen.repository.verify.findings import Finding, Loss, Verdict
+from everywhen.repository.verify.findings import Finding, Loss, Remedy, Verdict
+from everywhen.repository.verify.giving_up import meaning
 from everywhen.repository.verify.repair import Repaired, repair
 from everywhen.repository.verify.repair_sources import RepositorySource, Source
 from everywhen.repository.verify.verify import Watching, judging
@@ -44,15 +45,33 @@ class Verified:
 OpenSources = Callable[[], AbstractContextManager[list[Source]]]
 
 
-def verify_repository(repository: Repository, watching: Watching, *, read_data: bool, sources: OpenSources | None) -> Verified:
-    """Judge the repository; with `sources` (which may give none) repair it. Raises the errors of the layers below."""
+def verify_repository(
+    repository: Repository, watching: Watching, *, read_data: bool, sources: OpenSources | None, give_up: Collection[str] = ()
+) -> Verified:
+    """Judge the repository; with `sources` (which may give none) repair it, and remove the documents that `give_up` names.
+
+    Raises WrongUsage where one of these can be read, and the errors of the layers below.
+    """
     began = repository.surroundings.clock()
     repaired = None
     with judging(repository, watching, read_data=read_data) as judgement:
+        _demand_lost(judgement.verdict, give_up)
         if sources is not None and judgement.verdict.damaged:
             with sources() as opened:
-                repaired = repair(repository, judgement, opened, watching.step)
+                repaired = repair(repository, judgement, opened, watching.step, give_up)
     return Verified(judgement.verdict, repaired, (repository.surroundings.clock() - began) / 1e9)
+
+
+def _demand_lost(verdict: Verdict, give_up: Collection[str]) -> None:
+    lost = {finding.object for finding in verdict.findings if finding.remedy is Remedy.GIVE_UP}
+    for name in give_up:
+        if name not in lost:
+            raise WrongUsage(
+                f"{name} is no document that is unreadable in both of its copies.",
+                on=name,
+                safe="Nothing was changed.",
+                do=["everywhen verify (names those that are)"],
+            )
 
 
 def parse_source(text: str) -> ImageArgument | str:
@@ -117,7 +136,7 @@ def lines(verdict: Verdict, zone: tzinfo) -> list[str]:
     if losses:
         touched = sorted({_what(verdict, loss) for loss in losses})
         text.append(f"Not affected: everything else of {', '.join(touched)}, and all other disks and VMs.")
-    elif verdict.findings:
+    elif not any(finding.remedy is Remedy.GIVE_UP for finding in verdict.findings) and verdict.findings:
         text.append("No moment loses anything by this.")
     return text
 
@@ -132,6 +151,8 @@ def _finding_lines(verdict: Verdict, finding: Finding, zone: tzinfo) -> list[str
         text.append(f"  and {len(finding.losses) - _SHOWN} more: --json lists them all")
     if finding.repaired:
         text.append(f"  {finding.repaired}")
+    elif finding.remedy is Remedy.GIVE_UP:
+        text.append(f"  everywhen verify --repair --give-up {finding.object}    ({meaning(finding.object)})")
     if finding.repaired or finding.losses:
         return text
     if finding.spare:

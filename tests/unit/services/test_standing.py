@@ -136,6 +136,6 @@ def test_damage_unreadable_moments_and_little_room_need_somebody(world: World, m
     assert len(found.unreadable) == 1
     assert found.needs == [
         "only 4.9 % of the medium is free: everywhen policy preview --free 50GB",
-        "1 moments cannot be read: everywhen verify",
+        "1 moments or records cannot be read: everywhen verify",
         "damage was found in 1 packs: everywhen verify",
     ]

@@ -59,6 +59,14 @@ def verify(
     source_passphrase_file: Annotated[
         str | None, typer.Option("--source-passphrase-file", help="For a source whose passphrase is another one.")
     ] = None,
+    give_up: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--give-up",
+            metavar="OBJECT",
+            help="With --repair: remove a document of which neither copy can be read. Repeatable.",
+        ),
+    ] = None,
     repo: Repo = None,
     passphrase_file: PassphraseFile = None,
     recovery_key_file: RecoveryKeyFile = None,
@@ -68,6 +76,8 @@ def verify(
 ) -> int | None:
     """What is damaged, and which moments lose what by it. Exit code 3: damage stands that was not repaired."""
     context = context_of(locals())
+    if give_up and not repair:
+        raise WrongUsage("--give-up removes what it names: it needs --repair.", on=give_up[0])
     given = [parse_source(text) for text in repair_from or []]
     with context.repository() as repository, context.progress("reading" if read_data else "verify") as job:
 
@@ -83,7 +93,9 @@ def verify(
             return _sources(context, repository, given, source_passphrase_file)
 
         wanted: Callable[[], AbstractContextManager[list[Source]]] | None = sources if repair or given else None
-        verified = verify_repository(repository, Watching(read, step), read_data=read_data, sources=wanted)
+        verified = verify_repository(
+            repository, Watching(read, step), read_data=read_data, sources=wanted, give_up=give_up or []
+        )
     context.output.document(document(verified, read_data=read_data))
     for text in lines(verified.verdict, context.zone):
         context.output.line(text)

@@ -188,8 +188,8 @@ class _Run:
         roots = find_roots(self._repository)
         if roots.unreadable:
             raise Damaged(
-                f"gc stops, nothing was deleted: {roots.unreadable[0]}. What that moment needs is not known. "
-                "Repair it (everywhen verify --repair) or drop it."
+                f"gc stops, nothing was deleted: {roots.unreadable[0]}. What that moment needs is not known: put a good copy "
+                "back in its place, or give it up (everywhen verify says how)"
             )
         return roots
 

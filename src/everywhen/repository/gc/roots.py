@@ -33,7 +33,7 @@ class Roots:
 
 
 def find_roots(repository: Repository) -> Roots:
-    """Read points, then drops, holds and leases (in this order: see docs/locking.md). Raises StorageError, FormatError."""
+    """Read points, then drops, holds and leases (in this order: docs/locking.md). Raises StorageError, FormatError, Damaged."""
     now = repository.surroundings.clock()
     points, tombstones, unreadable = repository.points.list()
     ledger = Ledger(repository.documents)

@@ -23,6 +23,7 @@ from everywhen.repository.documents import Documents
 from everywhen.repository.ledger import Drop, Hold, Undone, Vm, in_force
 from everywhen.repository.repository import Repository
 from everywhen.repository.twins import TWINS, twin_of
+from everywhen.repository.verify import giving_up
 from everywhen.repository.verify.findings import Finding, Remedy
 from everywhen.storage.base import ObjectNotFound, ObjectReader
 
@@ -49,7 +50,8 @@ def read_pair(store: ObjectReader, name: str, decode: Decode[Any], invariant: st
     pair.value = twin if first is None else first
     if first is None and twin is None:
         if pair.first is not None or pair.twin is not None:
-            pair.finding = Finding(invariant, name, f"{why_first}; its twin: {why_twin}")
+            remedy = Remedy.GIVE_UP if giving_up.meaning(name) else Remedy.NONE
+            pair.finding = Finding(invariant, name, f"{why_first}; its twin: {why_twin}", remedy=remedy)
     elif first is None:
         pair.finding = Finding(invariant, name, why_first, spare=twin_of(name), remedy=Remedy.COPY)
     elif twin is None:

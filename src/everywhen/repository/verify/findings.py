@@ -28,6 +28,8 @@ class Remedy(Enum):
     """Copy what can be read to new packs, and condemn the pack: its index is lost."""
     DELETE = "delete"
     """The object only notes what is known anyway, and its being unreadable keeps others from working."""
+    GIVE_UP = "give up"
+    """Neither copy of a document can be read, and while it is there it stops others. Removed only when a person says so."""
     FORGET = "forget"
     """The object is statistics, which are lost; remove it."""
 

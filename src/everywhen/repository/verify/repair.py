@@ -20,7 +20,7 @@ A killed repair leaves its session for gc to fence; what it stored by then is us
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from everywhen.formats.ids import ChunkName, PackId, pack_of_object, random_word
@@ -33,6 +33,7 @@ from everywhen.repository.ingest import ChunkSink
 from everywhen.repository.repository import Repository
 from everywhen.repository.similarity import page_fingerprints, sampled
 from everywhen.repository.twins import TWINS
+from everywhen.repository.verify import giving_up
 from everywhen.repository.verify.affected import LossFinder, losses, lost_names
 from everywhen.repository.verify.causes import Causes
 from everywhen.repository.verify.check_minutes import forget_minutes
@@ -57,8 +58,12 @@ class Repaired:
     """Stored anew, by the name of the source."""
 
 
-def repair(repository: Repository, judgement: Judgement, sources: list[Source], step: Step) -> Repaired:
-    """Repair what can be repaired, and bring the findings up to date. Raises StorageError, LowOnSpace, Damaged."""
+def repair(
+    repository: Repository, judgement: Judgement, sources: list[Source], step: Step, give_up: Collection[str] = ()
+) -> Repaired:
+    """Repair what can be repaired, remove the unreadable documents that `give_up` names; bring the findings up to date.
+
+    Raises StorageError, LowOnSpace, Damaged."""
     repository.unlocked.superblock.require("write")
     done = Repaired()
     findings = judgement.verdict.findings
@@ -83,6 +88,7 @@ def repair(repository: Repository, judgement: Judgement, sources: list[Source], 
         if hopeless or _lost(judgement, survey):
             _store_anew(repository, judgement, survey, hopeless, sources, done, step)
         _update(repository, judgement, survey)
+    done.objects += giving_up.give_up(repository, findings, give_up)
     return done
 
 

@@ -42,7 +42,8 @@ def hold(repository: Repository, point: RecoveryPoint, reason: str, until_ns: in
     repository.unlocked.superblock.require("write")
     word = random_word(repository.surroundings.randomness, 16)
     made = Hold(word, point.point, reason.strip(), until_ns, signature(repository))
-    ledger = Ledger(repository.documents)
+    # A drop that cannot be read keeps nobody from holding: while it is there, gc deletes nothing.
+    ledger = Ledger(repository.documents, unreadable=[])
     ledger.put_hold(made)
     for drop in ledger.drops():
         if point.point in drop.points:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from everywhen.formats.errors import Corrupt
+from everywhen.formats.errors import Corrupt, FormatError
 from everywhen.formats.fields import Json, text, whole
 from everywhen.repository.documents import Documents
 from everywhen.repository.ledger import Drop, Ledger, Vm
@@ -106,11 +106,19 @@ def read_policy(stored: str, *, whose: str) -> Policy:
 
 
 def read_policies(documents: Documents, vms: list[Vm]) -> Policies:
-    """The default and all VMs' own. Raises FormatError, StorageError."""
+    """The default and all VMs' own. Raises StorageError."""
     standing: dict[str, Standing] = {_DEFAULT: Standing(BUILT_IN, "built in")}
     unclear: dict[str, Failed] = {}
-    stored = {_DEFAULT: ("the repository", text(_document(documents, POLICY), "policy", ""), "default")}
-    stored |= {vm.vm: (vm.name, vm.policy, "own") for vm in vms}
+    stored = {vm.vm: (vm.name, vm.policy, "own") for vm in vms}
+    try:
+        stored[_DEFAULT] = ("the repository", text(_document(documents, POLICY), "policy", ""), "default")
+    except FormatError as error:
+        unclear[_DEFAULT] = Failed(
+            f"The default retention policy cannot be read: {error}",
+            on=POLICY,
+            safe="Nothing was dropped.",
+            do=["Set it anew: everywhen policy set --default", "everywhen verify"],
+        )
     for key, (whose, written, origin) in stored.items():
         if not written:
             continue
@@ -125,7 +133,7 @@ def set_policy(repository: Repository, vm: Vm, policy: Policy | None) -> None:
     """Give a VM a policy of its own, or None: the default again. Durable on return."""
     ledger = Ledger(repository.documents)
     # Read again: the record may have changed since the catalog was read.
-    current = next((known for known in ledger.vms() if known.vm == vm.vm), vm)
+    current = ledger.current(vm)
     ledger.put_vm(replace(current, policy="" if policy is None else write_policy(policy)))
 
 

@@ -17,7 +17,7 @@ from everywhen.repository.ledger import Drop, Ledger, Undone, Vm
 from everywhen.repository.presence import list_presences
 from everywhen.repository.repository import Repository
 from everywhen.services.catalog import Catalog
-from everywhen.services.failures import NotFound, WrongUsage
+from everywhen.services.failures import Damage, NotFound, WrongUsage
 from everywhen.services.keep import thinning
 from everywhen.services.keep.brakes import Brake, brakes, gone_at
 from everywhen.services.keep.policies import Policies, Standing, read_delays, signature
@@ -63,7 +63,14 @@ def plan_vm(catalog: Catalog, vm: Vm, standing: Standing, opened: Collection[str
 
 
 def plan_prune(repository: Repository, catalog: Catalog, policies: Policies, vms: Sequence[Vm]) -> list[VmPlan]:
-    """Plans for these VMs, all by one clock."""
+    """Plans for these VMs, all by one clock. Raises Damage where it is not known what is held or dropped."""
+    if catalog.unreadable_decisions:
+        raise Damage(
+            f"prune stops: {catalog.unreadable_decisions[0]}. What is held, or was dropped already, is not known.",
+            on=catalog.url,
+            safe="Nothing was dropped.",
+            do=["everywhen verify"],
+        )
     now = repository.surroundings.clock()
     opened = open_points(repository)
     return [plan_vm(catalog, vm, policies.of(vm), opened, now) for vm in vms]
@@ -81,6 +88,7 @@ def drop(repository: Repository, points: list[str], why: str) -> Drop:
     now = repository.surroundings.clock()
     repository.unlocked.superblock.require("write")
     ledger = Ledger(repository.documents)
+    ledger.holds()  # where one cannot be read, nothing is dropped
     made = Drop(
         drop=random_word(repository.surroundings.randomness, 16),
         points=points,

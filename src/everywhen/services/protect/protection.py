@@ -188,7 +188,7 @@ def _brought_in(
 ) -> Imported | None:
     """What other runs left. A damaged spool is set aside: what it had beyond the newest point the bitmaps know, too."""
     try:
-        found = import_left(repository, order.spool, points, told.alive, all_known=not catalog.unreadable)
+        found = import_left(repository, order.spool, points, told.alive, all_known=not catalog.unreadable_points)
     except (SpoolDamaged, Corrupt) as error:
         aside = order.folder / f"spool-damaged-{repository.surroundings.clock()}"
         order.spool.rename(aside)
@@ -200,8 +200,8 @@ def _brought_in(
     if left := spool_files(order.spool):
         told.left_behind(
             f"{len(left)} files in {order.spool} have writes that follow no recovery point that can be read, and "
-            f"{len(catalog.unreadable)} cannot be read ({catalog.unreadable[0]}). They stay there: repair the repository "
-            "(everywhen verify --repair), and the next protect brings them in"
+            f"{len(catalog.unreadable_points)} cannot be read ({catalog.unreadable_points[0]}). They stay there: repair the "
+            "repository (everywhen verify --repair), and the next protect brings them in"
         )
     return found
 
