@@ -46,11 +46,18 @@ class NtfsRecords:
         self.volume = volume
         self.boot = ntfs.decode_boot_sector(piece(volume, 0, 512, "the boot sector"))
         head = ntfs.decode_record(piece(volume, self.boot.mft, self.boot.record_size, "the first record of $MFT"))
-        # $MFT's own list of attributes is read through the runs that its first record has; Windows sees to it that this works.
-        own = NtfsFile(ntfs.MFT, head, (ntfs.MFT,), head.attributes)
-        self._mft: Content = self.content(own, "$MFT")
-        if any(one.kind == ntfs.ATTRIBUTE_LIST for one in head.attributes):
-            self._mft = self.content(self.get(ntfs.MFT), "$MFT")
+        self._mft: Content = self.content(NtfsFile(ntfs.MFT, head, (ntfs.MFT,), head.attributes), "$MFT")
+        self._follow_mft(head)
+
+    def _follow_mft(self, head: NtfsRecord) -> None:
+        """$MFT by its list of attributes: each record that it names lies in what those before it say, as Windows sees to it."""
+        attributes = list(head.attributes)
+        for one in head.attributes:
+            if one.kind == ntfs.ATTRIBUTE_LIST:
+                for other in self._continued(ntfs.MFT, one):
+                    attributes += self._continuing(other, ntfs.MFT)
+                    file = NtfsFile(ntfs.MFT, head, (ntfs.MFT,), tuple(attributes))
+                    self._mft = self.content(file, "$MFT")
 
     def record(self, number: int) -> NtfsRecord:
         """One record."""

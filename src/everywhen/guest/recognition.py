@@ -28,6 +28,8 @@ class Role(StrEnum):
 _ENDS_AT: Final = 68 << 10
 _ZFS_RING: Final = 128 << 10
 _ZFS_MAGICS: Final = (b"\x0c\xb1\xba\0\0\0\0\0", b"\0\0\0\0\0\xba\xb1\x0c")
+_SWAP_MAGICS: Final = (b"SWAPSPACE2", b"SWAP-SPACE", b"S1SUSPEND\0", b"S2SUSPEND\0", b"ULSUSPEND\0")
+"""The last three: a machine that was put to sleep on it."""
 _SWAP_PAGES: Final = (4096, 8192, 16384, 65536)
 _MAGICS: Final = (  # kind, role, place, bytes; what is certain before what is not
     ("BitLocker", Role.ENCRYPTED, 3, b"-FVE-FS-"),
@@ -51,7 +53,9 @@ _MAGICS: Final = (  # kind, role, place, bytes; what is certain before what is n
     ("bcachefs", Role.OTHER_FILES, 4096 + 24, bytes.fromhex("c68573f64e1a45ca8265f57f48ba6d81")),
     ("bcachefs", Role.OTHER_FILES, 4096 + 24, bytes.fromhex("c68573f666ce90a9d96a60cf803df7ef")),
     ("ISO 9660", Role.OTHER_FILES, 32769, b"CD001"),
+    ("UDF", Role.OTHER_FILES, 32769, b"BEA01"),
     ("HFS+", Role.OTHER_FILES, 1024, b"H+\0\4"),
+    ("HFS+", Role.OTHER_FILES, 1024, b"HX\0\5"),
     ("SquashFS", Role.OTHER_FILES, 0, b"hsqs"),
     ("Linux RAID", Role.RAID, 4096, b"\xfc\x4e\x2b\xa9"),
     ("Linux RAID", Role.RAID, 0, b"\xfc\x4e\x2b\xa9"),
@@ -69,7 +73,7 @@ def recognise(volume: Readable) -> tuple[str, Role]:
         if head[place : place + len(magic)] == magic:
             return kind, role
     for page in _SWAP_PAGES:
-        if head[page - 10 : page] in (b"SWAPSPACE2", b"SWAP-SPACE"):
+        if head[page - 10 : page] in _SWAP_MAGICS:
             return "swap", Role.SWAP
     try:
         decode_boot_sector(head[:512])

@@ -170,6 +170,29 @@ def test_ntfs_files_with_an_attribute_list(ntfs: Path) -> None:
     assert len(entries(system)) == 42
 
 
+def test_ntfs_whose_list_of_files_is_in_hundreds_of_pieces(tmp_path: Path) -> None:
+    need("mkntfs")
+    image = empty(tmp_path / "ntfs.img", 12 << 20)
+    run("mkntfs", "-q", "-F", "-c", "512", "-z", "1", image)
+    with through_fuse(image, "ntfs-3g") as folder:
+        with contextlib.suppress(OSError):  # until it is full
+            for number in range(4000):
+                (folder / f"fill {number}").write_bytes(b"x" * (900 if number % 2 else 3000))
+        for path in list(folder.glob("fill *[02468]")):
+            path.unlink()
+        with contextlib.suppress(OSError):
+            for number in range(4000):
+                (folder / f"a rather long name of an empty file, number {number}").write_bytes(b"")
+    system = opened(Image(image))
+    assert sum(1 for _ in system.open(find(system, "/$MFT").entry).runs()) > 50
+    assert len(system.metadata(find(system, "/$MFT").entry)) > 1  # its first record does not hold them
+    with through_fuse(image, "ntfs-3g", "-o", "ro") as folder:
+        assert {entry.name for entry in entries(system).values()} == set(os.listdir(folder))
+        for name in sorted(os.listdir(folder))[::50]:
+            content = system.open(find(system, f"/{name}").entry)
+            assert content.read(0, 5000) == (folder / name).read_bytes()
+
+
 def test_ntfs_names_of_files_that_are_gone_are_not_shown(ntfs: Path) -> None:
     with through_fuse(ntfs, "ntfs-3g") as folder:
         many = folder / "many"
