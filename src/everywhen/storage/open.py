@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 
-from everywhen.storage.base import ObjectStore
+from everywhen.storage.base import ObjectStore, StorageError
 from everywhen.storage.objectstore import SCHEMES, CloudStore
 from everywhen.storage.posix import PosixStore
 
@@ -19,6 +20,9 @@ _SETTINGS = {
 }
 """Environment variables that say where an object store is and who asks, and obstore's names for them."""
 
+_ELSEWHERE = re.compile(r"([\w.+@-]{2,}):/")
+"""`sftp://nas/x`, `s3:/bucket`, `nas:/volume`: meant as another computer. One letter and a colon is a drive of Windows."""
+
 
 def open_store(where: str, environment: Mapping[str, str]) -> ObjectStore:
     """The store at a path or URL; credentials come from `environment`. Nothing is read yet. Raises StorageError."""
@@ -26,4 +30,10 @@ def open_store(where: str, environment: Mapping[str, str]) -> ObjectStore:
     if separator and scheme in SCHEMES:
         settings = _SETTINGS[scheme]
         return CloudStore(where, {settings[key]: environment[key] for key in settings if environment.get(key)})
+    if elsewhere := _ELSEWHERE.match(where):
+        raise StorageError(
+            "",
+            f'there is no kind of store called "{elsewhere[1]}". A repository is a path, or s3://BUCKET/PREFIX, '
+            f"az://CONTAINER/PREFIX or gs://BUCKET/PREFIX. If a folder is meant: ./{where}",
+        )
     return PosixStore(os.path.expanduser(where))
