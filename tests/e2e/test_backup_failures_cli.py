@@ -12,10 +12,7 @@ from pathlib import Path
 import pytest
 
 from everywhen.formats.cleartext import encode_checked
-from tests.program import BLOCK, PROGRAM, Done, Program, qemu_img, same
-
-WITHOUT_PRIVILEGE = () if os.geteuid() else ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
-"""Root, too, may then read only what a file's mode says."""
+from tests.program import BLOCK, PROGRAM, WITHOUT_PRIVILEGE, Done, Program, qemu_img, same
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.program import Program, ended, freeze, same
+from tests.program import WITHOUT_PRIVILEGE, Done, Program, ended, freeze, same
 
 HOUR = 3600
 
@@ -225,3 +225,62 @@ def test_a_clock_that_runs_ahead_deletes_nothing(program: Program, tmp_path: Pat
     program.ok("prune", "--yes-more-than-a-third")
     program.later_s = 30 * 24 * HOUR
     assert program.ok("gc", "--yes-the-clock-is-right")["points_deleted"] == 1
+
+
+def test_a_full_disk_with_the_caches(tmp_path: Path) -> None:
+    """One disk for repository and caches, and a newest moment that these caches do not know."""
+    with small_disk(tmp_path, 600) as disk:
+        program = Program(tmp_path, "small/repo", {"EVERYWHEN_CACHE": str(disk / "cache")})
+        program.ok("init", program.repo, "--encryption", "none")
+        old, new = noise(tmp_path / "old.img", 24, 4), noise(tmp_path / "new.img", 24, 5)
+        program.ok("policy", "set", "--default", "last 1")
+        first = program.backup("web1", f"vda={old}")
+        elsewhere = Program(tmp_path, "small/repo")
+        elsewhere.backup("web1", f"vda={new}")
+        fill(disk, leave=0)
+        assert program.ok("status")["vms"]
+        program.restore("web1/vda", tmp_path / "back.img")
+        same(new, tmp_path / "back.img")
+        without_scratch(program.run("verify", "--json"), disk / "cache")
+        assert program.ok("prune", "--yes-more-than-a-third")["dropped"] == [first["point"]]
+        program.ok("gc")  # in the reserve's room
+        program.ok("verify")
+
+
+def without_scratch(done: Done, cache: Path) -> None:
+    """It cannot be done without room for files that do not stay; whose disk is full, and the way out, is said."""
+    assert done.code == 8, done
+    assert done.error["what"].startswith(f"{cache}/"), done
+    assert "EVERYWHEN_CACHE" in str(done.error["do"])
+
+
+def test_a_full_disk_of_the_caches_only(program: Program, tmp_path: Path) -> None:
+    old, new = noise(tmp_path / "old.img", 24, 4), noise(tmp_path / "new.img", 24, 5)
+    with small_disk(tmp_path, 16) as disk:
+        elsewhere = dict(program.environment)
+        program.environment["EVERYWHEN_CACHE"] = str(disk / "cache")
+        program.backup("web1", f"vda={old}")
+        fill(disk, leave=0)
+        made = program.backup("web1", f"vda={new}")
+        assert program.ok("points")[0]["id"] == made["point"]
+        program.restore("web1/vda", tmp_path / "back.img")
+        same(new, tmp_path / "back.img")
+        without_scratch(program.run("gc", "--json"), disk / "cache")
+        program.environment["EVERYWHEN_CACHE"] = str(disk / "another")
+        without_scratch(program.run("points", "--json"), disk / "another")
+        program.environment = elsewhere
+        program.ok("gc")
+
+
+@pytest.mark.parametrize("whose", ["folder", "files"])
+def test_caches_of_another_user(whose: str, program: Program, tmp_path: Path) -> None:
+    """As after `sudo everywhen`, and then without."""
+    program.backup("web1", f"vda={noise(tmp_path / 'a.img', 1, 4)}")
+    cache = tmp_path / "cache"
+    for path in [cache] if whose == "folder" else [path for path in cache.rglob("*") if path.is_file()]:
+        path.chmod(0)
+    done = program.run("points", "--json", prefix=WITHOUT_PRIVILEGE)
+    cache.chmod(0o700)
+    assert done.code == 7, done
+    assert done.error["what"].startswith(f"{cache}/"), done
+    assert "EVERYWHEN_CACHE" in str(done.error["do"])

@@ -41,7 +41,6 @@ class Golden:
         (folder / "secret").write_text(PASSPHRASE + "\n")
         (folder / "key").write_text(f"{self.expected['recovery_key']}\n")
         self.program = Program(folder, encryption)
-        self.encrypted = encryption != "none"
 
     def run(self, *arguments: str, recovery_key: bool = False, code: int = 0) -> str:
         secret = ("--recovery-key-file", "key") if recovery_key else ("--passphrase-file", "secret")

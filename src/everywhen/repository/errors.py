@@ -8,6 +8,8 @@ RepositoryError
 ├── Damaged          a chunk has no readable copy, or metadata is wrong
 ├── Busy             another process does what only one may do
 ├── LowOnSpace       no room for new points; cleaning still works
+├── CacheFull        no room where the caches of this machine lie
+├── CacheRefused     this user may not use them
 └── ForeignClaim     an object that no capture can have made would be believed
 """
 
@@ -42,3 +44,11 @@ class ForeignClaim(RepositoryError):
 
 class LowOnSpace(RepositoryError):
     """Less room than the reserve: points are refused, cleaning goes on."""
+
+
+class CacheFull(RepositoryError):
+    """There is no room for a file of this machine's caches. What they had is unharmed, and so is the repository."""
+
+
+class CacheRefused(RepositoryError):
+    """This user may not read or write a file of this machine's caches."""

@@ -15,6 +15,7 @@ from everywhen.formats.ids import PackId, Randomness, pack_of_object
 from everywhen.formats.pack import CIPHER_AES_256_GCM, CIPHER_NONE, PackIndex
 from everywhen.formats.point import Tree
 from everywhen.repository.blockmap import BlockMap
+from everywhen.repository.cache_place import in_caches
 from everywhen.repository.chunk import ChunkCodec
 from everywhen.repository.condemned import list_condemned
 from everywhen.repository.damage import damaged_copies
@@ -61,7 +62,8 @@ class Repository:
         self.ciphers = Ciphers(unlocked.keyset, CIPHER_AES_256_GCM if encrypted else CIPHER_NONE)
         self.documents = Documents(store, self.id, self.ciphers, surroundings.randomness)
         self.cache = surroundings.cache / self.id.hex()
-        self.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with in_caches(self.cache):
+            self.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.points = RecoveryPoints(self.documents, PointCache(self.cache / "points.sqlite"), unlocked.keyset.naming_key)
         self.packs = PackReader(store, self.id, self.ciphers)
         self.index, self.fingerprints = self._open_caches()

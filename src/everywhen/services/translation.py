@@ -11,7 +11,17 @@ from everywhen.block.image_errors import ImageDamaged, ImageInUse, ImageMissing,
 from everywhen.block.target import TargetBusy, TargetFull, TargetNotWritable
 from everywhen.formats.errors import FormatError, UnsupportedVersion
 from everywhen.guest.errors import GuestError, GuestUnsupported, NoSuchPath, WrongKind
-from everywhen.repository.errors import Busy, Damaged, Fenced, LowOnSpace, NoSuchPoint, NotARepository, RepositoryError
+from everywhen.repository.errors import (
+    Busy,
+    CacheFull,
+    CacheRefused,
+    Damaged,
+    Fenced,
+    LowOnSpace,
+    NoSuchPoint,
+    NotARepository,
+    RepositoryError,
+)
 from everywhen.repository.index.runs import CacheDamaged
 from everywhen.repository.keys import keyerrors
 from everywhen.services import failures
@@ -19,6 +29,7 @@ from everywhen.services.failures import Failure, from_storage, from_system
 from everywhen.storage.base import StorageError
 
 _MAKE_ROOM = "everywhen prune, then everywhen gc"
+_ELSEWHERE = "Caches may lie anywhere, and be deleted at any time: EVERYWHEN_CACHE=FOLDER"
 
 _REPOSITORY: tuple[tuple[type[RepositoryError], type[Failure], tuple[str, ...]], ...] = (
     (keyerrors.WrongPassphrase, failures.NotAllowed, ("Lost it? everywhen key change --recovery-key",)),
@@ -35,6 +46,8 @@ _REPOSITORY: tuple[tuple[type[RepositoryError], type[Failure], tuple[str, ...]],
     (Fenced, failures.Failed, ()),
     (Busy, failures.Busy, ()),
     (LowOnSpace, failures.NoSpace, (_MAKE_ROOM,)),
+    (CacheFull, failures.NoSpace, (_ELSEWHERE,)),
+    (CacheRefused, failures.NotAllowed, (_ELSEWHERE,)),
 )
 
 _DEVICE: tuple[tuple[type[DeviceError], type[Failure]], ...] = (

@@ -20,7 +20,7 @@ from everywhen.formats.point import Tombstone
 from everywhen.repository import damage
 from everywhen.repository.alone import alone
 from everywhen.repository.condemned import Condemnation, list_condemned, publish, withdraw
-from everywhen.repository.errors import Busy, Damaged
+from everywhen.repository.errors import Busy, CacheFull, Damaged
 from everywhen.repository.gc.journals import sweep_journals
 from everywhen.repository.gc.live import mark_live
 from everywhen.repository.gc.marking import Marker
@@ -94,8 +94,11 @@ def collect(repository: Repository, *, wait: bool, dry_run: bool, note: Note, pa
         collected = Collected()
         try:
             _Run(repository, note, pause, collected).run(wait=wait, dry_run=dry_run)
-        except OutOfSpace:
-            # What is condemned stays condemned: a second run goes on, with the reserve and with what is quite dead first.
+        except (OutOfSpace, CacheFull):
+            # The caches may lie on the same disk. What is condemned stays condemned: a second run goes on, with the reserve
+            # and with what is quite dead first.
+            if dry_run:
+                raise
             release_reserve(repository.store)
             _Run(repository, note, pause, collected, full=True).run(wait=wait, dry_run=dry_run)
         collected.segments_deleted, freed = sweep_journals(repository, dry_run=dry_run)

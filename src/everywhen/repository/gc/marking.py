@@ -17,6 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from contextlib import closing
 from types import TracebackType
 from typing import Self
 
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from everywhen.formats.ids import PackId
 from everywhen.formats.node import Names
+from everywhen.repository.cache_place import in_caches
 from everywhen.repository.gc.marks import Marks
 from everywhen.repository.index.entries import (
     ENTRY,
@@ -80,12 +82,9 @@ class _Spill:
         if self._dtype is _WANTED:
             keys, records = _united(keys, records)
         path = f"{self._path}-{len(self.runs)}"
-        writer = RunWriter(path, self._dtype, len(keys))
-        try:
+        with in_caches(path), closing(RunWriter(path, self._dtype, len(keys))) as writer:
             writer.append(keys, records)
             writer.finish()
-        finally:
-            writer.close()
         self.runs.append(Run.open(path, self._dtype))
 
 
@@ -105,7 +104,7 @@ class Marker:
         threshold: int,
         preferred: Iterable[PackId] = (),
     ) -> None:
-        """`memory_budget`: bytes, on top of one byte for each copy in the index. Raises OSError.
+        """`memory_budget`: bytes, on top of one byte for each copy in the index. Raises CacheFull, CacheRefused.
 
         Of equally good copies the one in a `preferred` pack is chosen (those that have a twin).
         """
@@ -113,8 +112,9 @@ class Marker:
         self._preferred = frozenset(preferred)
         budget = max(memory_budget, _MIN_BUDGET)
         self._piece_rows = budget // _PIECE_ROW
-        os.makedirs(scratch_directory, exist_ok=True)
-        self._directory = tempfile.mkdtemp(prefix="marking-", dir=scratch_directory)
+        with in_caches(scratch_directory):
+            os.makedirs(scratch_directory, exist_ok=True)
+            self._directory = tempfile.mkdtemp(prefix="marking-", dir=scratch_directory)
         # While names are collected nothing else needs the budget; bases are collected beside pieces: half of it each.
         self._wanted = _Spill(self._directory, "names", _WANTED, budget // _SPILL_ROW)
         self._base_rows = budget // 2 // _SPILL_ROW
@@ -137,7 +137,7 @@ class Marker:
     def finish(self, passed_over: Copies | None = None) -> Marks:
         """Choose the copies, none of those `passed_over`. May be called again, to pass over others, but nothing added then.
 
-        Raises CacheDamaged, OSError.
+        Raises CacheDamaged, CacheFull, CacheRefused.
         """
         view = self._index.view()
         marks = Marks(self._index.packs)

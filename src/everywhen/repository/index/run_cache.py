@@ -22,6 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from everywhen.repository.cache_place import in_caches
+from everywhen.repository.errors import CacheFull
 from everywhen.repository.index.cache_manifest import Manifest
 from everywhen.repository.index.pack_table import PackTable
 from everywhen.repository.index.process_lock import exclusive, try_lock
@@ -81,7 +83,7 @@ class RunCache:
     """See the module. `view` and `packs` may be read by any thread; the other methods exclude one another."""
 
     def __init__(self, directory: str, kind: RunKind, randomness: Randomness) -> None:
-        """Open the cache in `directory`, or begin one. Raises CacheDamaged (then `discard` it), OSError."""
+        """Open the cache in `directory`, or begin one. Raises CacheDamaged (then `discard` it), CacheFull, CacheRefused."""
         self._directory, self._kind, self._randomness = directory, kind, randomness
         self._mutex = threading.RLock()
         self.packs = PackTable()
@@ -138,8 +140,11 @@ class RunCache:
                     self._removed = True
 
     def flush(self) -> None:
-        """Let other processes see what was added and removed; merge runs where that pays. Raises CacheDamaged, OSError."""
-        with self._mutex:
+        """Let other processes see what was added and removed; merge runs where that pays. Raises CacheDamaged, OSError.
+
+        Where there is no room it all stays in memory, and the next process reads it from the repository again.
+        """
+        with self._mutex, contextlib.suppress(CacheFull):
             self._flush(max_files=0)
 
     def close(self) -> None:
@@ -213,7 +218,8 @@ class RunCache:
             return self._kind.prune(keys, records)
 
         runs = [self._files[name] for name in chosen]
-        with self._new_file(sum(run.count for run in runs), self._locked()) as (merged, writer):
+        rows = sum(run.count for run in runs)
+        with in_caches(self._directory), self._new_file(rows, self._locked()) as (merged, writer):
             merge(runs, writer, keep)
             with self._locked():
                 manifest = Manifest.read(self._directory, self._kind.tag)
@@ -249,9 +255,10 @@ class RunCache:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        os.makedirs(self._directory, exist_ok=True)
-        with exclusive(os.path.join(self._directory, _LOCK)):
-            yield
+        with in_caches(self._directory):
+            os.makedirs(self._directory, exist_ok=True)
+            with exclusive(os.path.join(self._directory, _LOCK)):
+                yield
 
     @contextlib.contextmanager
     def _new_file(self, capacity: int, lock: contextlib.AbstractContextManager[None]) -> Iterator[tuple[bytes, RunWriter]]:
@@ -285,7 +292,7 @@ class RunCache:
 def discard(directory: str) -> None:
     """Throw a cache away; a process that uses it keeps what it has mapped. Nothing happens when there is none."""
     if os.path.isdir(directory):
-        with exclusive(os.path.join(directory, _LOCK)):
+        with in_caches(directory), exclusive(os.path.join(directory, _LOCK)):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(directory, "manifest"))
             _sweep(directory, lambda _: True)

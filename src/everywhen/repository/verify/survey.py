@@ -22,6 +22,7 @@ from everywhen.formats.errors import Corrupt, FormatError
 from everywhen.formats.ids import PackId, pack_object, pack_of_object
 from everywhen.formats.node import Names
 from everywhen.formats.pack import HEADER_SIZE, KIND_META, PackHeader, PackIndex, Record
+from everywhen.repository.cache_place import in_caches
 from everywhen.repository.fetch import ChunkFetcher
 from everywhen.repository.gc.live import decodable
 from everywhen.repository.index.index import ChunkIndex
@@ -64,8 +65,9 @@ class Survey:
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
         scratch = repository.cache / "scratch"
-        scratch.mkdir(exist_ok=True)
-        self.directory = tempfile.mkdtemp(prefix="verify-", dir=scratch)
+        with in_caches(scratch):
+            scratch.mkdir(exist_ok=True)
+            self.directory = tempfile.mkdtemp(prefix="verify-", dir=scratch)
         self.index = ChunkIndex(f"{self.directory}/index", repository.surroundings.randomness)
         self.fetcher = ChunkFetcher(self.index, repository.packs, repository.codec, lambda: None)
         self.packs: dict[PackId, Seen] = {}
