@@ -99,8 +99,8 @@ def test_ended_and_started_again(capture: LibvirtCapture, guest: Guest) -> None:
 @pytest.mark.parametrize(
     ("more", "code", "why"),
     [
-        (["--domain", "Büro"], 1, 'there is no domain "Büro"; similar: Büro 1'),
-        ([], 1, 'there is no domain "web1"'),
+        (["--domain", "Büro"], 6, 'there is no domain "Büro"; similar: Büro 1'),
+        ([], 6, 'there is no domain "web1"'),
         (["--qmp", "/s"], 2, "not by both"),
     ],
 )

@@ -299,7 +299,7 @@ def test_another_tools_job_on_a_disk(program: Program, hypervisor: Hypervisor) -
     job = {"job-id": "theirs", "device": "node1", "target": "theirs", "sync": "none"}
     hypervisor.monitor.execute("blockdev-mirror", job)
     done = program.run("protect", "web1", "--qmp", hypervisor.qmp)
-    assert done.code == 1, done
+    assert done.code == 4, done
     assert "web1 cannot be captured: vd1" in done.err
     assert hypervisor.ours() == set()
     assert [found["device"] for found in hypervisor.monitor.execute("query-block-jobs")] == ["theirs"]
@@ -327,6 +327,25 @@ def test_who_hangs_up_at_once_ends_nothing(program: Program, hypervisor: Hypervi
     done = stopped(process)
     assert "capture was lost" not in done.err
     same(program, hypervisor)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--seal-every", "0s"], "points are at least a second apart"),
+        (["--spool-limit", "0"], "--spool-limit 0: at least 1M"),
+    ],
+)
+def test_settings_that_can_only_fail_are_refused(program: Program, tmp_path: Path, options: list[str], why: str) -> None:
+    done = program.run("protect", "web1", "--qmp", tmp_path / "qmp.sock", *options)
+    assert done.code == 2, done
+    assert why in done.err
+
+
+def test_what_is_no_socket_is_no_vm_that_is_off(program: Program, tmp_path: Path) -> None:
+    done = program.run("protect", "web1", "--qmp", tmp_path)
+    assert done.code == 1, done
+    assert f"{tmp_path} is no socket" in done.err
 
 
 def test_a_wrong_monitor_is_said_at_once_although_the_vm_has_points(program: Program, tmp_path: Path) -> None:

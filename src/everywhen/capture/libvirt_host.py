@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import libvirt
 
 from everywhen.capture.domain_xml import DomainXml, parse_domain
-from everywhen.capture.qmp import MonitorBusy, MonitorError, VmOff
+from everywhen.capture.qmp import MonitorBusy, MonitorError, VmOff, VmUnknown
 from everywhen.formats.errors import Corrupt
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ _ELSEWHERE = (
 """States and reasons of a domain whose guest is on another host."""
 
 
-class NoDomain(MonitorError):
+class NoDomain(VmUnknown):
     """The host has no such domain. `near`: names that look like it."""
 
     def __init__(self, wanted: str, near: list[str]) -> None:

@@ -9,8 +9,10 @@ blocked, or that nobody is there.
 from __future__ import annotations
 
 import json
+import os
 import select
 import socket
+import stat
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,6 +39,10 @@ class MonitorError(Exception):
 
 class VmOff(MonitorError):
     """Nobody is at the monitor: its VM is off, as far as can be seen from here."""
+
+
+class VmUnknown(MonitorError):
+    """The hypervisor has no such VM."""
 
 
 class MonitorBusy(MonitorError):
@@ -186,6 +192,8 @@ class QmpMonitor:
             return cls(connection, timeout)
         except (FileNotFoundError, ConnectionRefusedError) as error:
             connection.close()
+            if os.path.exists(path) and not stat.S_ISSOCK(os.stat(path).st_mode):
+                raise MonitorError(f"{path} is no socket") from error
             raise VmOff(f"{path}: {error.strerror}") from error
         except OSError as error:
             connection.close()

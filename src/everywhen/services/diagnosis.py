@@ -31,11 +31,12 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why a verdict is not `yes`, in one sentence, and what to do about it."""
+    """What stands behind a verdict, in one sentence, and what to do about it; `busy`: somebody else is at it, for a while."""
 
     verdict: Verdict
     why: str
     do: str = ""
+    busy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,7 @@ def judge_disk(seen: DiskSeen, survey: Survey) -> DiskJudged:
             Verdict.NO,
             f'another tool\'s block job "{job.name}" ({job.kind}) is on it',
             "Begin when it has ended.",
+            busy=True,
         )
         for job in seen.jobs
     ]

@@ -100,6 +100,10 @@ class _Told:
         )
 
 
+_LEAST_SPOOL = 1_000_000
+"""Bytes: some of the largest writes that QEMU sends at once."""
+
+
 def _beside_crash(point: RecoveryPoint) -> str:
     """The consistency, where more than crash consistency was asked for."""
     if point.asked == "crash":
@@ -143,12 +147,16 @@ def protect_command(
     manager = ServiceManager.of(context.env)
     address = agent_address(vm, agent, libvirt, domain)
     calm = quieting(context, vm, consistency, address, host_hook)
+    if (apart_points := parse_span(seal_every)) < SECOND:
+        raise WrongUsage(f"--seal-every {seal_every}: points are at least a second apart.", on=seal_every)
+    if (room := parse_size(spool_limit)) < _LEAST_SPOOL:
+        raise WrongUsage(f"--spool-limit {spool_limit}: at least 1M.", on=spool_limit)
     order = CaptureOrder(
         hypervisor=hypervisor(vm, qmp, libvirt, domain),
         folder=context.state(vm),
-        spool_limit=parse_size(spool_limit),
+        spool_limit=room,
         rate=parse_size(pace) if pace != "0" else 0,
-        seal_s=parse_span(seal_every) / SECOND,
+        seal_s=apart_points / SECOND,
         quieting=calm,
         disks=_disks(disk or []),
         waits=libvirt is not None or manager.there,

@@ -21,11 +21,12 @@ NOT_THERE = "it is not attached now"
 
 
 class CannotCapture(Exception):
-    """A VM, or a disk of it, that cannot be captured: which, why, and what to `do`."""
+    """A VM, or a disk of it, that cannot be captured: which, why, what to `do`; `busy`: while somebody else is at it."""
 
-    def __init__(self, why: str, *do: str) -> None:
+    def __init__(self, why: str, *do: str, busy: bool = False) -> None:
         super().__init__(why)
         self.do = [line for line in do if line]
+        self.busy = busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def _refusal(refused: list[DiskJudged], others: list[str]) -> CannotCapture:
     ways = [reason.do] if reason.do else []
     if others:
         ways.append(f"Or protect only what can be: {' '.join(f'--disk {name}' for name in others)}")
-    return CannotCapture(f"{first.device}: {reason.why}{more}", *ways)
+    return CannotCapture(f"{first.device}: {reason.why}{more}", *ways, busy=reason.busy)
 
 
 def refuse_pushed(devices: list[str]) -> CannotCapture:

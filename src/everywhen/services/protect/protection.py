@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from typing import NoReturn
 
-from everywhen.capture.qmp import CommandFailed, MonitorError, VmOff
+from everywhen.capture.qmp import CommandFailed, MonitorError, VmOff, VmUnknown
 from everywhen.capture.spool_reader import SpoolDamaged, spool_files
 from everywhen.capture.tap import TapEnded, TapFailed
 from everywhen.formats.errors import Corrupt
@@ -16,7 +16,7 @@ from everywhen.formats.point import Gap, RecoveryPoint
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.services.catalog import Catalog, read_catalog
-from everywhen.services.failures import Failed, WrongUsage
+from everywhen.services.failures import Busy, Failed, Failure, NotAllowed, NotFound, WrongUsage
 from everywhen.services.identities import put_into_group, record, vm_of
 from everywhen.services.naming import is_name
 from everywhen.services.protect.absence import Absence, rest
@@ -34,6 +34,7 @@ from everywhen.services.protect.capture_order import (
 )
 from everywhen.services.protect.capture_states import NOT_RUNNING
 from everywhen.services.protect.capturing import Capture
+from everywhen.services.protect.choosing import CannotCapture
 from everywhen.services.protect.interval import Interval
 from everywhen.services.protect.lineage import Displaced, demand_turn, stand_aside
 from everywhen.services.protect.spool_import import Imported, import_left
@@ -225,8 +226,12 @@ def _ways(order: CaptureOrder, error: Exception) -> list[str]:
     """What to do where QEMU says that it does not come to our sockets, or we not to its monitor."""
     if isinstance(error, VmOff):
         return ["Is the VM on, and is this its monitor? Once it was captured, its start is waited for."]
+    if isinstance(error, VmUnknown):
+        return ["Which VMs there are: everywhen doctor"]
     if isinstance(error, MonitorError) and "Permission denied" in str(error):
         return ["Its monitor belongs to another user: try with sudo."]
+    if isinstance(error, MonitorError):
+        return ["Does it run, and may this user use it? everywhen doctor looks at no more than that."]
     if isinstance(error, TapFailed | CommandFailed) and re.search("Permission denied|No such file", str(error)):
         sockets = order.sockets
         return [
@@ -241,7 +246,14 @@ def _refuse(name: str, order: CaptureOrder, error: Exception) -> NoReturn:
     """Say that capture cannot be begun at all."""
     if isinstance(error, REPOSITORY_FAILS):
         raise error  # it says for itself what is wrong with the repository
-    raise Failed(
+    kind: type[Failure] = Failed
+    if isinstance(error, VmUnknown):
+        kind = NotFound
+    elif isinstance(error, MonitorError) and "Permission denied" in str(error):
+        kind = NotAllowed
+    elif isinstance(error, CannotCapture) and error.busy:
+        kind = Busy
+    raise kind(
         f"{name} cannot be captured: {error}.",
         on=order.hypervisor.place,
         safe="Nothing of it is left in the VM, which runs on as before.",
