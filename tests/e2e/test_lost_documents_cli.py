@@ -28,7 +28,7 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program.ok("policy", "set", "web1", "last 1")
     program.ok("prune", "--yes-more-than-a-third")
     program.later_s = 4 * DAY_S
-    program.ok("gc")
+    program.ok("gc", "--yes-the-clock-is-right")
     assert len(program.ok("points", "web1")) == 1
     program.backup("web1", f"vda={write(program.folder, 4)}")
     program.ok("prune", "--yes-more-than-a-third")
