@@ -86,6 +86,7 @@ def linux(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Program, P
     (data / "files" / "evil\x1b[2Jname\u202e").write_text("x")
     with open(os.fsencode(data) + b"/files/no text \xff", "wb") as file:
         file.write(b"bytes")
+    (data / "files" / "large").write_bytes(content_of(9, 200_000))
     (data / "back").symlink_to("../../etc/hosts")
     first = make_ext4(folder / "root.img", root, 16 << 20, "-U", UUID_ROOT)
     second = make_ext4(folder / "data.img", data, 16 << 20, "-U", UUID_DATA, "-L", "data one")
@@ -135,10 +136,10 @@ def test_a_guest_sees_its_disks_as_one(linux: tuple[Program, Path]) -> None:
 def test_names_are_harmless_unless_they_are_asked_for(linux: tuple[Program, Path]) -> None:
     program, _ = linux
     shown = program.run("ls", "web1:/srv/files")
-    assert shown.out.splitlines()[1:] == ["evil\\x1b[2Jname\\u202e", "no text \\xff", "plan.txt"]
+    assert shown.out.splitlines()[1:] == ["evil\\x1b[2Jname\\u202e", "large", "no text \\xff", "plan.txt"]
     assert "evil\\x1b[2Jname" in program.run("ls", "-l", "web1:/srv/files").out
     names = subprocess.run([PROGRAM, "ls", "-0", "web1:/srv/files"], env=program.environment, capture_output=True, check=True)
-    assert names.stdout.split(b"\0") == ["evil\x1b[2Jname\u202e".encode(), b"no text \xff", b"plan.txt", b""]
+    assert names.stdout.split(b"\0") == ["evil\x1b[2Jname\u202e".encode(), b"large", b"no text \xff", b"plan.txt", b""]
     paths = subprocess.run([PROGRAM, "find", "-0", "web1:/", "no*"], env=program.environment, capture_output=True, check=True)
     assert paths.stdout == b"/srv/files/no text \xff\0"
     assert b"web1 at " in paths.stderr
@@ -160,6 +161,7 @@ def test_which_moment_and_the_content_do_not_mix(linux: tuple[Program, Path]) ->
         (("cat", "web1"), 2, ["which file?"]),
         (("cp", "web1:/etc", "."), 2, ["web1:/etc is a folder.", "cp -r"]),
         (("cp", "web1:/etc/hosts", "missing/x"), 6, ["missing is not a folder here"]),
+        (("cp", "web1:/etc/hosts", "missing/"), 6, ["missing/ is not a folder here"]),
         (("ls", "web1/vda:/p1/x"), 1, ["swap space"]),
         (("ls", "web1/vdz:/p1"), 6, ["vdz"]),
         (("find", "web1:/etc/hosts", "*"), 2, ["no folder"]),
@@ -213,6 +215,20 @@ def test_what_lies_in_the_target_leads_nowhere(linux: tuple[Program, Path], tmp_
         assert (target / "srv").is_symlink()
     assert (target / "etc" / "hosts").read_text() == "127.0.0.1 localhost\n"  # the link was replaced, not what it leads to
     assert not (target / "etc" / "hosts").is_symlink()
+
+
+def test_a_full_disk_ends_it_and_leaves_no_half_file(linux: tuple[Program, Path], tmp_path: Path) -> None:
+    program, _ = linux
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("only root may mount")
+    try:
+        copied = program.run("cp", "-r", "web1:/srv", tmp_path / "srv")
+    finally:
+        left = below(tmp_path)
+        subprocess.run(["umount", str(tmp_path)], check=True)
+    assert (copied.code, "srv/files/large: No space left" in copied.err, "is removed" in copied.err) == (8, True, True), copied
+    assert "srv/files/large" not in left
 
 
 def test_a_copy_is_like_its_original(program: Program, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from everywhen.interfaces.cli.app import (
     context_of,
 )
 from everywhen.interfaces.cli.opened_files import OpenedFiles, opened_files, path_demanded
-from everywhen.services.failures import Exit, Failed, NotFound, WrongUsage
+from everywhen.services.failures import Exit, Failed, NotFound, WrongUsage, from_system
 from everywhen.services.sizes import size
 from everywhen.services.view.copying import Copied, Copying
 from everywhen.services.view.files import Place
@@ -71,8 +71,9 @@ def _copied(opened: OpenedFiles, place: Place, target: str, *, recursive: bool, 
         os.mkdir(target, 0o700)
     if whole or there_already:
         into, as_name = target, name
-    elif not os.path.isdir(into or "."):
-        raise NotFound(f"{into} is not a folder here.", on=target, safe="Nothing was copied.")
+    elif not os.path.isdir(into or ".") or (target.endswith("/") and entry.kind is not Kind.FOLDER):
+        missing = target if os.path.isdir(into or ".") else into
+        raise NotFound(f"{missing} is not a folder here.", on=target, safe="Nothing was copied.")
     if as_name in ("", ".", "..") and not whole:
         raise WrongUsage(f"{target}: say a name, or a folder that is there.", on=target)
     folder = TargetFolder.at(into or ".", overwrite=overwrite)
@@ -84,6 +85,10 @@ def _copied(opened: OpenedFiles, place: Place, target: str, *, recursive: bool, 
                 copying.copy_content(entry, made=not there_already)
             else:
                 copying.copy(entry, as_name)
+        except OSError as error:
+            failure = from_system(error)
+            failure.safe = opened.context.output.kept
+            raise failure from error
         finally:
             folder.close()
     copied = copying.copied
@@ -111,15 +116,17 @@ def _tell(opened: OpenedFiles, copied: Copied, where: str) -> None:
         output.warn(f"{path}: {why}")
     if len(copied.problems) > _SHOWN:
         output.warn(f"and {len(copied.problems) - _SHOWN:,} more; --json lists them all")
-    folders = f", {copied.folders:,} folders" if copied.folders else ""
-    links = f", {copied.links:,} links" if copied.links else ""
+    folders = f", {_several(copied.folders, 'folder')}" if copied.folders else ""
+    links = f", {_several(copied.links, 'link')}" if copied.links else ""
     missing = f"; {len(copied.problems):,} not" if copied.problems else ""
-    output.line(
-        f"{copied.files:,} file{'s' * (copied.files != 1)}{folders}{links}, {size(copied.bytes)} copied to {where}{missing}."
-    )
+    output.line(f"{_several(copied.files, 'file')}{folders}{links}, {size(copied.bytes)} copied to {where}{missing}.")
     if copied.lost:
         lost = ", ".join(f"{what} ({count:,})" for what, count in copied.lost.most_common())
         output.line(f"Not restored here: {lost}.")
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _umask() -> int:

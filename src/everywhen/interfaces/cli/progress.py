@@ -95,7 +95,7 @@ class Meter:
             return self.step if not self.total else f"{self.step} {self.done:,} of {self.total:,}"
         parts = [size(self.done) if self.total is None else f"{size(self.done)} of {size(self.total)}"]
         if self.files is not None:
-            parts.insert(0, f"{self.files:,} files")
+            parts.insert(0, f"{self.files:,} file{'s' * (self.files != 1)}")
         if self.rate:
             parts.append(f"{size(round(self.rate))}/s")
         if self.seconds_left:

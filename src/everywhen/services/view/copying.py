@@ -217,7 +217,7 @@ class Copying:
             self._problem(path, "it leads to a name that cannot be written here")
         except OSError as error:
             if error.errno in _ENDING:
-                raise
+                raise OSError(error.errno, error.strerror, path) from error  # which of them: descriptors have no names
             self._problem(path, error.strerror or str(error))
 
 
