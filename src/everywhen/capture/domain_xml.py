@@ -54,16 +54,24 @@ class DomainXml:
     owner: str
 
 
-def parse_domain(xml: str) -> DomainXml:
-    """Raises Corrupt for what is no domain."""
+def domain_element(xml: str) -> ET.Element:
+    """The root of a domain's XML. Raises Corrupt for what is no domain."""
     if "<!DOCTYPE" in xml:
         raise Corrupt("libvirt's XML of a domain has no document type")  # where entities would be declared
     try:
         root = ET.fromstring(xml)  # noqa: S314 - without a document type there is nothing to expand
     except ET.ParseError as error:
         raise Corrupt(f"the domain's XML cannot be read: {error}") from error
+    if root.tag != "domain":
+        raise Corrupt("this is not the XML of a domain")
+    return root
+
+
+def parse_domain(xml: str) -> DomainXml:
+    """Raises Corrupt for what is no domain."""
+    root = domain_element(xml)
     name, uuid = root.findtext("name"), root.findtext("uuid")
-    if root.tag != "domain" or not name or not uuid:
+    if not name or not uuid:
         raise Corrupt("this is not the XML of a domain")
     owners = [label.findtext("label", "") for label in root.iterfind("seclabel[@model='dac']")]
     return DomainXml(

@@ -7,6 +7,7 @@ to find that over the next.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,6 +23,23 @@ from everywhen.services.view.overlay import Overlay
 
 MakeOverlay = Callable[[MomentView, str], Overlay]
 """What takes the writes to a disk, by its name, of a moment. Raises DeviceError, OSError."""
+
+
+def forgotten(folder: str) -> MakeOverlay:
+    """Overlays in files without a name, which are gone when they are closed, however that comes."""
+    return lambda view, disk: Overlay(view.disks[disk], folder)
+
+
+def kept(folder: str) -> MakeOverlay:
+    """Overlays in files of a folder, by moment. Raises NotFound."""
+    if not os.path.isdir(folder):
+        raise NotFound(f"{folder} is not a folder; what is written would be kept there.", on=folder)
+
+    def make(view: MomentView, disk: str) -> Overlay:
+        name = f"{view.vm.name}-{disk}@{view.moment.label}"
+        return Overlay(view.disks[disk], folder, name, over=f"{view.vm.name}/{disk}@{view.moment.label}")
+
+    return make
 
 
 class MomentExports:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import ssl
 import threading
@@ -17,16 +16,15 @@ from everywhen.block.device import DeviceError
 from everywhen.interfaces.cli.app import GET_BACK, AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, app, context_of
 from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.cli.restored_words import ship_newest
-from everywhen.interfaces.nbd_exports import MakeOverlay, MomentExports
+from everywhen.interfaces.nbd_exports import MomentExports, forgotten, kept
 from everywhen.interfaces.service_manager import ServiceManager
 from everywhen.interfaces.sockets import tcp_socket, unix_socket, uri
 from everywhen.nbd.served_client import Terms
 from everywhen.nbd.serving import NbdServer
 from everywhen.repository.errors import RepositoryError
 from everywhen.services.addresses import Address, parse_address
-from everywhen.services.failures import Failed, NotFound, WrongUsage
+from everywhen.services.failures import Failed, WrongUsage
 from everywhen.services.view.moments import MomentView, OpenMoments
-from everywhen.services.view.overlay import Overlay
 from everywhen.storage.base import StorageError
 
 _LINGER_S = 10.0
@@ -82,9 +80,9 @@ def serve_nbd(
             before=lambda vm: ship_newest(context, vm),
         )
         stack.callback(moments.close)
-        kept = _kept(keep_in) if keep_in is not None else _forgotten(str(repository.cache)) if overlay else None
+        made = kept(keep_in) if keep_in is not None else forgotten(str(repository.cache)) if overlay else None
         told = _Told(context)
-        exports = MomentExports(moments, repository.store.url, only=only, overlay=kept, opened=told.opened)
+        exports = MomentExports(moments, repository.store.url, only=only, overlay=made, opened=told.opened)
         stack.callback(exports.close)
         if only is not None:
             with moments.used(only):  # what cannot be opened is said now
@@ -152,23 +150,6 @@ def _tls(certificate: str | None, key: str | None, clients: str | None) -> ssl.S
     except (OSError, ssl.SSLError) as error:
         raise Failed(f"The certificates for TLS cannot be used: {error}", on=certificate) from error
     return tls
-
-
-def _forgotten(folder: str) -> MakeOverlay:
-    """Overlays in files without a name, which are gone when they are closed, however that comes."""
-    return lambda view, disk: Overlay(view.disks[disk], folder)
-
-
-def _kept(folder: str) -> MakeOverlay:
-    """Overlays in files of a folder, by moment. Raises Failed."""
-    if not os.path.isdir(folder):
-        raise NotFound(f"{folder} is not a folder; what is written would be kept there.", on=folder)
-
-    def make(view: MomentView, disk: str) -> Overlay:
-        name = f"{view.vm.name}-{disk}@{view.moment.label}"
-        return Overlay(view.disks[disk], folder, name, over=f"{view.vm.name}/{disk}@{view.moment.label}")
-
-    return make
 
 
 def _ready(context: Context, where: str, only: Address | None) -> None:
