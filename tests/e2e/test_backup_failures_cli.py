@@ -41,6 +41,7 @@ def test_wrong_passphrase_and_none_at_all(tmp_path: Path, image: Path) -> None:
     says(program.run("points", "--json", "--passphrase-file", "wrong"), 7, "Wrong", str(program.repo), "key change")
     says(program.run("points", "--json"), 7, "no terminal to ask on", "--passphrase-file")
     says(program.run("points", "--json", "--passphrase-file", "absent"), 7, "absent")
+    says(program.run("points", "--json", "--passphrase-file", "/dev/zero"), 7, "/dev/zero", "no passphrase file")
     done = program.run("points", "--passphrase-file", "wrong")
     assert done.out == ""
     assert done.err.startswith("Wrong")

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from everywhen.repository.chunk import ChunkCodec
 from everywhen.repository.intake import Ranges
 from everywhen.services.failures import WrongUsage
 
+_LARGEST = 256 << 20
+"""Bytes of a list: about five million extents."""
 SAMPLES = 64
 """Unchanged blocks that are looked at: finds a list that misses one block in twenty with 96 %; costs about 10 ms."""
 
@@ -29,7 +33,7 @@ def read_changed_blocks(path: Path, size: int) -> Ranges:
     (`{"offset": …, "length": …, "type": …}`, where type 0 means clean). Raises WrongUsage.
     """
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(_content(path))
     except (OSError, ValueError, RecursionError) as error:
         raise WrongUsage(f"{path} cannot be read as a list of changed extents: {error}", on=str(path)) from error
     if not isinstance(value, list):
@@ -48,6 +52,26 @@ def read_changed_blocks(path: Path, size: int) -> Ranges:
         else:
             merged.append((first, end))
     return merged
+
+
+def _content(path: Path) -> bytes:
+    """All of a file, or of a pipe that is being written (`<(nbdinfo …)`). Raises OSError, WrongUsage."""
+    # Without O_NONBLOCK a FIFO that nobody writes to would be waited for; with it, it is empty.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        kind = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISFIFO(kind):
+            raise WrongUsage(f"{path} is neither a file nor a pipe: a list of extents was expected.", on=str(path))
+        if hasattr(os, "O_NONBLOCK"):
+            os.set_blocking(descriptor, True)
+        content = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise WrongUsage(
+            f"{path}: a list of extents with more than {_LARGEST:,} bytes is not read.",
+            on=str(path),
+            do=["Leave --changed-blocks out: the disk is then compared by hash."],
+        )
+    return content
 
 
 def find_miss(device: BlockDevice, base: BlockMap, changed: Ranges, codec: ChunkCodec, chance: random.Random) -> int | None:

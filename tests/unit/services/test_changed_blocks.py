@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.repository.intake import Ranges
+from everywhen.services import changed_blocks
 from everywhen.services.changed_blocks import SAMPLES, find_miss, read_changed_blocks
 from everywhen.services.failures import WrongUsage
 from everywhen.storage.memory import MemoryStore
@@ -48,6 +52,30 @@ def test_all_touched_blocks_and_no_others(pairs: list[tuple[int, int]], bitmap: 
     assert {at for first, end in ranges for at in range(first, end)} == wanted
     assert all(first < end for first, end in ranges)
     assert all(one[1] < two[0] for one, two in pairwise(ranges))
+
+
+def test_what_has_no_end_or_no_writer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(WrongUsage, match="neither a file nor a pipe"):
+        read_changed_blocks(Path("/dev/zero"), SIZE)
+    with pytest.raises(WrongUsage, match="cannot be read"):
+        read_changed_blocks(tmp_path, SIZE)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(WrongUsage, match="pipe cannot be read as a list"):
+        read_changed_blocks(tmp_path / "pipe", SIZE)
+    monkeypatch.setattr(changed_blocks, "_LARGEST", 20)
+    with pytest.raises(WrongUsage, match="more than 20 bytes"):
+        read(tmp_path, [{"start": 0, "length": 1}])
+
+
+def test_a_pipe_that_is_written_slowly_is_read_to_its_end(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading), ThreadPoolExecutor(1) as pool:
+        found = pool.submit(read_changed_blocks, Path(f"/dev/fd/{reading}"), SIZE)
+        for part in (b'[{"start": 0, ', b'"length": 1}]'):
+            time.sleep(0.05)  # long enough for a reader that does not wait to find nothing
+            os.write(writing, part)
+        os.close(writing)
+        assert found.result() == [(0, 1)]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from everywhen.storage.base import ObjectStore
 from everywhen.storage.open import open_store
 
 _SYSTEM_STATE = Path("/var/lib/everywhen")
+_LONGEST_SECRET = 1 << 16
 
 
 @dataclass
@@ -153,11 +154,15 @@ def holder() -> Holder:
 
 
 def read_secret(path: str) -> str:
-    """The first line of a file. Raises NotAllowed."""
+    """The first line of a file, or of a pipe. Raises NotAllowed."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        with open(path, "rb") as file:
+            content = file.read(_LONGEST_SECRET + 1)  # a device in its place may have no end
+        lines = content.decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise NotAllowed(f"{path}: the passphrase file cannot be read ({error}).", on=path) from error
+    if len(content) > _LONGEST_SECRET:
+        raise NotAllowed(f"{path} has more than {_LONGEST_SECRET} bytes: that is no passphrase file.", on=path)
     if not lines or not lines[0]:
         raise NotAllowed(f"{path}: the passphrase file is empty.", on=path)
     return lines[0]
@@ -171,5 +176,5 @@ def local_zone(env: Mapping[str, str]) -> tzinfo:
             return ZoneInfo(name)
         with Path("/etc/localtime").open("rb") as file:
             return ZoneInfo.from_file(file, key="local")
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError):  # as `UTC0`, which the C library understands: by its offset of today then
         return datetime.now().astimezone().tzinfo or UTC
