@@ -37,7 +37,7 @@ PassphraseFile = Annotated[
 ]
 RecoveryKeyFile = Annotated[str | None, typer.Option("--recovery-key-file", help="File with the recovery key instead.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, also for errors.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only, and what is shown only once.")]
 ProgressStyle = Annotated[str, typer.Option("--progress", help="auto, or json: lines on standard error.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; do nothing.")]
 

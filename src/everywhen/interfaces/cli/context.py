@@ -111,6 +111,13 @@ class Context:
             raise WrongUsage("The two passphrases differ.", safe="Nothing was made.")
         return first
 
+    def show_recovery_key(self, text: str) -> None:
+        """A new one, which nobody keeps."""
+        self.output.once("Recovery key, shown only now. It opens the repository when the passphrase is lost:")
+        self.output.once()
+        self.output.once(f"    {text}")
+        self.output.once()
+
     def surroundings(self) -> Surroundings:
         """Clock, randomness, who we are, and where caches lie."""
         cache = self.env.get("EVERYWHEN_CACHE") or os.path.join(

@@ -53,10 +53,7 @@ def init(
     output.line(f"Repository {superblock.repository_id.hex()[:8]} made at {store.url} (encryption: {superblock.encryption}).")
     if created.recovery_key:
         output.line()
-        output.line("Recovery key, shown only now. It opens the repository when the passphrase is lost:")
-        output.line()
-        output.line(f"    {created.recovery_key}")
-        output.line()
+        context.show_recovery_key(created.recovery_key)
     if not exclusive:
         output.warn("this store cannot keep two writers apart: backups, captures and gc take turns, or are refused as busy")
     if not reserved:

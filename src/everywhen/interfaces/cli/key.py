@@ -199,7 +199,7 @@ def rotate(
     generation = rotated.unlocked.keyset.current
     context.output.document({"generation": generation, "recovery_key": rotated.recovery_key, "dropped": dict(rotated.dropped)})
     context.output.line(f"Key generation {generation}. {len(rotated.dropped)} older slots opened it before and do no more.")
-    say_recovery_key(context, rotated.recovery_key)
+    context.show_recovery_key(rotated.recovery_key)
 
 
 @key_app.command("recovery")
@@ -216,16 +216,8 @@ def recovery(
     with opened(context) as (store, unlocked, mint):
         slot, text = keys.add_recovery_key(store, unlocked, mint, label=label)
     context.output.document({"slot": slot.slot, "label": slot.label, "recovery_key": text})
-    say_recovery_key(context, text)
+    context.show_recovery_key(text)
     context.output.line(f"It opens slot {slot.slot}. Print the sheet for the safe: everywhen key sheet")
-
-
-def say_recovery_key(context: Context, text: str) -> None:
-    """Show a recovery key, once."""
-    context.output.line("Recovery key, shown only now. It opens the repository when the passphrase is lost:")
-    context.output.line()
-    context.output.line(f"    {text}")
-    context.output.line()
 
 
 def new_secret(context: Context, path: str | None) -> str:

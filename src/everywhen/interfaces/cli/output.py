@@ -3,7 +3,8 @@
 
 - With `--json`, standard output holds exactly one document: the command's result, or else its failure. Lines and tables
   are for people and are not printed then.
-- `-q` silences all but failures: lines, tables and notes; not the document, which was asked for by name.
+- `-q` silences all but failures: lines, tables and notes; not the document, which was asked for by name, nor a recovery key,
+  which is shown once and kept nowhere.
 - Everything printed here goes through `visible`: nobody has to remember where a name came from.
 - Tables fold what does not fit on a terminal and never cut; in a pipe they are as wide as their content, without colour.
 - `NO_COLOR` (not empty) and `TERM=dumb` (or `unknown`) mean no colour; `TERM=dumb` also no moving progress.
@@ -79,6 +80,11 @@ class Output:
         """One line of the result; `style` is good, warn, bad or faint, and never the only bearer of a meaning."""
         if not (self.as_json or self.quiet):
             _write(self._out, visible(text), style)
+
+    def once(self, text: str = "") -> None:
+        """One line that cannot be had again: printed even with `-q`."""
+        if not self.as_json:
+            _write(self._out, visible(text))
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = ()) -> None:
         """A table of the result, with a head line; the columns named in `right` are figures."""

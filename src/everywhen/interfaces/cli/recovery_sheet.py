@@ -69,7 +69,7 @@ def sheet(
     )
     if out is None:
         for line in text.splitlines():
-            context.output.line(line)
+            context.output.once(line)
         return
     _write(out, text)
     context.output.line(f"The sheet is in {out}. Print it, lock it away, and delete the file.")
