@@ -29,16 +29,20 @@ class Machine:
     env: dict[str, str]
 
     def run(self, *words: str, code: int = 0) -> str:
+        return self.ended(*words, code=code).stdout
+
+    def ended(self, *words: str, code: int) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-c", "from everywhen.interfaces.cli.main import main; main()", *words],
             env=self.env,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=100,
             check=False,
         )
         assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout
+        return done
 
     def document(self, *words: str, code: int = 0) -> Any:
         return json.loads(self.run(*words, "--json", code=code))
@@ -82,6 +86,9 @@ def test_a_whole_repository(machine: Machine) -> None:
 def test_damage_is_named_and_repaired_from_the_disk(machine: Machine) -> None:
     pack = machine.largest_pack()
     broken.flip(machine.store, pack, 128 + 100)  # the first record
+    refused = machine.document("restore", "web1/vda", "--to", str(machine.folder / "back.raw"), code=3)["error"]
+    assert "everywhen verify --read-data" in str(refused["do"])
+    streamed = machine.ended("restore", "web1/vda", "--to", "-", code=3).stderr
     text = machine.run("verify", "--read-data", code=3)
     assert f"DAMAGED  1 chunk in {pack} at byte 128: authentication tag wrong" in text
     assert "  web1/vda  bytes " in text
@@ -93,12 +100,26 @@ def test_damage_is_named_and_repaired_from_the_disk(machine: Machine) -> None:
     assert (finding["object"], finding["offset"], loss["vm"], loss["name"]) == (pack, 128, "web1", "vda")
     [[start, end]] = loss["ranges"]
     assert (start % BLOCK, end - start) == (0, BLOCK)
+    for told in (refused["what"], streamed):
+        assert f"web1/vda@{loss['points'][0]} is damaged: bytes {start:,} - {end - 1:,}: no readable copy" in told
     repaired = machine.document("verify", "--repair-from", f"web1/vda={machine.image}")
     assert repaired["repaired"]["chunks"] == {str(machine.image): 1}
     assert not repaired["damaged"]
     assert "Nothing is left to repair." in machine.run("verify", "--read-data")
     machine.run("restore", "web1@latest", "--to", str(machine.folder / "back.raw"))
     assert (machine.folder / "back.raw").read_bytes() == machine.image.read_bytes()
+
+
+def test_a_copy_is_whole_although_a_backup_came_between(machine: Machine) -> None:
+    """As `everywhen help repository` says to do it."""
+    copy, first = machine.folder / "copy", ("points", "twins/points")
+    for name in first:
+        shutil.copytree(machine.folder / "repo" / name, copy / name)
+    machine.image.write_bytes(random.Random(6).randbytes(20 * BLOCK))
+    machine.run("backup", "web1", f"vda={machine.image}")
+    rest = shutil.ignore_patterns("points")
+    shutil.copytree(machine.folder / "repo", copy, ignore=rest, dirs_exist_ok=True)
+    assert machine.document("verify", "--read-data", "--repo", str(copy))["points"] == 1
 
 
 def test_repair_from_a_copy_of_the_same_repository(machine: Machine) -> None:

@@ -5,7 +5,7 @@ RepositoryError
 ├── NotARepository
 ├── NoSuchPoint
 ├── Fenced           this writer was declared dead; nothing was committed
-├── Damaged          a chunk has no readable copy, or metadata is wrong
+├── Damaged          a chunk has no readable copy (DamagedChunk), or metadata is wrong
 ├── Busy             another process does what only one may do
 ├── LowOnSpace       no room for new points; cleaning still works
 ├── CacheFull        no room where the caches of this machine lie
@@ -32,6 +32,14 @@ class Fenced(RepositoryError):
 
 class Damaged(RepositoryError):
     """Data that should be there is not, or not as it was written."""
+
+
+class DamagedChunk(Damaged):
+    """No copy of the chunk `name` can be read."""
+
+    def __init__(self, name: bytes, why: str) -> None:
+        super().__init__(why)
+        self.name = name
 
 
 class Busy(RepositoryError):

@@ -21,7 +21,7 @@ from everywhen.formats.ids import CHUNK_NAME_SIZE, ChunkName, PackId, pack_objec
 from everywhen.formats.node import Names
 from everywhen.formats.pack import Record
 from everywhen.repository.chunk import ChunkCodec
-from everywhen.repository.errors import Damaged
+from everywhen.repository.errors import Damaged, DamagedChunk
 from everywhen.repository.index.index import ChunkIndex
 from everywhen.repository.near import near
 from everywhen.repository.packs import OpenPack, PackReader
@@ -159,7 +159,7 @@ class ChunkFetcher:
         try:
             return self._codec.decode(record, [contents[base] for base in record.bases])
         except Corrupt as error:
-            raise Damaged(f"chunk {record.name.hex()}: {error}") from error
+            raise DamagedChunk(record.name, f"chunk {record.name.hex()}: {error}") from error
 
     def _records(self, keys: list[bytes], *, full: bool = False) -> dict[bytes, Record]:
         """One record of each name; with `full` none that is a delta."""
@@ -238,7 +238,8 @@ class ChunkFetcher:
                 break
             self._refresh()
         kind = "full copy of chunk" if full else "copy of chunk"
-        raise Damaged(f"no readable {kind} {key.hex()}" + (f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""))
+        found = f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
+        raise DamagedChunk(key, f"no readable {kind} {key.hex()}{found}")
 
     def _open(self, pack: PackId) -> OpenPack:
         opened = self._opened.get(pack)

@@ -18,7 +18,7 @@ from everywhen.formats.ids import random_word
 from everywhen.formats.node import FANOUT, Names
 from everywhen.formats.point import RecoveryPoint, Tree
 from everywhen.repository.blockmap import BlockMap
-from everywhen.repository.errors import NoSuchPoint
+from everywhen.repository.errors import Damaged, DamagedChunk, NoSuchPoint
 from everywhen.repository.fetch import ChunkFetcher
 from everywhen.repository.intake import WORKERS
 from everywhen.repository.repository import Repository
@@ -94,12 +94,14 @@ def copy_disk_in_order(fetcher: ChunkFetcher, tree: Tree, sink: Sink, progress: 
     at = 0
     readers = _FAR_READERS if fetcher.far else WORKERS
     with ThreadPoolExecutor(readers, thread_name_prefix="copy") as pool:
-        pending: deque[tuple[int, int, Future[list[bytes]]]] = deque()
+        pending: deque[tuple[int, int, Names, Future[list[bytes]]]] = deque()
 
         def settle() -> None:
             nonlocal at
-            start, length, future = pending.popleft()
-            data = b"".join(future.result())[:length]
+            first, length, names, future = pending.popleft()
+            with _placing(first, names):
+                data = b"".join(future.result())[:length]
+            start = first * BLOCK_SIZE
             if start > at:
                 sink.zero(at, start - at)
             sink.write(start, data)
@@ -110,7 +112,7 @@ def copy_disk_in_order(fetcher: ChunkFetcher, tree: Tree, sink: Sink, progress: 
             for first, names in _runs(block_map):
                 start = first * BLOCK_SIZE
                 length = min(len(names) * BLOCK_SIZE, tree.size - start)
-                pending.append((start, length, pool.submit(fetcher.read_many, names)))
+                pending.append((first, length, names, pool.submit(fetcher.read_many, names)))
                 if len(pending) > 2 * readers:
                     settle()
             while pending:
@@ -169,6 +171,19 @@ def _jobs(block_map: BlockMap, fetcher: ChunkFetcher, sink: Sink) -> Iterator[Ca
         yield _zeroing(sink, at, block_map.size - at)
 
 
+@contextmanager
+def _placing(first: int, names: Names) -> Iterator[None]:
+    """Say where on the disk a chunk is that cannot be read; `names` of blocks from `first` on. Raises Damaged."""
+    try:
+        yield
+    except DamagedChunk as error:
+        rows = np.flatnonzero((names == np.frombuffer(error.name, np.uint8)).all(axis=1))
+        if not len(rows):
+            raise
+        start = (first + int(rows[0])) * BLOCK_SIZE
+        raise Damaged(f"bytes {start:,} - {start + BLOCK_SIZE - 1:,}: {error}") from error
+
+
 def _zeroing(sink: Sink, start: int, length: int) -> Callable[[], int]:
     def job() -> int:
         sink.zero(start, length)
@@ -185,7 +200,8 @@ def _writing(fetcher: ChunkFetcher, sink: Sink, size: int, group: list[tuple[int
             for at in range(0, len(names), _WRITTEN):
                 start = (first + at) * BLOCK_SIZE
                 length = min(min(_WRITTEN, len(names) - at) * BLOCK_SIZE, size - start)
-                data = b"".join(islice(contents, min(_WRITTEN, len(names) - at)))
+                with _placing(first, names):
+                    data = b"".join(islice(contents, min(_WRITTEN, len(names) - at)))
                 sink.write(start, data if len(data) == length else data[:length])
                 done += length
         return done

@@ -25,6 +25,7 @@ from everywhen.formats.layouts.layout import Identity, Layout, LayoutError
 from everywhen.formats.layouts.runs import Runs
 from everywhen.formats.point import RecoveryPoint, Tree
 from everywhen.repository.disk import PointDisk
+from everywhen.repository.errors import Damaged
 from everywhen.repository.ledger import Vm
 from everywhen.repository.reading import copy_disk, copy_disk_in_order, opened_points, used_blocks
 from everywhen.repository.repository import Repository
@@ -87,6 +88,7 @@ class RestoreResult:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
+    what: str
     disk: str
     tree: Tree
     patches: Patches
@@ -114,6 +116,7 @@ def restore(repository: Repository, order: RestoreOrder, report: Report) -> Rest
         # All targets before the first byte: that the second disk's file exists should not be learned after an hour.
         jobs = [
             _Job(
+                f"{order.vm.name}/{name}@{order.moment.label}",
                 name,
                 order.point.disks[name].tree,
                 order.patches(name),
@@ -166,7 +169,18 @@ def _restore_disk(repository: Repository, job: _Job, state: Path, advance: Calla
 
     target = job.target
     copy = copy_disk_in_order if isinstance(target, Stream) else copy_disk
-    copy(repository.fetcher, job.tree, PatchedSink(target, job.patches, count) if len(job.patches) else target, count)
+    sink = PatchedSink(target, job.patches, count) if len(job.patches) else target
+    try:
+        copy(repository.fetcher, job.tree, sink, count)
+    except Damaged as error:
+        raise Damage(
+            f"{job.what} is damaged: {error}",
+            on=job.what,
+            do=[
+                "Which moments lose what, and which do not: everywhen verify --read-data",
+                "Is it in another copy, or still on the disk? everywhen help damage",
+            ],
+        ) from error
     target.finish()
     if isinstance(target, NewFile | WholeDevice):
         replaced(target.path, state)

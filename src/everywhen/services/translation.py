@@ -16,6 +16,7 @@ from everywhen.repository.errors import (
     CacheFull,
     CacheRefused,
     Damaged,
+    DamagedChunk,
     Fenced,
     LowOnSpace,
     NoSuchPoint,
@@ -29,6 +30,7 @@ from everywhen.services.failures import Failure, from_storage, from_system
 from everywhen.storage.base import StorageError
 
 _MAKE_ROOM = "everywhen prune, then everywhen gc"
+_WHAT_IS_LOST = "everywhen verify --read-data"
 _ELSEWHERE = "Caches may lie anywhere, and be deleted at any time: EVERYWHEN_CACHE=FOLDER"
 
 _REPOSITORY: tuple[tuple[type[RepositoryError], type[Failure], tuple[str, ...]], ...] = (
@@ -42,6 +44,7 @@ _REPOSITORY: tuple[tuple[type[RepositoryError], type[Failure], tuple[str, ...]],
     (keyerrors.RepositoryExists, failures.Failed, ()),
     (NotARepository, failures.NotFound, ()),
     (NoSuchPoint, failures.NotFound, ("everywhen points",)),
+    (DamagedChunk, failures.Damage, (_WHAT_IS_LOST,)),
     (Damaged, failures.Damage, ("everywhen verify",)),
     (Fenced, failures.Failed, ()),
     (Busy, failures.Busy, ()),

@@ -23,6 +23,14 @@ _SETTINGS = {
 _ELSEWHERE = re.compile(r"([\w.+@-]{2,}):/")
 """`sftp://nas/x`, `s3:/bucket`, `nas:/volume`: meant as another computer. One letter and a colon is a drive of Windows."""
 
+_SECRET = ("_SECRET_ACCESS_KEY", "_SESSION_TOKEN", "_ACCOUNT_KEY")
+
+
+def variables(where: str) -> dict[str, bool]:
+    """The environment variables that count for this store, and whether each is a secret; none for a path."""
+    scheme, separator, _ = where.partition("://")
+    return {name: name.endswith(_SECRET) for name in _SETTINGS.get(scheme, {})} if separator else {}
+
 
 def open_store(where: str, environment: Mapping[str, str]) -> ObjectStore:
     """The store at a path or URL; credentials come from `environment`. Nothing is read yet. Raises StorageError."""

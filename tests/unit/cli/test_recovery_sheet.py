@@ -12,9 +12,10 @@ import typer
 from everywhen.interfaces.cli.app import app
 from everywhen.interfaces.cli.help_topics import topics
 from everywhen.interfaces.cli.main import load_commands
-from everywhen.interfaces.cli.recovery_sheet import page
+from everywhen.interfaces.cli.recovery_sheet import access, page
 from everywhen.repository.keys.keys import Mint, create
 from everywhen.storage.memory import MemoryStore
+from everywhen.storage.open import variables
 
 load_commands("--help")  # registers all of them
 
@@ -40,6 +41,27 @@ def test_the_sheet_is_one_page(encrypted: bool) -> None:
 def test_without_a_key_there_is_room_to_write_it() -> None:
     created = create(MemoryStore(), Mint(os.urandom, 0), passphrase=PHRASE)
     assert "-".join(["______"] * 8) in page("/r", created.unlocked.superblock, None, "")
+
+
+def test_an_object_store_is_reached_with_variables() -> None:
+    """All that the program reads; those that are no secret with their values."""
+    env = {"AWS_ENDPOINT_URL": "https://s3.example.org", "AWS_ACCESS_KEY_ID": "AK1", "AWS_SECRET_ACCESS_KEY": "hidden"}
+    lines = access("s3://bucket/vms", env)
+    assert "    export AWS_ENDPOINT_URL=https://s3.example.org" in lines
+    assert "    export AWS_ACCESS_KEY_ID=AK1" in lines
+    assert f"    export AWS_SECRET_ACCESS_KEY={'_' * 40}" in lines
+    assert [line.strip() for line in access("az://c", {})[3:]] == [f"export {name}={'_' * 40}" for name in variables("az://c")]
+    assert access("/srv/backups", env) == []
+    created = create(MemoryStore(), Mint(os.urandom, 0), passphrase=PHRASE)
+    page_ = page("s3://bucket/vms", created.unlocked.superblock, created.recovery_key, "2026-11-21T10:32:05Z", lines)
+    assert len(page_.splitlines()) <= 60
+
+
+def test_the_sheet_promises_no_package() -> None:
+    created = create(MemoryStore(), Mint(os.urandom, 0), passphrase=PHRASE)
+    text = page("/backup/everywhen", created.unlocked.superblock, created.recovery_key, "")
+    assert "make setup" in text
+    assert ".deb" not in text
 
 
 def test_there_is_a_page_on_each_topic() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import getpass
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -20,10 +21,11 @@ from everywhen.repository.keys.keys import Mint
 from everywhen.services.failures import Failed, WrongUsage
 from everywhen.services.translation import failing
 from everywhen.storage.base import ObjectStore
+from everywhen.storage.open import variables
 
 _BLANK = "-".join(["______"] * 8)
 _COMMANDS = (
-    ("Install it (on Debian; elsewhere: make setup in its source)", "apt install ./everywhen_*.deb"),
+    ("In its source, of which a copy belongs beside this sheet (on Debian; it makes .venv/bin/everywhen)", "make setup"),
     (
         "Look whether all is there (type the recovery key into a file first)",
         "everywhen status --repo {url} --recovery-key-file key.txt",
@@ -57,7 +59,7 @@ def sheet(
         superblock = keys.read_superblock(store)
         key = _recovery_key(context, store, superblock, new=new_recovery_key) if superblock.encrypted else None
         made = rfc3339(context.surroundings().clock())
-    text = page(store.url, superblock, key, made)
+    text = page(store.url, superblock, key, made, access(store.url, context.env))
     context.output.document(
         {
             "repository": superblock.repository_id.hex(),
@@ -75,8 +77,9 @@ def sheet(
     context.output.line(f"The sheet is in {out}. Print it, lock it away, and delete the file.")
 
 
-def page(url: str, superblock: Superblock, recovery_key: str | None, made: str) -> str:
-    """The text of the sheet: under 60 lines of 100 characters. `recovery_key` None: room to write it in."""
+def page(url: str, superblock: Superblock, recovery_key: str | None, made: str, access: Sequence[str] = ()) -> str:
+    """The text of the sheet: under 60 lines of 100 characters. `recovery_key` None: room to write it in; `access`: lines about
+    how the store is reached."""
     identity = superblock.repository_id.hex()
     if superblock.encrypted:
         secret = ["Recovery key", "", f"    {recovery_key or _BLANK}", ""]
@@ -98,6 +101,7 @@ def page(url: str, superblock: Superblock, recovery_key: str | None, made: str) 
         f"Where        {url}",
         f"Made         {superblock.created}, this sheet {made}",
         f"Encryption   {superblock.encryption}",
+        *access,
         "",
         "Other copies of it (replicas, drives; write them in):",
         "",
@@ -114,6 +118,16 @@ def page(url: str, superblock: Superblock, recovery_key: str | None, made: str) 
         "open the backups, its makers neither.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def access(url: str, env: Mapping[str, str]) -> list[str]:
+    """What an object store needs beside the URL: what is set and no secret as it is, room for the rest."""
+    named = variables(url)
+    if not named:
+        return []
+    values = {name: "" if secret else env.get(name, "") for name, secret in named.items()}
+    shown = [f"    export {name}={value or '_' * 40}" for name, value in values.items()]
+    return ["", "It is reached with these (where a value was needed that is not here, write it in):", "", *shown]
 
 
 def _recovery_key(context: Context, store: ObjectStore, superblock: Superblock, *, new: bool) -> str | None:
