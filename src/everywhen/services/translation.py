@@ -10,7 +10,7 @@ from everywhen.block.device import DeviceError
 from everywhen.block.image_errors import ImageDamaged, ImageInUse, ImageMissing, ImageNotAllowed
 from everywhen.block.target import TargetBusy, TargetFull, TargetNotWritable
 from everywhen.formats.errors import FormatError, UnsupportedVersion
-from everywhen.guest.errors import GuestError, GuestUnsupported, NoSuchPath, WrongKind
+from everywhen.guest.errors import GuestError, NoSuchPath, WrongKind
 from everywhen.repository.errors import (
     Busy,
     CacheFull,
@@ -99,10 +99,7 @@ def _of_guest(error: GuestError) -> Failure:
         return failures.NotFound(f"{error}.")
     if isinstance(error, WrongKind):
         return failures.WrongUsage(f"{error}.")
-    do = (
-        ["everywhen serve nbd VM/DISK@WHEN --socket PATH (the disk as a device)"] if isinstance(error, GuestUnsupported) else []
-    )
-    return failures.Failed(f"{error}.", safe="The disk itself can be opened as a device.", do=do)
+    return failures.Failed(f"{error}.", safe="The disk itself can be opened as a device: everywhen serve nbd")
 
 
 @contextmanager

@@ -11,16 +11,17 @@ from dataclasses import dataclass, replace
 from datetime import tzinfo
 
 from everywhen.block.device import DeviceError
-from everywhen.guest.errors import GuestError, NoSuchPath
+from everywhen.guest.errors import GuestError, GuestUnsupported, NoSuchPath
 from everywhen.guest.tree import Entry
 from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.cli.restored_words import ship_newest
 from everywhen.repository.errors import RepositoryError
 from everywhen.services.addresses import Address, parse_address
-from everywhen.services.failures import NotFound, WrongUsage
+from everywhen.services.failures import Failed, NotFound, WrongUsage
 from everywhen.services.spelling import nearest
 from everywhen.services.times import local_time, rfc3339
 from everywhen.services.view.files import GuestFiles, Place
+from everywhen.services.view.guest_root import NoSystem
 from everywhen.services.view.moments import MomentView, OpenMoments
 from everywhen.storage.base import StorageError
 
@@ -53,25 +54,34 @@ class OpenedFiles:
             "writes_after_point": opened.found.writes_after,
         }
 
-    def place(self, *, follow: bool = True) -> Place:
-        """What the address leads to. Raises NotFound with what exists of the way there, GuestError."""
-        path = self.address.path or "/"
+    def place(self) -> Place:
+        """What the address leads to. Raises NotFound with what exists of the way there, Failed with a way out, GuestError."""
+        path, whole = self.address.path or "/", replace(self.address, path=None)
         try:
-            return self.files.place(self.address.disk, path, follow=follow)
+            return self.files.place(self.address.disk, path)
         except NoSuchPath as error:
             raise self._not_found(path, error.nearest) from error
+        except NoSystem as error:
+            do = [f"everywhen ls {whole} (its volumes; each has a path of its own)"]
+            raise Failed(f"{error}.", on=str(self.address), do=do) from error
+        except GuestUnsupported as error:
+            do = [f"everywhen serve nbd {whole} --socket PATH (the disk as a device)"]
+            raise Failed(f"{error}.", on=str(self.address), do=do) from error
 
     def _not_found(self, path: str, near: str) -> NotFound:
+        """`near` is on another way where a link of the guest's leads off this one."""
         where = "" if self.address.disk is None else f"/{self.address.disk}"
         at = local_time(self.view.moment.found.moment.time_ns, self.context.zone)
-        missing = path.strip("/")[len(near.strip("/")) :].strip("/").partition("/")[0]
-        meant = nearest(missing, self._beside(near))
-        folder = near.rstrip("/")
+        folder, asked = near.rstrip("/"), f"/{path.strip('/')}"
+        link, meant = "", []
+        if asked.startswith(f"{folder}/"):
+            meant = nearest(asked[len(folder) + 1 :].partition("/")[0], self._beside(near))
+        else:
+            link = f" A link on the way leads to {near}, and there the rest is not."
         hints = [f"Did you mean {folder}/{meant[0]}?"] if meant else []
         look = replace(self.address, path=near)
-        return NotFound(
-            f"No {path} in {self.view.vm.name}{where} at {at}.", on=str(self.address), do=[*hints, f"everywhen ls {look}"]
-        )
+        what = f"No {path} in {self.view.vm.name}{where} at {at}.{link}"
+        return NotFound(what, on=str(self.address), do=[*hints, f"everywhen ls {look}"])
 
     def _beside(self, near: str) -> list[str]:
         try:

@@ -60,6 +60,10 @@ class _Root:
     table: list[_Line] | None
 
 
+class NoSystem(GuestUnsupported):
+    """None of a guest's volumes looks like the root of its system; each can be looked into by itself."""
+
+
 class _Known:
     """The volumes that can be read, by what mount tables call them."""
 
@@ -94,7 +98,7 @@ class _Known:
 
 
 def guest_tree(volumes: Sequence[GuestVolume], opened: OpenSystem) -> FileSystem:
-    """All that the guest sees. Raises GuestUnsupported where nothing looks like its system, and what disks raise."""
+    """All that the guest sees. Raises NoSystem, and what disks raise."""
     systems: dict[tuple[str, str], FileSystem] = {}
     shut = []
     for volume in volumes:
@@ -113,7 +117,7 @@ def guest_tree(volumes: Sequence[GuestVolume], opened: OpenSystem) -> FileSystem
     windows = next((one for one in readable if one[1].kind == "ntfs" and _leads(one[1], "Windows/System32")), None)
     if windows is not None:
         return _windows(windows, readable, shut)
-    raise GuestUnsupported("; ".join(["no volume looks like the root of a guest's system", *shut]))
+    raise NoSystem("; ".join(["no volume looks like the root of a guest's system", *shut]))
 
 
 def _roots(volume: GuestVolume, system: FileSystem) -> Iterator[_Root]:
