@@ -146,10 +146,12 @@ def test_what_a_killed_capture_left(program: Program, hypervisor: Hypervisor, ca
     running = program.run("unprotect", "web1", "--qmp", hypervisor.qmp)
     assert (running.code, len(taps(hypervisor))) == (4, 2), running
     capture.kill()
+    assert program.run("status", "--check").code == 5
     assert len(bitmaps(hypervisor)) == 2
     assert program.ok("unprotect", "web1", "--qmp", hypervisor.qmp)["bitmaps_taken_off"] == 2
     assert hypervisor.ours() == set()
     assert hypervisor.write_errors(0) == 0
+    assert program.run("status", "--check").code == 0, "it is not wanted any more"
 
 
 def test_nobody_there(program: Program, capture: Capture) -> None:

@@ -72,6 +72,12 @@ def test_coverage_and_gaps_are_what_can_be_opened_and_what_cannot(program: Progr
         writes(hypervisor)
         capture.kill()
     killed_at = time.time()
+    hypervisor.write(0, 0, 512, 99)
+    (goes_on,) = (gap for gap in program.ok("timeline", "web1")["gaps"] if gap["to"] is None)
+    assert (goes_on["why"], seconds(goes_on["from"]) < killed_at) == ("capture was killed", True)
+    seen = program.run("status", "--check")
+    assert (seen.code, "KILLED" in seen.out, "its capture on this host was killed" in seen.out) == (5, True, True), seen
+    assert "in the spool that a capture left" in program.run("restore", "web1/vd0", "--to", "back.raw", "--overwrite").err
     with captured(program, hypervisor) as capture:
         writes(hypervisor)
         eventually(lambda: len(program.ok("timeline", "web1")["every_write"]) == 3, "the newest writes are durable")

@@ -44,6 +44,10 @@ class NobodyThere(Exception):
     """No capture of that VM runs on this host."""
 
 
+class Killed(NobodyThere):
+    """One ran on this host and did not end in order: its socket is there, and nobody listens."""
+
+
 class NoAnswer(NobodyThere):
     """Something is there, but gives no answer: it hangs, has just ended, or does not talk to this user."""
 
@@ -61,10 +65,17 @@ def ask(folder: Path, request: Json, *, patience_s: float = ANSWER_S) -> Json:
             connection.connect(path)
             connection.sendall(json.dumps(request).encode() + b"\n")
             return parse_json("the capture's answer", _line(connection))
-        except (FileNotFoundError, ConnectionRefusedError) as error:
+        except ConnectionRefusedError as error:
+            raise Killed(f"the capture at {path} was killed: {error}") from error
+        except FileNotFoundError as error:
             raise NobodyThere(f"no capture answers at {path}: {error}") from error
         except (OSError, Corrupt) as error:
             raise NoAnswer(f"no answer at {path}: {error}") from error
+
+
+def forget(folder: Path) -> None:
+    """Let nothing say any more that a capture which was killed ran in this folder. Raises OSError."""
+    (folder / NAME).unlink(missing_ok=True)
 
 
 class Listener:

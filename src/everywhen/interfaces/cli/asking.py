@@ -8,11 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json
 from everywhen.interfaces.cli.context import Context
-from everywhen.interfaces.control_socket import NAME, NoAnswer, NobodyThere, ask
+from everywhen.interfaces.control_socket import NAME, Killed, NoAnswer, NobodyThere, ask
+from everywhen.repository.epochs import latest_claim
+from everywhen.repository.ledger import Vm
+from everywhen.repository.repository import Repository
 from everywhen.services.failures import Failed, Failure, NotAllowed, NotFound, WrongUsage
 from everywhen.services.naming import is_name
 from everywhen.services.protect import capture_states
-from everywhen.services.protect.captured import SILENT, Captured
+from everywhen.services.protect.captured import KILLED, SILENT, Captured
 from everywhen.services.spelling import nearest
 from everywhen.services.times import local_time
 
@@ -37,22 +40,29 @@ def ask_capture(context: Context, vm: str, request: Json) -> Json:
     return answer
 
 
-def captured_here(context: Context, repository: str, names: list[str]) -> dict[str, Captured]:
-    """What the captures of these VMs on this host say that go into the repository of that id (hex), by name."""
+def captured_here(context: Context, repository: Repository, vms: list[Vm]) -> dict[str, Captured]:
+    """What the captures of these VMs on this host say that go into the repository, by our names; also that one was killed.
 
-    def look(name: str) -> Captured | None:
+    Raises StorageError.
+    """
+
+    def look(vm: Vm) -> Captured | None:
         try:
-            answer = ask(context.state(name), {"wish": "status"}, patience_s=LOOK_S)
+            answer = ask(context.state(vm.name), {"wish": "status"}, patience_s=LOOK_S)
             found = Captured.from_json(answer)
         except (NoAnswer, Corrupt) as error:
             cause = error.__cause__ or error
             return Captured(SILENT, 0, getattr(cause, "strerror", None) or str(cause))
+        except Killed:
+            # Nothing here says into which repository it went. Who claimed last does, and that nobody has taken over elsewhere.
+            last = latest_claim(repository.documents, vm.vm)
+            return Captured(KILLED, 0) if last and last.holder.host == repository.surroundings.holder.host else None
         except NobodyThere:
             return None
-        return found if answer.get("repository") == repository else None
+        return found if answer.get("repository") == repository.id.hex() else None
 
     with ThreadPoolExecutor(8) as pool:
-        return {name: found for name, found in zip(names, pool.map(look, names), strict=True) if found is not None}
+        return {vm.name: found for vm, found in zip(vms, pool.map(look, vms), strict=True) if found is not None}
 
 
 def captures(context: Context) -> list[str]:

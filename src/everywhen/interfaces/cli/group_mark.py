@@ -14,7 +14,7 @@ from everywhen.services.ages import SECOND
 from everywhen.services.catalog import read_catalog
 from everywhen.services.failures import Exit, Failed, Failure
 from everywhen.services.groups import PREFIX, members
-from everywhen.services.protect.captured import SILENT
+from everywhen.services.protect.captured import KILLED, SILENT
 from everywhen.services.times import local_time, rfc3339, zone_label
 
 _AHEAD = 5 * SECOND
@@ -26,8 +26,9 @@ _SILENT = "its capture does not answer"
 def mark_group(context: Context, group: str, text: str) -> int | None:
     """Raises Failure where no VM of the group has that point."""
     with context.repository() as repository:
-        names = [vm.name for vm in members(read_catalog(repository), group)]
-        captures = captured_here(context, repository.id.hex(), names)
+        vms = members(read_catalog(repository), group)
+        names = [vm.name for vm in vms]
+        captures = {name: one for name, one in captured_here(context, repository, vms).items() if one.state != KILLED}
         clock = repository.surroundings.clock
     time_ns = clock() + _AHEAD
     request = {"wish": "mark", "text": text, "at_ns": time_ns}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from everywhen.capture.spool_reader import spool_files
 from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.control_socket import NoAnswer, NobodyThere, ask
 from everywhen.services.naming import is_name
@@ -21,9 +22,19 @@ def ship_newest(context: Context, vm: str) -> None:
     except NoAnswer:
         why = "its capture does not answer, or belongs to another user"
     except NobodyThere:
-        return
+        why = (
+            "it is in the spool that a capture left on this host: everywhen protect brings it in" if _left(context, vm) else ""
+        )
     if why:
         context.output.warn(f"{vm}: what was written last is not in the repository yet ({why})")
+
+
+def _left(context: Context, vm: str) -> bool:
+    """Whether there are files in the spool of a VM that nobody captures here."""
+    try:
+        return bool(spool_files(context.state(vm) / "spool"))
+    except OSError:
+        return False  # there is none, or it is another user's
 
 
 def restored_document(vm: str, opened: OpenedMoment, result: RestoreResult) -> dict[str, object]:

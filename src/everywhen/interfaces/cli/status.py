@@ -46,7 +46,7 @@ def status(
         catalog = read_catalog(repository)
         policies = read_policies(repository.documents, catalog.vms)
         vms = [catalog.vm(name) for name in names or []] or catalog.vms
-        captures = captured_here(context, repository.id.hex(), [vm.name for vm in vms])
+        captures = captured_here(context, repository, vms)
         found = state(repository, catalog, policies, vms, captures, max_age_ns=limit)
         found.needs.extend(unfinished_on_devices(context.state_folder()))
         identity, url = repository.id.hex(), repository.store.url

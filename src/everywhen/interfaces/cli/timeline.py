@@ -50,7 +50,7 @@ def timeline_command(
         catalog = read_catalog(repository)
         found = catalog.vm(vm)
         now = repository.surroundings.clock()
-        captured = captured_here(context, repository.id.hex(), [found.name]).get(found.name)
+        captured = captured_here(context, repository, [found]).get(found.name)
         newest = newest_captured(catalog.history_of(found))
         line = timeline(catalog.points_of(found), _reach(context, repository, newest, captured))
     write_names(context.env, context.repository_name(), catalog)

@@ -11,7 +11,7 @@ from everywhen.interfaces.cli.app import PROTECT, AsJson, Quiet, app, context_of
 from everywhen.interfaces.cli.asking import LOOK_S, ask_capture
 from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.cli.hypervisors import Domain, Libvirt, Qmp, hypervisor
-from everywhen.interfaces.control_socket import NoAnswer, NobodyThere, ask
+from everywhen.interfaces.control_socket import NoAnswer, NobodyThere, ask, forget
 from everywhen.services.failures import Busy, Failed, NotFound
 from everywhen.services.naming import is_name
 from everywhen.services.protect.capture_order import ENDS
@@ -56,9 +56,12 @@ def _clear(context: Context, vm: str, qmp: str | None, libvirt: str | None, doma
     if is_name(vm) and _runs(context, vm):
         raise Busy(f"A capture of {vm} runs on this host.", on=vm, safe="Nothing was done.", do=[f"everywhen unprotect {vm}"])
     try:
-        return withdraw(place)
+        taken_off = withdraw(place)
     except ENDS as error:
         raise Failed(f"{place.place}: {error}.", on=vm, do=["A QEMU that has ended keeps nothing of ours."]) from error
+    if is_name(vm):
+        forget(context.state(vm))
+    return taken_off
 
 
 def _runs(context: Context, vm: str) -> bool:

@@ -23,6 +23,8 @@ from everywhen.services.times import local_time
 
 SILENT = "silent"
 """The state of one that is there and does not answer."""
+KILLED = "killed"
+"""The state of one that did not end in order, and that nobody has begun again."""
 ALARM_NS = 20_000_000
 """A sink that is well answers far sooner (design 4.10.2); after ten times as long it is taken away."""
 _ENOUGH = 1000
@@ -102,12 +104,14 @@ class Captured:
             return f"paused until {local_time(self.until_ns, zone)[11:]}"
         if self.following:
             return f"every {span(self.interval_ns)}" if self.interval_ns else "every write"
-        return self.state.upper() if self.state in (DETACHED, DISPLACED, SILENT) else self.state
+        return self.state.upper() if self.state in (DETACHED, DISPLACED, SILENT, KILLED) else self.state
 
     def needs(self, now_ns: int) -> list[str]:
         """Sentences about what needs a person."""
         if self.state == SILENT:
             return [f"its capture does not answer ({self.why})"]
+        if self.state == KILLED:
+            return ["not captured: its capture on this host was killed; begin it again: everywhen protect, or its service"]
         left = (self.raw or {}).get("left_behind")
         needs = [left] if isinstance(left, str) else []
         slowest = min(self.number("p99_ns"), self.number("worst_ns"))  # the first is known to half a power of two
@@ -132,6 +136,7 @@ class Captured:
             COPYING: "what was not captured is being read",
             DETACHED: self.why,
             STARTING: NOT_RUNNING,
+            KILLED: "capture was killed",
             OFF: None if self.nothing_to_capture else self.why,
         }
         return Reach(self.covered_ns, why.get(self.state))
