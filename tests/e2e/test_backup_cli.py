@@ -304,3 +304,23 @@ def test_progress_for_programs(program: Program, image: Path) -> None:
     assert lines[-1]["title"] == "backup web1"
     assert lines[-1]["bytes_done"] == lines[-1]["bytes_total"] == len(NOISE)
     assert done.document["bytes_read"] == len(NOISE)
+
+
+def test_an_image_that_a_guest_made_look_like_another_format_is_told(program: Program, image: Path, tmp_path: Path) -> None:
+    first = program.run("backup", "web1", f"vda={image}")
+    assert "was taken for" not in first.err
+    qemu_img("create", "-f", "qcow2", tmp_path / "header", "1M")
+    put(image, 0, (tmp_path / "header").read_bytes())  # what a guest can write into its disk
+    told = program.run("backup", "web1", f"vda={image}")
+    assert told.code == 0
+    assert "was taken for qcow2 with 1,048,576 bytes" in told.err
+    assert f"vda was raw with {1024 * BLOCK:,}" in told.err
+    assert "--image-format vda=raw" in told.err
+    for _ in range(2):  # who says what it is, is told nothing; nor is anybody once it is as it was before
+        quiet = program.run("backup", "web1", f"vda={image}", "--image-format", "vda=raw")
+        assert "was taken for" not in quiet.err
+    os.truncate(image, 0)
+    os.truncate(image, 100 * BLOCK)
+    assert "was taken for raw with 6,553,600 bytes" in program.run("backup", "web1", f"vda={image}").err
+    os.truncate(image, 60 * BLOCK)
+    assert "was taken for" not in program.run("backup", "web1", f"vda={image}").err

@@ -336,3 +336,18 @@ def test_interrupted_restores_leave_no_file(program: Program, tmp_path: Path) ->
     program.restore("web1/vda", tmp_path / "back.img", "--overwrite")
     same(image, tmp_path / "back.img")
     assert not partial.exists()
+
+
+def test_one_disk_with_its_configuration(program: Program, tmp_path: Path) -> None:
+    image = make_image(tmp_path / "a.img")
+    (tmp_path / "web1.conf").write_text("conf")
+    program.backup("web1", f"vda={image}", "--config", tmp_path / "web1.conf")
+    told = program.run("restore", "web1", "--to", "one.img")
+    assert (told.code, "left out: web1.conf" in told.err) == (0, True), told
+    assert "left out" not in program.run("restore", "web1/vda", "--to", "another.img").err
+    # A name that ends as a folder's does is one, whether it is there already or not.
+    found = program.ok("restore", "web1", "--to", "new/")
+    assert found["files"] == ["new/web1.conf"]
+    assert (tmp_path / "new" / "web1.conf").read_text() == "conf"
+    program.ok("restore", "web1/vda", "--to", "newer/")
+    same(image, tmp_path / "newer" / "web1-vda.raw")

@@ -65,6 +65,11 @@ def make_reserve(store: ObjectStore) -> bool:
     return True
 
 
+def has_reserve(store: ObjectStore) -> bool:
+    """Whether the reserve is there."""
+    return any(found.name == RESERVE for found in store.list("reserve/"))
+
+
 def release_reserve(store: ObjectStore) -> None:
     """Give the reserve up, so that cleaning has room to work."""
     store.delete(RESERVE)

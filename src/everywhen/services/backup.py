@@ -39,6 +39,8 @@ Report = Callable[[int, int | None], None]
 _LIVE = "read while a running VM or another program may have been writing to it"
 _MOVED = "changed while it was read"
 _LARGEST_FILE = 256 << 20
+_MUCH_SMALLER = 2
+"""A disk of less than one part in so many is another one, or was taken for what it is not: disks grow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,26 @@ def back_up(repository: Repository, catalog: Catalog, order: BackupOrder, report
             )
             writer.commit(point)
     remarks = [f"{order.images[name]}: {remark}" for name, image in images.items() for remark in image.summary.remarks]
+    remarks += [remark for name in images if (remark := _another_disk(order, name, point, parent))]
     return BackupResult(point, vm, point.seconds, misses, remarks)
+
+
+def _another_disk(order: BackupOrder, name: str, point: RecoveryPoint, parent: RecoveryPoint | None) -> str:
+    """What a format that was detected says about the disk, where it is not what it was; '' where it is.
+
+    In a raw image a guest can write what looks like another format, and so end the backups of its own disk.
+    """
+    if name in order.formats or parent is None or name not in parent.disks:
+        return ""
+    new, old = point.disks[name], parent.disks[name]
+    # Of what was captured no format is known: the hypervisor told the bytes of the disk.
+    other = parent.journal is None and new.format != old.format
+    if not other and new.tree.size * _MUCH_SMALLER >= old.tree.size:
+        return ""
+    return (
+        f"{order.images[name]}: was taken for {new.format} with {new.tree.size:,} bytes; before, in {parent.point}, {name} was "
+        f"{old.format} with {old.tree.size:,}. If that is not so, a guest may have written it: say --image-format {name}=raw"
+    )
 
 
 def _advancing(report: Report, total: int) -> Callable[[int], None]:

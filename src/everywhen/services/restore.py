@@ -102,10 +102,14 @@ def restore(repository: Repository, order: RestoreOrder, report: Report) -> Rest
         raise WrongUsage(f'"{order.format}" is not a format that can be written: {", ".join(FORMATS)}.', on=order.format)
     if not order.disks:
         raise NotFound(f"{order.vm.name} had no disks at {order.point.point}.", on=order.vm.name)
-    into_folder = len(order.disks) > 1 or os.path.isdir(order.to)
+    into_folder = len(order.disks) > 1 or os.path.isdir(order.to) or not os.path.basename(order.to)
     if order.to == "-" and into_folder:
         raise WrongUsage("Standard output takes one disk: name it, as in web1/vda@latest.", on=order.to)
     remarks: list[str] = []
+    if order.files and order.point.files and not into_folder:
+        remarks.append(
+            f"configuration files go into a folder only, as --to DIR/; left out: {', '.join(sorted(order.point.files))}"
+        )
     with opened_points(repository, f"restore {order.vm.name}", [order.point]) as leased, ExitStack() as opened:
         if not leased:
             remarks.append("the repository cannot be written, so nothing there says that this moment is being read")

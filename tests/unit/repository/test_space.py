@@ -122,3 +122,20 @@ def test_a_full_disk_can_be_pruned(tmp_path: Path) -> None:
         assert [drop.drop for drop in ledger.drops()] == ["d" * 16]
         with pytest.raises(ObjectNotFound):
             store.size(space.RESERVE)
+
+
+def test_a_dry_run_of_gc_makes_no_reserve(tmp_path: Path) -> None:
+    store, world = Medium(100 * GB), World(tmp_path)
+    with world.open(store, world.create(store, encrypted=False)) as repository:
+        space.want_reserve(store)
+        world.collect(repository, dry_run=True)
+        assert space.RESERVE in store.allocated
+        space.release_reserve(store)
+        world.collect(repository, dry_run=True)
+        assert space.RESERVE not in store.allocated
+        world.collect(repository)
+        assert space.RESERVE in store.allocated
+        # What a dry run lends itself for its lock on a full medium, it gives back.
+        store.taken = store.space().free
+        world.collect(repository, dry_run=True)
+        assert space.RESERVE in store.allocated

@@ -31,7 +31,7 @@ from everywhen.repository.gc.roots import Roots, find_roots
 from everywhen.repository.packs import PACK_SIZE
 from everywhen.repository.presence import SECOND, Attendance, Presence, list_presences
 from everywhen.repository.repository import Repository
-from everywhen.repository.space import make_reserve, release_reserve, with_reserve
+from everywhen.repository.space import has_reserve, make_reserve, release_reserve, with_reserve
 from everywhen.repository.twins import TWINS, delete_twice, twin_of
 from everywhen.storage.base import AlreadyExists, ObjectNotFound, OutOfSpace
 
@@ -90,7 +90,7 @@ class Collected:
 def collect(repository: Repository, *, wait: bool, dry_run: bool, note: Note, pause: Callable[[float], None]) -> Collected:
     """Free what nobody needs. `pause` sleeps (seconds). Raises Busy, Damaged, StorageError, FormatError."""
     repository.unlocked.superblock.require("gc")
-    with _only_one(repository):
+    with _only_one(repository, dry_run=dry_run):
         collected = Collected()
         try:
             _Run(repository, note, pause, collected).run(wait=wait, dry_run=dry_run)
@@ -358,8 +358,12 @@ def _committed(roots: Roots) -> set[str]:
 
 
 @contextmanager
-def _only_one(repository: Repository) -> Iterator[None]:
-    """G1. Also gives up the reserve when there is no room for the lock, and makes it again at the end."""
+def _only_one(repository: Repository, *, dry_run: bool) -> Iterator[None]:
+    """G1. Also gives up the reserve when there is no room for the lock, and makes it again at the end.
+
+    With `dry_run` only if it was there before: where nothing is to be done, gigabytes must not be written.
+    """
+    remake = not dry_run or has_reserve(repository.store)
     now = repository.surroundings.clock()
     presence = Presence(LOCK, repository.surroundings.holder, "gc", [], now, now)
     attendance = Attendance(repository.documents, presence, repository.surroundings.clock)
@@ -370,7 +374,8 @@ def _only_one(repository: Repository) -> Iterator[None]:
             yield
     finally:
         attendance.end()
-        make_reserve(repository.store)
+        if remake:
+            make_reserve(repository.store)
 
 
 def _take(repository: Repository, attendance: Attendance) -> None:
