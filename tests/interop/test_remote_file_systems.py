@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Each kind of file system is the same where the confined process parses it: nothing that a reader needs is out of its reach."""
+"""Each kind of file system is the same where the confined process parses it: nothing that a reader needs is out of reach."""
 
 from __future__ import annotations
 
