@@ -18,6 +18,7 @@ from everywhen.formats.ids import ChunkName
 from everywhen.formats.node import decode_node, root_level
 from everywhen.formats.point import RecoveryPoint, Tree
 from everywhen.repository.blockmap import blocks_of
+from everywhen.repository.folders import stored_bytes
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.services.ages import DAY
@@ -87,7 +88,7 @@ def statistics(repository: Repository, catalog: Catalog, named: Sequence[Vm], re
         for vm in (named or catalog.vms)
     ]
     logical = sum(counter.bytes_of(tree) for point in points for tree in point.trees())
-    stored = sum(found.size for found in repository.store.list() if not found.name.startswith("reserve/"))
+    stored = stored_bytes(repository.store)
     total = Growth(
         _sum([figures.growth.stored for figures in vms]),
         _sum([figures.growth.changed for figures in vms]),

@@ -23,11 +23,12 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import re
 import shutil
 import stat
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from everywhen.storage.base import (
     AlreadyExists,
@@ -46,6 +47,7 @@ from everywhen.storage.posix_calls import PosixCalls, name_exclusively, storage_
 from everywhen.storage.posix_files import OpenFiles
 
 TEMPORARY = ".tmp-"
+_LEFTOVER = re.compile(re.escape(TEMPORARY) + "[0-9]+-[0-9]+")
 
 
 class PosixStore:
@@ -178,15 +180,27 @@ class PosixStore:
         # Also when it was gone already: whoever removed it may not have come to this line.
         self._make_names_durable(name, os.path.dirname(path))
 
-    def sweep_temporaries(self, *, now_ns: int, older_than_ns: int) -> int:
-        """Remove what interrupted puts left behind: temporary files last written `older_than_ns` before `now_ns`.
+    def beside(self, own: Collection[str]) -> Sequence[str]:
+        """Names in the root that are neither among `own` nor temporary files of ours: somebody else's, in order."""
+        try:
+            return sorted(name for name in os.listdir(self._root) if name not in own and not _LEFTOVER.fullmatch(name))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise storage_error("", error) from error
+
+    def sweep_temporaries(self, folders: Collection[str], *, now_ns: int, older_than_ns: int) -> int:
+        """Remove what interrupted puts left behind in the root and anywhere below these of its folders: temporary files last
+        written `older_than_ns` before `now_ns`. What lies elsewhere, or is a link, is somebody else's.
 
         Both in nanoseconds, `now_ns` since 1970 by the store's clock. An age of an hour spares every put under way.
         Returns the number of files removed.
         """
         removed = 0
-        for folder, _, names in os.walk(self._root):  # does not follow links
-            for path in (os.path.join(folder, name) for name in names if name.startswith(TEMPORARY)):
+        for folder, below, names in os.walk(self._root):  # does not follow links
+            if folder == self._root:
+                below[:] = [name for name in below if name in folders]
+            for path in (os.path.join(folder, name) for name in names if _LEFTOVER.fullmatch(name)):
                 try:
                     if now_ns - os.lstat(path).st_mtime_ns >= older_than_ns:
                         self._calls.unlink(path)

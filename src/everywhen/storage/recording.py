@@ -76,5 +76,5 @@ def leave_torn(put: Put, root: str | os.PathLike[str], *, length: int) -> None:
     """What a put into the PosixStore at `root` leaves when it is cut after `length` bytes: a temporary file."""
     folder = os.path.dirname(os.path.join(root, *check_name(put.name).split("/")))
     os.makedirs(folder, exist_ok=True)
-    with open(os.path.join(folder, f"{TEMPORARY}torn-{length}"), "wb") as file:
+    with open(os.path.join(folder, f"{TEMPORARY}0-{length}"), "wb") as file:
         file.write(put.content[:length])

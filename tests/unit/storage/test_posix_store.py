@@ -313,11 +313,17 @@ def test_the_sweep_takes_old_temporary_files_only(tmp_path: Path) -> None:
     store = PosixStore(tmp_path)
     store.put("vms/a", [b"x"])
     now = 1_800_000_000 * 10**9
-    for name, age in (("vms/.tmp-old", HOUR), ("vms/.tmp-new", HOUR - 1), ("vms/a", 2 * HOUR), (".tmp-old", 3 * HOUR)):
+    old = {"vms/.tmp-1-0": HOUR, "vms/ab/.tmp-1-1": HOUR, "vms/a": 2 * HOUR, ".tmp-1-2": 3 * HOUR}
+    new = {"vms/.tmp-1-3": HOUR - 1}
+    foreign = {"photos/.tmp-1-4": 2 * HOUR, "photos/vms/.tmp-1-5": 2 * HOUR, ".tmp-mine": 2 * HOUR}
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "keys").symlink_to(tmp_path / "outside")
+    for name, age in (old | new | foreign | {"outside/.tmp-1-6": 2 * HOUR}).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
         os.utime(tmp_path / name, ns=(now - age, now - age))
-    assert store.sweep_temporaries(now_ns=now, older_than_ns=HOUR) == 2
-    assert files(tmp_path) == {"vms/.tmp-new", "vms/a"}
+    assert store.sweep_temporaries(["keys", "vms"], now_ns=now, older_than_ns=HOUR) == 3
+    assert files(tmp_path) == {"vms/a", *new, *foreign, "outside/.tmp-1-6"}
 
 
 def test_leftovers_of_a_process_with_the_same_number_are_no_obstacle(tmp_path: Path) -> None:
@@ -402,6 +408,6 @@ def test_a_killed_writer_leaves_whole_objects_and_all_it_acknowledged(tmp_path: 
     for name, size in listed.items():
         assert size == 500_000
         assert store.get(name) == name.encode().ljust(50) * 10_000
-    store.sweep_temporaries(now_ns=2**63, older_than_ns=0)
+    store.sweep_temporaries(["packs"], now_ns=2**63, older_than_ns=0)
     assert {name for name in files(tmp_path) if TEMPORARY in name} == set()
     assert set(listed) == files(tmp_path)

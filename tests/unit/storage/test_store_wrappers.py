@@ -178,7 +178,7 @@ def test_a_torn_put_leaves_a_temporary_file_and_no_object(tmp_path: Path) -> Non
     assert sorted(path.read_bytes() for path in tmp_path.rglob(".tmp-*")) == [b"", b"con", b"content"]
     replay([put], store)
     assert contents(store) == {"packs/ab/x": b"content"}
-    assert store.sweep_temporaries(now_ns=2**63, older_than_ns=0) == 3
+    assert store.sweep_temporaries(["packs"], now_ns=2**63, older_than_ns=0) == 3
 
 
 def test_a_recording_is_in_the_order_of_effect() -> None:

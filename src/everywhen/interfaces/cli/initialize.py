@@ -8,11 +8,14 @@ from typing import Annotated
 import typer
 
 from everywhen.formats.ids import random_word
+from everywhen.formats.superblock import SUPERBLOCK_NAME
 from everywhen.interfaces.cli.app import RUN, AsJson, PassphraseFile, Quiet, app, context_of
+from everywhen.repository.folders import FOLDERS
 from everywhen.repository.keys.keys import Mint, create
 from everywhen.repository.space import want_reserve
 from everywhen.services.failures import WrongUsage
 from everywhen.services.translation import failing
+from everywhen.storage.posix import PosixStore
 from everywhen.storage.probe import probe_traits
 
 
@@ -32,6 +35,7 @@ def init(
     store = context.store()
     surroundings = context.surroundings()
     with failing(where):
+        beside = store.beside({SUPERBLOCK_NAME, *FOLDERS}) if isinstance(store, PosixStore) else []
         passphrase = context.new_passphrase() if encryption != "none" else None
         word = random_word(surroundings.randomness, 16)
         traits = probe_traits(store, f"probe/{word}")
@@ -54,6 +58,9 @@ def init(
     if created.recovery_key:
         output.line()
         context.show_recovery_key(created.recovery_key)
+    if beside:
+        names = ", ".join(beside[:3]) + (", …" if len(beside) > 3 else "")
+        output.warn(f"there is something else in {store.url} ({names}): it stays as it is; a folder of its own is safer")
     if not exclusive:
         output.warn("this store cannot keep two writers apart: backups, captures and gc take turns, or are refused as busy")
     if not reserved:

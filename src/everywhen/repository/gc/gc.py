@@ -9,7 +9,7 @@ that are very small, and saving what a writer came to need of a pack that was al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -21,6 +21,7 @@ from everywhen.repository import damage
 from everywhen.repository.alone import alone
 from everywhen.repository.condemned import Condemnation, list_condemned, publish, withdraw
 from everywhen.repository.errors import Busy, CacheFull, Damaged
+from everywhen.repository.folders import FOLDERS
 from everywhen.repository.gc.journals import sweep_journals
 from everywhen.repository.gc.live import mark_live
 from everywhen.repository.gc.marking import Marker
@@ -57,8 +58,8 @@ _BESIDE = "Another gc deletes beside this one. What it does not free the next ru
 class Sweeping(Protocol):
     """A store in which interrupted puts leave something behind."""
 
-    def sweep_temporaries(self, *, now_ns: int, older_than_ns: int) -> int:
-        """Remove what is older; how many there were."""
+    def sweep_temporaries(self, folders: Collection[str], *, now_ns: int, older_than_ns: int) -> int:
+        """Remove what is older, in the root and below these folders; how many there were."""
 
 
 Note = Callable[[str, int, int | None], None]
@@ -105,7 +106,7 @@ def collect(repository: Repository, *, wait: bool, dry_run: bool, note: Note, pa
         collected.bytes_freed += freed
         collected.days_thinned = thin_minutes(repository, dry_run=dry_run)
         if isinstance(repository.store, Sweeping) and not dry_run:
-            repository.store.sweep_temporaries(now_ns=repository.surroundings.clock(), older_than_ns=GRACE)
+            repository.store.sweep_temporaries(FOLDERS, now_ns=repository.surroundings.clock(), older_than_ns=GRACE)
         return collected
 
 
