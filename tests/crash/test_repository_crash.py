@@ -8,6 +8,7 @@ gc must work as if nothing had happened. By default every third prefix (all of t
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,8 @@ from everywhen.repository.keys import keys
 from everywhen.repository.ledger import Ledger
 from everywhen.repository.repository import Repository
 from everywhen.storage.memory import MemoryStore
-from everywhen.storage.posix import PosixStore
-from everywhen.storage.recording import Change, RecordingStore, replay
+from everywhen.storage.posix import TEMPORARY, PosixStore
+from everywhen.storage.recording import Change, Put, RecordingStore, leave_torn, replay
 from tests.interleaving import no_threads
 from tests.laboratory import SparseDisk, World, block, shrink_packs, touched
 from tests.long_forms import SOAK
@@ -152,3 +153,25 @@ def test_every_cut_leaves_what_was_acknowledged(tmp_path: Path, monkeypatch: pyt
             raise AssertionError(
                 f"cut after {count} of {len(story.changes)}: {story.changes[count - 1 : count + 1]!r:.300}"
             ) from error
+
+
+def test_a_put_of_prune_or_gc_that_is_torn_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a real file system. Those of backups: `test_repository_killed.py`."""
+    shrink_packs(monkeypatch)
+    story = told(tmp_path, encrypted=False)
+    no_threads(monkeypatch)
+    torn = {
+        count: change
+        for count, change in enumerate(story.changes)
+        if isinstance(change, Put) and ("drops/" in change.name or any(count in run for run in story.collecting))
+    }
+    assert {change.name.removeprefix("twins/").split("/")[0] for change in torn.values()} >= {"drops", "condemned", "packs"}
+    for count, change in list(torn.items())[:: 1 if SOAK else 3]:
+        root = tmp_path / f"torn-{count}"
+        store = PosixStore(str(root))
+        replay(story.changes[:count], store)
+        leave_torn(change, str(root), length=len(change.content) // 2)
+        assert not any(TEMPORARY in found.name for found in store.list())
+        examine(story, store, count)
+        store.close()
+        shutil.rmtree(root)

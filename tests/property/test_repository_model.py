@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""A repository against a model: random backups, drops, holds, gc runs and reopenings beside dictionaries (I-4, I-7).
+"""A repository against a model: random backups, restores, drops, holds, gc runs, verifications beside dictionaries (I-4, I-7).
 
 Every point that the model still has must be as it was, whatever was done since; what gc says it freed must be so; and
 equal disks have equal roots, however they came about (design 4.9.5).
@@ -24,6 +24,7 @@ from everywhen.repository.errors import NoSuchPoint
 from everywhen.repository.ledger import Drop, Hold, Ledger, Undone
 from everywhen.repository.reading import copy_disk_in_order, opened_points, used_blocks
 from everywhen.repository.repository import Repository
+from everywhen.repository.verify.verify import Watching, judging
 from everywhen.storage.memory import MemoryStore
 from tests.interleaving import no_threads
 from tests.laboratory import SparseDisk, World, block, shrink_packs, touched, truth_of
@@ -31,6 +32,7 @@ from tests.long_forms import SOAK
 
 VMS = ("0" * 32, "1" * 32)
 SLACK_S = 601
+WATCHING = Watching(lambda *_: None, lambda *_: None)
 
 numbers = st.one_of(st.integers(0, 12), st.integers(250, 262), st.integers(65530, 65540))
 contents = st.integers(0, 5)
@@ -279,6 +281,18 @@ class RepositoryModel(RuleBasedStateMachine):
                 assert sink.at == size
                 assert {number: data.ljust(BLOCK_SIZE, b"\0") for number, data in sink.data.items()} == expected
                 assert used_blocks(self.repository.fetcher, disk.tree).tolist() == sorted(expected)
+
+    @rule(read_data=st.booleans())
+    def verify(self, read_data: bool) -> None:
+        """Nothing that was done is damage, and verify changes nothing."""
+        before = self.store.snapshot()
+        with judging(self.repository, WATCHING, read_data=read_data) as judgement:
+            verdict = judgement.verdict
+        assert not verdict.findings
+        assert not verdict.notes
+        dropped = {point for drop in self.drops for point in drop.points} - self.gone
+        assert verdict.points == len(dropped) + sum(map(len, self.live.values()))
+        assert before == self.store.snapshot()
 
     @precondition(lambda self: self.gone)
     @rule(picks=st.data())
