@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from everywhen.interfaces.control_socket import NAME
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor, eventually
 from tests.long_forms import in_soak
@@ -168,6 +172,29 @@ def test_a_capture_that_hangs_is_told_from_none(program: Program, capture: Captu
     done = program.run("unprotect", "web1", "--qmp", "/nowhere")
     capture.process.send_signal(signal.SIGCONT)
     assert done.code == 4, done
+
+
+@pytest.mark.parametrize(("answer", "then"), [(b"", "resume"), (b'{"error": "it stands aside"}\n', "status")])
+def test_a_pause_that_nobody_answers_is_taken_back(program: Program, answer: bytes, then: str) -> None:
+    """It may be heard of later than anybody waits for it. One that was refused is no pause: nothing is to be resumed."""
+    folder, asked = program.folder / "host" / "web1", list[str]()
+    folder.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(folder / NAME))
+        listening.listen()
+
+        def serve() -> None:
+            for said in (answer, b'{"resumed": true, "state": "displaced", "since_ns": 0}\n'):
+                connection, _ = listening.accept()
+                with connection:
+                    asked.append(json.loads(connection.recv(4096))["wish"])
+                    connection.sendall(said)
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        done = program.run("pause", "web1", "--", "touch", program.folder / "ran")
+        serving.join(20)
+    assert (done.code, asked, (program.folder / "ran").exists()) == (1, ["pause", then], False), done
 
 
 @in_soak

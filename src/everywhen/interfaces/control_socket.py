@@ -170,10 +170,8 @@ class Listener:
                 answer = answered.get(timeout=ANSWER_S)
             except Corrupt as error:
                 answer = {"error": str(error)}
-            except queue.Empty:
-                answer = {"error": f"no answer within {ANSWER_S:.0f} s"}
-            except OSError:
-                return  # whoever asked is gone
+            except (OSError, queue.Empty):
+                return  # whoever asked is gone; who is not yet is told so by that nobody answers
             try:
                 connection.sendall(json.dumps(answer).encode() + b"\n")
             except OSError:
@@ -191,7 +189,7 @@ class Listener:
                 seconds = value.get("seconds")
                 if not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST_PAUSE_S:
                     raise Corrupt("a pause lasts from 0 seconds to 7 days")
-                return Pause(float(seconds), reply)
+                return Pause(float(seconds), reply, time.monotonic())
             case "resume":
                 return Resume(reply)
             case "end":

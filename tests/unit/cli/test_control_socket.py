@@ -83,12 +83,14 @@ def test_a_wish_that_nobody_waits_for_any_more_is_not_granted(
 ) -> None:
     monkeypatch.setattr(control_socket, "GRANTED_S", 0.0)
     monkeypatch.setattr(control_socket, "ANSWER_S", 0.2)
-    assert "no answer" in ask(folder, {"wish": "pause", "seconds": 5}, patience_s=10)["error"]
+    with pytest.raises(NoAnswer):
+        ask(folder, {"wish": "pause", "seconds": 5}, patience_s=10)
     assert listener.wait(0.1) is None
     monkeypatch.setattr(control_socket, "GRANTED_S", 60.0)
     late = pool.submit(ask, folder, {"wish": "ship"}, patience_s=10)
     assert isinstance(listener.wait(10), Ship), "those after it are"
-    assert "error" in late.result(10)
+    with pytest.raises(NoAnswer):
+        late.result(10)
 
 
 def test_the_end(folder: Path, pool: ThreadPoolExecutor) -> None:

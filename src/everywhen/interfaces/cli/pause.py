@@ -20,6 +20,7 @@ from everywhen.capture.trimming import trim
 from everywhen.interfaces.cli.app import PROTECT, AsJson, Quiet, app, context_of
 from everywhen.interfaces.cli.asking import ask_capture
 from everywhen.interfaces.cli.context import Context
+from everywhen.interfaces.control_socket import NoAnswer
 from everywhen.services.ages import SECOND, parse_span, span
 from everywhen.services.failures import Failed, Failure, NotFound, WrongUsage
 from everywhen.services.protect.wishes import LONGEST_PAUSE_S
@@ -149,6 +150,11 @@ def _taken_back(context: Context, vm: str) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, OSError):
         _resume(context, vm)
+        raise
+    except Failure as failure:
+        # One that answers has said that it is not paused. One that does not may hear of it later than we wait.
+        if isinstance(failure.__cause__, NoAnswer):
+            _resume(context, vm)
         raise
     finally:
         for number, handler in before.items():

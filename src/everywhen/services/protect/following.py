@@ -20,7 +20,7 @@ from everywhen.services.protect.capture_order import (
     Told,
 )
 from everywhen.services.protect.instants import ByTime
-from everywhen.services.protect.wishes import Mark, Pause, Resume, Ship, Wish, Wishes, marked, refuse
+from everywhen.services.protect.wishes import ANSWER_S, Mark, Pause, Resume, Ship, Wish, Wishes, marked, refuse
 
 _LOOK_S, _MEASURE_S, _AGAIN_S = 0.25, 1.0, 10.0
 _SHIP_S, _SHIP_BYTES = 60.0, 16 << 20
@@ -93,7 +93,9 @@ def follow(standing: Standing, order: CaptureOrder, told: Told, time: Time, wish
             if wish is not None:
                 refuse(wish, f"capture was lost just now ({error})")
             raise
-        if wish is not None:
+        if isinstance(wish, Pause) and time.monotonic() - wish.asked > ANSWER_S:
+            refuse(wish, "what came first took too long")  # who asked has gone, and was told so
+        elif wish is not None:
             _answer(standing, wish, why)
 
 

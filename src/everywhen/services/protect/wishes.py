@@ -35,10 +35,12 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Take the taps off for so many seconds; the bitmaps remember what changes. Replied to when they are off."""
+    """Take the taps off for so many seconds; the bitmaps remember what changes. Replied to when they are off. `asked`: as a
+    mark's."""
 
     seconds: float
     reply: Reply
+    asked: float = inf
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,6 +147,21 @@ def test_what_cannot_be_granted_is_said() -> None:
     assert answers == [{"error": "full"}]
 
 
+def test_a_pause_that_comes_too_late_is_none() -> None:
+    """A point is made first, and by then whoever asked has been told that there was no answer."""
+
+    class Slow(World):
+        def make_point(self, mark: str | None, *, quiet: bool, at_ns: int | None = None) -> None:
+            super().make_point(mark, quiet=quiet, at_ns=at_ns)
+            self.now += 130
+
+    answers: list[dict[str, object]] = []
+    run(Slow([wishing(Pause(5, answers.append, asked=0.0))]))
+    assert [list(answer) for answer in answers] == [["error"]]
+    with pytest.raises(Paused):
+        run(Slow([wishing(Pause(5, answers.append, asked=100.0))]))
+
+
 def at(seconds: float) -> Callable[[World], None]:
     """It is so late, by both clocks."""
 
