@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Whatever becomes of capture, a real guest goes on; and whatever the guest does, capture keeps up with it."""
+"""Whatever becomes of capture, a real guest goes on; and whatever the guest does, capture keeps up with it (I-6)."""
 
 from __future__ import annotations
 

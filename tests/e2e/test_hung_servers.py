@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What QEMU waits for when a sink hangs at the worst moment, and that it ends: F2 and F3 (docs/capture.md)."""
+"""What QEMU waits for when a sink hangs at the worst moment, and that it ends: I-6, F2 and F3 (docs/capture.md)."""
 
 from __future__ import annotations
 

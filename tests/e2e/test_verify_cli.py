@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import stat
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ def test_a_whole_repository(machine: Machine) -> None:
     assert "No damage found." in machine.run("verify", "--read-data")
     found = machine.document("verify")
     assert (found["damaged"], found["findings"], found["points"], found["repaired"]) == (False, [], 1, None)
+    assert stat.S_IMODE((machine.folder / "cache").stat().st_mode) == 0o700
 
 
 def test_damage_is_named_and_repaired_from_the_disk(machine: Machine) -> None:
@@ -108,6 +110,22 @@ def test_damage_is_named_and_repaired_from_the_disk(machine: Machine) -> None:
     assert "Nothing is left to repair." in machine.run("verify", "--read-data")
     machine.run("restore", "web1@latest", "--to", str(machine.folder / "back.raw"))
     assert (machine.folder / "back.raw").read_bytes() == machine.image.read_bytes()
+
+
+def test_repair_from_an_image_with_a_parent_elsewhere(machine: Machine) -> None:
+    overlay = machine.folder / "below" / "web1.qcow2"
+    overlay.parent.mkdir()
+    create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(machine.image), str(overlay)]
+    subprocess.run(create, check=True)
+    broken.flip(machine.store, machine.largest_pack(), 128 + 100)
+    machine.run("verify", "--read-data", code=3)
+    source = ("verify", "--repair-from", f"web1/vda={overlay}")
+    refused = machine.ended(*source, code=1)
+    assert "if you trust this image: --allow-outside" in refused.stderr
+    # Said to be raw, it is another disk: nothing of it is what is lost.
+    assert not machine.document(*source, "--image-format", "web1/vda=raw", code=3)["repaired"]["chunks"]
+    machine.run(*source, "--image-format", "web2/vda=raw", code=2)
+    assert machine.document(*source, "--allow-outside")["repaired"]["chunks"] == {str(overlay): 1}
 
 
 def test_a_copy_is_whole_although_a_backup_came_between(machine: Machine) -> None:

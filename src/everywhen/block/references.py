@@ -91,7 +91,7 @@ class Chain:
             return path, host
         if outside:
             raise ReferenceRefused(
-                f"{self.path} refers to {outside!r}, which is outside its folder; if you trust this image, allow that"
+                f"{self.path} refers to {outside!r}, which is outside its folder; if you trust this image: --allow-outside"
             )
         wanted = " or ".join(repr(name) for name in names if name) or "a file without a name"
         raise ImageMissing(f"{self.path} needs {wanted}, which is not there; put it beside the image")

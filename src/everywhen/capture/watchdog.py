@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The watchdog: accepts hypervisors' connections for the sink, and takes the sink away from them when it stalls.
+"""The watchdog: accepts hypervisors' connections for the sink, and takes the sink away from them when it stalls (I-6).
 
 A process of its own that imports little and waits for nothing but sockets: `python -m everywhen.capture.watchdog`, with a
 listening socket, a socket to the sink (each accepted connection goes there), one to its parent, the sink's pidfd, and the

@@ -63,7 +63,8 @@ class Repository:
         self.documents = Documents(store, self.id, self.ciphers, surroundings.randomness)
         self.cache = surroundings.cache / self.id.hex()
         with in_caches(self.cache):
-            self.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for folder in (surroundings.cache, self.cache):  # the mode is for the last part of a path only
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.points = RecoveryPoints(self.documents, PointCache(self.cache / "points.sqlite"), unlocked.keyset.naming_key)
         self.packs = PackReader(store, self.id, self.ciphers)
         self.index, self.fingerprints = self._open_caches()

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from everywhen.block.image import Image
 from everywhen.block.open_image import open_image
 from everywhen.interfaces.cli.app import (
     KEEP,
@@ -22,6 +23,7 @@ from everywhen.interfaces.cli.app import (
     app,
     context_of,
 )
+from everywhen.interfaces.cli.backup import pairs
 from everywhen.interfaces.cli.context import Context, read_secret
 from everywhen.repository.keys.keys import read_superblock, unlock
 from everywhen.repository.repository import Repository
@@ -59,6 +61,13 @@ def verify(
     source_passphrase_file: Annotated[
         str | None, typer.Option("--source-passphrase-file", help="For a source whose passphrase is another one.")
     ] = None,
+    image_format: Annotated[
+        list[str] | None,
+        typer.Option("--image-format", metavar="VM/DISK=FORMAT", help="Of such an image, instead of detecting it."),
+    ] = None,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Follow such images' parents and data files outside their folders.")
+    ] = False,
     give_up: Annotated[
         list[str] | None,
         typer.Option(
@@ -78,7 +87,15 @@ def verify(
     context = context_of(locals())
     if give_up and not repair:
         raise WrongUsage("--give-up removes what it names: it needs --repair.", on=give_up[0])
+    formats = pairs(image_format or [], "VM/DISK=FORMAT")
     given = [parse_source(text) for text in repair_from or []]
+    named = {f"{source.vm}/{source.disk}" for source in given if isinstance(source, ImageArgument)}
+    if unknown := sorted(formats.keys() - named):
+        raise WrongUsage(f"{unknown[0]} is not among the images of --repair-from.", on=unknown[0])
+
+    def opening(source: ImageArgument) -> Image:
+        return open_image(source.path, format=formats.get(f"{source.vm}/{source.disk}"), allow_outside=allow_outside)
+
     with context.repository() as repository, context.progress("reading" if read_data else "verify") as job:
 
         def read(done: int, total: int) -> None:
@@ -90,7 +107,7 @@ def verify(
                 job.step(what, done, total)
 
         def sources() -> AbstractContextManager[list[Source]]:
-            return _sources(context, repository, given, source_passphrase_file)
+            return _sources(context, repository, given, source_passphrase_file, opening)
 
         wanted: Callable[[], AbstractContextManager[list[Source]]] | None = sources if repair or given else None
         verified = verify_repository(
@@ -138,26 +155,32 @@ def _ending(context: Context, verified: Verified, *, read_data: bool) -> None:
 
 @contextmanager
 def _sources(
-    context: Context, repository: Repository, given: list[ImageArgument | str], passphrase_file: str | None
+    context: Context,
+    repository: Repository,
+    given: list[ImageArgument | str],
+    passphrase_file: str | None,
+    opening: Callable[[ImageArgument], Image],
 ) -> Iterator[list[Source]]:
     """Open the sources. Raises Failure."""
     with ExitStack() as opened:
         found: list[Source] = []
         for source in given:
             if isinstance(source, ImageArgument):
-                found.append(_image(repository, source, opened))
+                found.append(_image(repository, source, opening, opened))
             else:
                 other = opened.enter_context(_repository(context, source, passphrase_file))
                 found.append(family_source(source, repository, other))
         yield found
 
 
-def _image(repository: Repository, source: ImageArgument, opened: ExitStack) -> DeviceSource:
+def _image(
+    repository: Repository, source: ImageArgument, opening: Callable[[ImageArgument], Image], opened: ExitStack
+) -> DeviceSource:
     catalog = read_catalog(repository)
     vm = catalog.vm(source.vm)
     if not any(source.disk in point.disks for point in catalog.points_of(vm)):
         raise NotFound(f"{vm.name} never had a disk {source.disk}.", on=f"{source.vm}/{source.disk}")
-    image = open_image(source.path)
+    image = opening(source)
     opened.callback(image.close)
     return DeviceSource(source.path, image, repository.codec)
 

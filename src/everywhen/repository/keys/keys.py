@@ -189,7 +189,7 @@ def _try_slots(url: str, superblock: Superblock, table: SlotTable, secret: str) 
     slots = "slot" if len(fitting) == 1 else "slots"
     raise WrongPassphrase(
         f"Wrong repository passphrase for {url} ({superblock.repository_id.hex()[:4]}…). {len(fitting)} key {slots} tried."
-        f"{hint} Lost it? everywhen key change --recovery-key",
+        f"{hint}",
         len(fitting),
     )
 
