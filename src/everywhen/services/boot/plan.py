@@ -48,7 +48,7 @@ def planned(disks: Mapping[str, Readable], files: Files, wishes: Wishes, machine
     name = _definition(files.sizes)
     if name is None:
         machine = usual_machine(disks)
-        remarks = [f"no definition in this moment: a {_kind(machine)}; --memory, --cpus and --bus say it better"]
+        remarks = []
     else:
         try:
             machine = defined_machine(_read(files, name).decode(errors="replace"), disks)
@@ -62,6 +62,8 @@ def planned(disks: Mapping[str, Readable], files: Files, wishes: Wishes, machine
     machine = replace(machine, memory=wishes.memory or machine.memory, cpus=wishes.cpus or machine.cpus)
     if wishes.bus is not None:
         machine = machine.on_bus(wishes.bus)
+    if name is None:
+        remarks.append(f"no definition in this moment: it is {_kind(machine)}; --memory, --cpus and --bus say it better")
     nvram = _read(files, NVRAM) if machine.uefi and NVRAM in files.sizes else None
     return Plan(machine, flash_for(machine, nvram) if machine.uefi else None, remarks)
 
@@ -84,4 +86,4 @@ def _read(files: Files, name: str) -> bytes:
 
 def _kind(machine: Machine) -> str:
     firmware = "UEFI" if machine.uefi else "BIOS"
-    return f"PC with {firmware}, {machine.memory >> 20} MiB and {machine.cpus} CPU, its disks on virtio"
+    return f"a PC with {firmware}, {machine.memory >> 20} MiB, {machine.cpus} CPU, and disks on {machine.disks[0].bus}"

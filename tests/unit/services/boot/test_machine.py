@@ -198,6 +198,8 @@ def test_a_plan_says_what_differs() -> None:
     usual = planned(disks, files(), Wishes(), types)
     assert (usual.machine, usual.flash) == (Machine((MachineDisk("vda", Bus.virtio),), kind="pc"), None)
     assert "no definition" in usual.remarks[0]
+    (other,) = planned(disks, files(), Wishes(cpus=4, bus=Bus.sata), types).remarks
+    assert "it is a PC with BIOS, 1024 MiB, 4 CPU, and disks on sata" in other
     xml = "<domain><memory unit='GiB'>4</memory><vcpu>8</vcpu><os><type machine='pc-q35-8.0'>hvm</type></os></domain>"
     found = planned(disks, files(web1_xml=xml), Wishes(memory=256 << 20, bus=Bus.sata), types)
     assert (found.machine.kind, found.machine.memory, found.machine.cpus) == ("pc-q35-7.2", 256 << 20, 8)
