@@ -128,7 +128,7 @@ def test_the_console_on_a_terminal(program: Program, disk: Path) -> None:
         return text in seen
 
     try:
-        eventually(lambda: shows(b"guest login: "), "a prompt", BOOT_S)
+        eventually(lambda: shows(b"guest login: \r\nguest up after "), "a prompt", BOOT_S)
         assert b"boot number 1 \x1b[31m" in seen
         os.write(ours, b"hello\r")
         eventually(lambda: shows(b"heard hello"), "an echo", BOOT_S)

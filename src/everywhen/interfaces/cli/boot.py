@@ -122,7 +122,7 @@ def boot(
                     _started(emulator, folder, order, kvm=kvm) as copy,
                     agent_watched(os.path.join(folder, _AGENT), lambda: waker.send(_SEEN)),
                 ):
-                    told.started(copy.accelerator, "Ctrl-C" if console.keys is None else "Ctrl-]")
+                    told.started(copy.accelerator, on_console=console.keys is not None)
                     if _followed(copy, console, woken, told, wait_s, until_up=until_up):
                         break
                 told.not_by_kvm()

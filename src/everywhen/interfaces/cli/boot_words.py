@@ -26,6 +26,7 @@ class Told:
         self._view = view
         self._keep_in = keep_in
         self._accelerator = ""
+        self._on_console = False
         self._started_s = self._up_s = 0.0
         lost = "is forgotten" if keep_in is None else f"is in {keep_in} as far as the guest had it written out"
         context.output.kept = f"The backup is as it was; what the copy wrote {lost}."
@@ -41,15 +42,16 @@ class Told:
         for remark in remarks:
             self._context.output.note(remark)
 
-    def started(self, accelerator: str, key: str) -> None:
-        """QEMU runs, and has opened its disks; `key` ends it."""
+    def started(self, accelerator: str, *, on_console: bool) -> None:
+        """QEMU runs, and has opened its disks; `on_console`: its guest writes to the same terminal."""
         self._accelerator = accelerator
+        self._on_console = on_console
         self._started_s = time.monotonic() - self.began
         where = "are forgotten in the end" if self._keep_in is None else f"are kept in {self._keep_in}"
         self._context.output.note(
             f"QEMU started after {self._started_s:.1f} s ({_HOW[accelerator]}); the copy's writes {where}"
         )
-        self._context.output.note(f"{key} ends it.")
+        self._context.output.note("Ctrl-] ends it." if on_console else "Ctrl-C ends it.")
 
     def not_by_kvm(self) -> None:
         """QEMU is started again."""
@@ -61,6 +63,8 @@ class Told:
             return
         self.seen_by = seen_by
         self._up_s = time.monotonic() - self.began
+        if self._on_console:
+            self._context.output.note("")  # not in the middle of the guest's prompt
         self._context.output.note(f"guest up after {self._up_s:.1f} s ({seen_by})")
         self._decide()
 

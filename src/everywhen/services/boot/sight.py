@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 _STEERING = re.compile(rb"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[()][0-9A-B]|[=>78c])")
-_PROMPT = re.compile(rb"[Ll]ogin: ?\Z")
+_PROMPT = re.compile(rb"[Ll]ogin: \Z")
 _KEPT = 512
 """Bytes: a prompt with the host's name, and what a terminal is told in between."""
 

@@ -12,7 +12,7 @@ from everywhen.services.boot.sight import Prompt
     "text",
     [
         b"\r\nDebian GNU/Linux 12 web1 ttyS0\r\n\r\nweb1 login: ",
-        b"login:",
+        b"login: ",
         b"\x1b[1;32mweb1\x1b[0m login: \x1b[?25h",
         b"\x1b]0;a title\x07FreeBSD/amd64 (x) (ttyu0)\r\n\r\nlogin: ",
     ],
@@ -23,7 +23,9 @@ def test_a_prompt_in_pieces(text: bytes) -> None:
     assert [pieces.seen(text[at : at + 1]) for at in range(len(text))][-1]
 
 
-@pytest.mark.parametrize("text", [b"", b"Started getty.service - login: yes\r\n", b"logins: ", b"Last login: Sat Nov 21\r\n#"])
+@pytest.mark.parametrize(
+    "text", [b"", b"Started getty.service - login: yes\r\n", b"logins: ", b"login:", b"Last login: Sat Nov 21\r\n#"]
+)
 def test_no_prompt(text: bytes) -> None:
     assert not Prompt().seen(text)
 
