@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 
 from everywhen.block.device import DeviceError, Extent
 from everywhen.capture.nbd_server import connect, nbd_server, withdraw
-from everywhen.capture.nodes import OURS, DiskNode
+from everywhen.capture.nodes import DiskNode
 from everywhen.capture.qmp import CommandFailed, Monitor
 from everywhen.nbd.connection import NbdConnection, NbdError
 
@@ -107,16 +107,15 @@ def exported(monitor: Monitor, disk: DiskNode, socket_path: str, pace: Pace, bit
     """
     if disk.iothread:
         raise DangerousExport(f"{disk.device} has an iothread")
-    name = f"{OURS}export"
-    export = {"type": "nbd", "id": name, "node-name": disk.node, "name": name, "writable": False}
+    export = {"type": "nbd", "node-name": disk.node, "writable": False}
     contexts = [_ALLOCATION]
     if bitmap is not None:
         export["bitmaps"] = [bitmap]
         contexts.append(f"qemu:dirty-bitmap:{bitmap}")
     try:
-        with nbd_server(monitor, socket_path) as sockets:
+        with nbd_server(monitor, socket_path) as (name, sockets):
             try:
-                monitor.execute("block-export-add", export)
+                monitor.execute("block-export-add", {**export, "id": name, "name": name})
                 with closing(connect(sockets, name, contexts, _ANSWER_S)) as connection:
                     if connection.offer.size != disk.size:
                         raise CannotExport(f"{disk.device} has {disk.size} bytes, and its export {connection.offer.size}")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from everywhen.capture import answers, bitmaps, standing_still
 from everywhen.capture.answers import Job
-from everywhen.capture.nbd_server import is_used, withdraw
+from everywhen.capture.nbd_server import EXPORT, is_used, withdraw
 from everywhen.capture.nodes import OURS
 from everywhen.capture.qmp import CommandFailed, Monitor, MonitorError
 from everywhen.capture.reading import STAND_IN
@@ -35,7 +35,7 @@ def clear(monitor: Monitor, *, answered: bool) -> None:
     exports = [export for export in answers.block_exports(monitor) if export.name.startswith(OURS)]
     for export in exports:
         withdraw(monitor, export.name)
-    if any(export.kind == "nbd" for export in exports) and not is_used(monitor):
+    if any(export.name == EXPORT for export in exports) and not is_used(monitor):
         with suppress(CommandFailed):  # it has none any more
             monitor.execute("nbd-server-stop")
     nodes = answers.block_nodes(monitor)

@@ -4,6 +4,7 @@
 A storage daemon whose disks are used over NBD has a server as long as it lives, and `nbd-server-stop` takes away whatever it
 exports, its guests' disks first. No command tells where it listens: its process is the other end of the monitor's socket, and
 Linux tells that one's listening sockets (unix(7) SO_PEERCRED, proc(5)); opening our export shows which of them it is.
+Nor does any command tell that there is a server which has no export yet: that shows when ours is begun.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ from everywhen.capture.nodes import OURS
 from everywhen.capture.qmp import CommandFailed, Monitor, QmpMonitor
 from everywhen.nbd.connection import NbdConnection, NbdError
 
+EXPORT = f"{OURS}export"
+"""Our export, in a server that was begun for it."""
+LODGER = f"{OURS}export-in-anothers-server"
+"""In one that was not: so whoever takes it away after a kill of ours knows that the server is to stay."""
+_THERE_IS_ONE = "already running"
+"""QEMU, blockdev-nbd.c: `NBD server already running`; its class of error is that of all others."""
 _GONE_S = 10.0
 _LOOK_S = 1.0
 """Seconds for a socket that is no NBD server's to show it: another monitor may take whom it serves next without a word."""
@@ -28,19 +35,29 @@ _LISTENING = 0x10000
 
 
 @contextmanager
-def nbd_server(monitor: Monitor, socket_path: str) -> Iterator[list[str]]:
-    """A server to add exports to while the body runs, and the unix sockets of which one is the server's.
+def nbd_server(monitor: Monitor, socket_path: str) -> Iterator[tuple[str, list[str]]]:
+    """A server to add an export to while the body runs: the export's name, and unix sockets of which one is the server's.
 
     Raises CommandFailed, MonitorError.
     """
-    if is_used(monitor):
-        yield _listening_sockets(monitor)
+    if is_used(monitor) or not _begun(monitor, socket_path):
+        yield LODGER, _listening_sockets(monitor)
         return
-    monitor.execute("nbd-server-start", {"addr": {"type": "unix", "data": {"path": socket_path}}})
     try:
-        yield [socket_path]
+        yield EXPORT, [socket_path]
     finally:
         monitor.execute("nbd-server-stop")
+
+
+def _begun(monitor: Monitor, socket_path: str) -> bool:
+    """Begin a server, unless there is one. Raises CommandFailed, MonitorError."""
+    try:
+        monitor.execute("nbd-server-start", {"addr": {"type": "unix", "data": {"path": socket_path}}})
+    except CommandFailed as error:
+        if _THERE_IS_ONE in str(error):
+            return False
+        raise
+    return True
 
 
 def is_used(monitor: Monitor) -> bool:
@@ -60,7 +77,8 @@ def connect(sockets: Sequence[str], export: str, contexts: Sequence[str], timeou
     for path in sockets:
         with suppress(NbdError), closing(NbdConnection(path, export, timeout=_LOOK_S)):
             return NbdConnection(path, export, timeout=timeout, contexts=contexts)
-    raise NbdError("its NBD server, which others use, was found at no unix socket of this host")
+    where = "its NBD server, which others have begun, was found at no unix socket of this host"
+    raise NbdError(f"{where}: have it listen at one, or end it (nbd-server-stop) while the disk is read")
 
 
 def _listening_sockets(monitor: Monitor) -> list[str]:

@@ -126,6 +126,11 @@ _FLASH = Reason(
     "flash memory of the firmware (UEFI's variables), no disk: no point has it",
     "Keep a copy of its file; through libvirt it is among the VM's files.",
 )
+_FUSE = Reason(
+    Verdict.NO,
+    "a FUSE export that can be written to: it may resize the disk, and QEMU lets no tap stand on such a disk",
+    "Export it over NBD or as vhost-user-blk instead; or back its image up while nobody writes: everywhen backup",
+)
 _OTHERS_SNAPSHOT = Reason(
     Verdict.CARE,
     "another tool reads a snapshot of it (a copy-before-write filter is on it)",
@@ -153,6 +158,8 @@ def judge_disk(seen: DiskSeen, survey: Survey) -> DiskJudged:
         reasons.append(_SHARED)
     if seen.transient:
         reasons.append(_TRANSIENT)
+    if not disk.path and any(export.kind == "fuse" and export.name == disk.device for export in survey.exports):
+        reasons.append(_FUSE)
     servers = [export.name for export in survey.exports if export.kind == "nbd"] if disk.path else []
     if servers:
         words = f"its first copy is read through an NBD server that another tool has begun (export {', '.join(servers)}), and"
