@@ -318,6 +318,18 @@ def test_the_first_copy_can_be_given_up(program: Program, hypervisor: Hypervisor
     assert program.ok("points") == []
 
 
+def test_ctrl_c_reaches_all_processes_and_the_last_point_is_made(program: Program, hypervisor: Hypervisor) -> None:
+    """A terminal sends it to sink and watchdog, too, which are to stay until `protect` has what it needs of them."""
+    process = program.start("protect", "web1", "--qmp", hypervisor.qmp, "--pace", "0", prefix=("setsid",))
+    _RUNNING.append(process)
+    eventually(lambda: state(program) == "following", "it follows")
+    hypervisor.write(0, 0, 4096, 9)
+    os.killpg(process.pid, signal.SIGINT)
+    done = ended(process)
+    assert (done.code, "Traceback" in done.err, "could not be made" in done.err) == (0, False, False), done
+    same(program, hypervisor)
+
+
 def test_who_hangs_up_at_once_ends_nothing(program: Program, hypervisor: Hypervisor) -> None:
     process = started(program, hypervisor)
     for _ in range(20):

@@ -122,7 +122,8 @@ def test_status_of_a_capture(program: Program, hypervisor: Hypervisor) -> None:
         assert re.fullmatch(
             r"LAG +durable .* s   in the repository all( but \d+ writes)?   sealed .* s, all but [1-9]\d* writes", lag
         )
-        assert told["added_latency_ns"]["worst"] >= told["added_latency_ns"]["median"] > 0
+        # A median is known to a third.
+        assert 4 * told["added_latency_ns"]["worst"] >= 3 * told["added_latency_ns"]["median"] > 0
         assert seconds(found["newest_moment"]) > seconds(found["newest"]["time"]), "the journal is newer than the points"
         shown = program.run("status")
         assert "every write" in shown.out
