@@ -20,24 +20,12 @@ from everywhen.interfaces.cli.app import (
     context_of,
 )
 from everywhen.interfaces.cli.completion import write_names
+from everywhen.interfaces.cli.named_values import pairs
 from everywhen.services.backup import BackupOrder, BackupResult, back_up
 from everywhen.services.catalog import Catalog, read_catalog
 from everywhen.services.failures import Exit, WrongUsage
 from everywhen.services.sizes import size
 from everywhen.services.times import rfc3339
-
-
-def pairs(given: list[str], what: str) -> dict[str, str]:
-    """`NAME=VALUE` arguments as a dictionary. Raises WrongUsage."""
-    found: dict[str, str] = {}
-    for item in given:
-        name, equals, value = item.partition("=")
-        if not equals or not name or not value:
-            raise WrongUsage(f'"{item}" is not {what}.', on=item)
-        if name in found:
-            raise WrongUsage(f'"{name}" is given twice.', on=item)
-        found[name] = value
-    return found
 
 
 @app.command("backup", rich_help_panel=PROTECT)

@@ -23,8 +23,8 @@ from everywhen.interfaces.cli.app import (
     app,
     context_of,
 )
-from everywhen.interfaces.cli.backup import pairs
 from everywhen.interfaces.cli.context import Context, read_secret
+from everywhen.interfaces.cli.named_values import pairs
 from everywhen.repository.keys.keys import read_superblock, unlock
 from everywhen.repository.repository import Repository
 from everywhen.repository.verify.repair_sources import DeviceSource, Source
