@@ -141,7 +141,8 @@ def test_status_of_a_capture(program: Program, hypervisor: Hypervisor) -> None:
         silent = program.run("status", "--check")
         capture.process.send_signal(signal.SIGCONT)
         assert (silent.code, "its capture does not answer" in silent.out) == (5, True), silent
-    assert row(program)["capture"] is None
+    killed = row(program)["capture"]
+    assert (killed["state"], killed["lag"]["durable_seconds"]) == ("killed", None)
 
 
 def test_status_of_a_capture_that_is_lost_or_waits(program: Program, hypervisor: Hypervisor) -> None:
@@ -169,6 +170,7 @@ def test_another_repository_hears_nothing_of_a_capture(program: Program, hypervi
     with captured(program, hypervisor):
         assert row(program)["capture"]["state"] == "following"
         assert row(other)["capture"] is None
+    assert (row(program)["capture"]["state"], row(other)["capture"]) == ("killed", None)
 
 
 def test_the_picture(program: Program, hypervisor: Hypervisor) -> None:
