@@ -92,6 +92,7 @@ def children(process: subprocess.Popen[str]) -> list[int]:
     return [int(pid) for tasks in Path(f"/proc/{process.pid}/task").glob("*/children") for pid in tasks.read_text().split()]
 
 
+@in_soak
 def test_a_copy_boots_and_what_it_writes_is_kept_or_forgotten(program: Program, disk: Path) -> None:
     keep = program.folder / "keep"
     keep.mkdir()
@@ -144,6 +145,7 @@ def test_the_console_on_a_terminal(program: Program, disk: Path) -> None:
         os.close(theirs)
 
 
+@in_soak
 @needs_agent
 def test_the_agent_says_that_a_guest_is_up(program: Program, tmp_path: Path) -> None:
     (tmp_path / "domain.xml").write_text(DEFINITION.format(firmware=""))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.long_forms import in_soak
 from tests.program import Program
 
 DAY_S = 86400
@@ -107,6 +108,7 @@ def test_a_hold(program: Program) -> None:
     assert not program.ok("status")["unreadable"]
 
 
+@in_soak
 def test_a_drop_whose_moments_are_gone(program: Program) -> None:
     name = documents(program, "drops")[0]
     spoil(program, name)
@@ -116,6 +118,7 @@ def test_a_drop_whose_moments_are_gone(program: Program) -> None:
     assert len(program.ok("points", "web1")) == 2
 
 
+@in_soak
 def test_a_drop_whose_moments_are_there(program: Program) -> None:
     program.ok("policy", "set", "web1", "last 1")
     program.ok("release", oldest(program))
@@ -128,6 +131,7 @@ def test_a_drop_whose_moments_are_there(program: Program) -> None:
     assert len(program.ok("points", "web1")) == 2
 
 
+@in_soak
 def test_what_was_taken_back(program: Program) -> None:
     (name,) = documents(program, "undone")
     spoil(program, name)

@@ -34,12 +34,20 @@ def run(folder: Path, place: str, *bodies: str) -> subprocess.CompletedProcess[s
 ONCE = "mark = Path(__file__).with_suffix('.once'); first = not mark.exists(); mark.touch(); assert not first, 'beside'"
 
 
-def test_one_that_passes_alone_is_said_at_the_end(tmp_path: Path) -> None:
-    done = run(tmp_path, "e2e", ONCE, "pass")
+@pytest.mark.parametrize(
+    ("place", "body"),
+    [
+        ("e2e", ONCE),
+        ("unit", ONCE.replace("assert not first, 'beside'", "assert not first, 'beside: No space left on device'")),
+    ],
+    ids=["with a guest", "without room"],
+)
+def test_one_that_passes_alone_is_said_at_the_end(tmp_path: Path, place: str, body: str) -> None:
+    done = run(tmp_path, place, body, "pass")
     assert done.returncode == 0, done
     said = done.stdout.splitlines()[-2:]
     assert said[0].startswith("WARNING: 1 of the tests failed beside others and passed alone")
-    assert said[1].startswith("FAILED tests/e2e/test_some.py::test_0 - AssertionError: beside")
+    assert said[1].startswith(f"FAILED tests/{place}/test_some.py::test_0 - AssertionError: beside")
     assert (tmp_path / ".pytest_cache" / "failed-beside-others").read_text().splitlines() == said
 
 
