@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The race of rule 4.9.1, explored: ways in which writers, collectors and readers can interrupt one another.
 
-What is explored: schedules with one, two and three interruptions before any change or listing, the shorter ones first, 12 of
+What is explored: schedules with one, two and three interruptions before any change or listing, the shorter ones first, 20 of
 each cast and 4,000 under EVERYWHEN_SOAK=1; each interruption may last for hours, so that sessions and locks expire.
 That the exploration can fail is shown by `test_what_breaks_the_protocol_is_found`: each step of docs/locking.md left out
 in turn.
@@ -288,7 +288,7 @@ def explored(stage: Stage, cast: Cast, bounds: Bounds) -> int:
 def test_no_schedule_loses_anything(tmp_path: Path, cast: Cast) -> None:
     # A reader that sleeps for hours loses its lease.
     hours = (0,) if cast in (reader_and_gc, gc_and_reader, reader_of_live_and_gcs) else (0, 2)
-    bounds = Bounds(3, hours=hours, interesting=interesting, runs=4_000 if SOAK else 12)
+    bounds = Bounds(3, hours=hours, interesting=interesting, runs=4_000 if SOAK else 20)
     assert explored(prepared(tmp_path), cast, bounds) >= 19
 
 
