@@ -15,9 +15,10 @@ from everywhen.formats.filesystems import btrfs
 from everywhen.formats.filesystems.btrfs import BtrfsEntry, BtrfsInode, Key
 from everywhen.guest.btrfs_content import BtrfsContent
 from everywhen.guest.btrfs_trees import BtrfsDevices, Tree
-from everywhen.guest.errors import GuestDamaged, GuestError, NoSuchPath, WrongKind, parsing
+from everywhen.guest.errors import GuestDamaged, NoSuchPath, parsing
+from everywhen.guest.listed_folders import demand_file, demand_folder
 from everywhen.guest.modes import KINDS
-from everywhen.guest.names import from_bytes, name_error, to_bytes
+from everywhen.guest.names import from_bytes, name_error, shown, to_bytes
 from everywhen.guest.tree import Content, Entry, Kind, Readable, Span, Stream, Times, Unreadable
 
 _LONGEST_TARGET = 4096
@@ -56,16 +57,16 @@ class BtrfsFileSystem:
 
     def child(self, folder: Entry, name: str) -> Entry:
         with parsing(name):
-            wanted = to_bytes(name)
-            key = Key(folder.number, btrfs.DIR_ITEM, btrfs.name_hash(wanted))
-            for one in btrfs.decode_entries(self._devices.get(self._folder(folder), key) or b""):
-                if one.name == wanted and not name_error(name):
-                    return self._named(one, folder.subvolume)
+            tree, wanted = self._folder(folder), to_bytes(name)
+            if wanted is not None and not name_error(name):
+                key = Key(folder.number, btrfs.DIR_ITEM, btrfs.name_hash(wanted))
+                for one in btrfs.decode_entries(self._devices.get(tree, key) or b""):
+                    if one.name == wanted:
+                        return self._named(one, folder.subvolume)
         raise NoSuchPath(name, folder.name or "/")
 
     def open(self, entry: Entry, stream: str = "") -> Content:
-        if stream or entry.kind is not Kind.FILE:
-            raise WrongKind(f"{entry.name}: {'no such stream' if stream else f'a {entry.kind} has no content'}")
+        demand_file(entry, stream)
         with parsing(entry.name):
             return self._content(entry.subvolume, entry.number, entry.name)
 
@@ -99,20 +100,11 @@ class BtrfsFileSystem:
         return found
 
     def _folder(self, folder: Entry) -> Tree:
-        if folder.kind is not Kind.FOLDER:
-            raise WrongKind(f"{folder.name}: a {folder.kind}, not a folder")
+        demand_folder(folder)
         return self._subvolume(folder.subvolume)[0]
 
     def _shown(self, one: BtrfsEntry, subvolume: int) -> Entry | Unreadable:
-        name = from_bytes(one.name)
-        wrong = name_error(name)
-        if wrong:
-            return Unreadable(name, wrong)
-        try:
-            with parsing(name):
-                return self._named(one, subvolume)
-        except GuestError as error:
-            return Unreadable(name, error)
+        return shown(from_bytes(one.name), lambda: self._named(one, subvolume))
 
     def _named(self, one: BtrfsEntry, subvolume: int) -> Entry:
         if one.key.kind == btrfs.ROOT:

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
-from everywhen.guest.errors import GuestDamaged, parsing
+from everywhen.guest.errors import GuestDamaged, GuestLimit, parsing
 from everywhen.guest.reading import piece
 from everywhen.guest.tree import Readable, Run, Span
+
+_MOST_SAYING = 1 << 20
+"""Blocks that say where one content is, above which nobody is told: 4 GiB of them."""
 
 RunSource = Callable[[int], Iterator[Run]]
 """The runs of a content in order from the one in which the byte at this offset lies; to its end or beyond, gaps left out."""
@@ -141,3 +145,11 @@ def valid_until(source: RunSource, valid: int) -> RunSource:
             yield run
 
     return cut
+
+
+def all_said(blocks: Iterator[Span], what: str) -> tuple[Span, ...]:
+    """The blocks that say where a content is. Raises GuestLimit where they are too many."""
+    found = tuple(itertools.islice(blocks, _MOST_SAYING + 1))
+    if len(found) > _MOST_SAYING:
+        raise GuestLimit(f"{what}: where its content is takes more than {_MOST_SAYING} blocks to say")
+    return found

@@ -8,17 +8,18 @@ from collections.abc import Iterator
 from everywhen.formats.filesystems import exfat
 from everywhen.guest.chains import Chain, Clusters
 from everywhen.guest.content import Inline, RunSource, Stored, valid_until
-from everywhen.guest.errors import GuestDamaged, GuestError, NoSuchPath, WrongKind, parsing
-from everywhen.guest.lookups import Lookups
-from everywhen.guest.names import name_error
+from everywhen.guest.errors import GuestDamaged, GuestError, parsing
+from everywhen.guest.listed_folders import ListedFolders, demand_file
 from everywhen.guest.reading import piece
-from everywhen.guest.tree import Content, Entry, Kind, Readable, Run, Span, Stream, Times, Unreadable
+from everywhen.guest.tree import Content, Entry, Kind, Readable, Run, Span, Times, Unreadable
 
 _LARGEST_FOLDER = 256 << 20
 """As the specification has it."""
+_Placed = tuple[int, exfat.ExfatFile]
+"""A file, and before it where the first of its records is on the volume."""
 
 
-class ExfatFileSystem:
+class ExfatFileSystem(ListedFolders[_Placed]):
     """A FileSystem (guest/tree.py) of exFAT.
 
     A folder's number is twice its first cluster, and one more if its clusters follow each other; a file's the place of its
@@ -31,35 +32,18 @@ class ExfatFileSystem:
     notes: tuple[str, ...] = ()
 
     def __init__(self, volume: Readable) -> None:
+        super().__init__()
         with parsing("this exFAT"):
             self._volume = volume
             boot = exfat.decode_boot_sector(piece(volume, 0, 512, "the boot sector"))
             self._clusters = Clusters(volume, 32, 0xFFFFFFFF, boot.table_place, boot.heap, boot.cluster_size, boot.clusters)
             self._files_from = 2 * (boot.clusters + 2)
             self.uuid = f"{boot.serial >> 16:04X}-{boot.serial & 0xFFFF:04X}"
-            self._lookups = Lookups(self._keyed)
             self.root = Entry(name="", kind=Kind.FOLDER, number=2 * boot.root, size=0)
             self.label = self._label()
 
-    def entries(self, folder: Entry) -> Iterator[Entry | Unreadable]:
-        with parsing(folder.name or "/"):
-            for place, found in self._files(folder):
-                if isinstance(found, GuestError):
-                    yield Unreadable("", found)
-                    continue
-                wrong = name_error(found.name)
-                yield Unreadable(found.name, wrong) if wrong else self._entry(found, place)
-
-    def child(self, folder: Entry, name: str) -> Entry:
-        with parsing(name):
-            found = self._lookups.find(folder, name.upper())
-            if found is not None and not name_error(found[1].name):
-                return self._entry(found[1], found[0])
-        raise NoSuchPath(name, folder.name or "/")
-
     def open(self, entry: Entry, stream: str = "") -> Content:
-        if stream or entry.kind is not Kind.FILE:
-            raise WrongKind(f"{entry.name}: {'no such stream' if stream else f'a {entry.kind} has no content'}")
+        demand_file(entry, stream)
         with parsing(entry.name):
             found = self._set_at((entry.number - self._files_from) * exfat.RECORD)
             if not found.size or not found.valid:
@@ -67,29 +51,20 @@ class ExfatFileSystem:
                 return Stored(self._volume, found.size, lambda _at: iter(()), entry.name) if found.size else Inline(b"")
             return Stored(self._volume, found.size, valid_until(self._source(found), found.valid), entry.name)
 
-    def streams(self, entry: Entry) -> tuple[Stream, ...]:
-        del entry  # there are none in this file system
-        return ()
-
-    def attributes(self, entry: Entry) -> dict[str, bytes]:
-        del entry  # there are none in this file system
-        return {}
-
     def metadata(self, entry: Entry) -> tuple[Span, ...]:
         """Only the records: where a chain goes is all over the table, but whoever changes it changes the time of change."""
         if entry.kind is not Kind.FILE:
             return ()
         return (Span((entry.number - self._files_from) * exfat.RECORD, (1 + exfat.MOST_SECONDARY) * exfat.RECORD),)
 
-    def _keyed(self, folder: Entry) -> Iterator[tuple[tuple[str], tuple[int, exfat.ExfatFile]]]:
-        for place, found in self._files(folder):
-            if not isinstance(found, GuestError):
-                yield (found.name.upper(),), (place, found)
+    def _name(self, record: _Placed) -> str:
+        return record[1].name
 
-    def _entry(self, found: exfat.ExfatFile, place: int) -> Entry:
+    def _made(self, name: str, record: _Placed) -> Entry:
+        place, found = record
         is_folder = bool(found.attributes & exfat.FOLDER)
         return Entry(
-            name=found.name,
+            name=name,
             kind=Kind.FOLDER if is_folder else Kind.FILE,
             number=2 * found.cluster + found.contiguous if is_folder else place // exfat.RECORD + self._files_from,
             size=found.size,
@@ -109,18 +84,14 @@ class ExfatFileSystem:
         return lambda _at: iter((Run(0, length, zero=False, stored=Span(place, length)),))
 
     def _label(self) -> str:
-        for _place, record in self._records(self.root):
+        for _place, record in self._in_use(self.root):
             if record[0] == exfat.LABEL:
                 return record[2 : 2 + 2 * min(record[1], 11)].decode("utf-16-le", "replace")
         return ""
 
-    def _files(self, folder: Entry) -> Iterator[tuple[int, exfat.ExfatFile | GuestError]]:
-        if folder.kind is not Kind.FOLDER:
-            raise WrongKind(f"{folder.name}: a {folder.kind}, not a folder")
-        return self._sets(folder.name or "/", self._records(folder))
-
-    def _sets(self, what: str, records: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, exfat.ExfatFile | GuestError]]:
-        """The sets of records that are files, each with the place of its first one."""
+    def _records(self, folder: Entry) -> Iterator[_Placed | Unreadable]:
+        """The sets of records that are files."""
+        records = self._in_use(folder)
         for place, record in records:
             if record[0] != exfat.FILE:
                 continue
@@ -130,10 +101,12 @@ class ExfatFileSystem:
                 if len(found) >= exfat.set_length(record):
                     break
             try:
-                with parsing(what):
-                    yield place, exfat.decode_set(b"".join(found))
+                with parsing(folder.name or "/"):
+                    decoded = exfat.decode_set(b"".join(found))
             except GuestError as error:
-                yield place, error
+                yield Unreadable("", error)
+            else:
+                yield place, decoded
 
     def _set_at(self, place: int) -> exfat.ExfatFile:
         """The file whose records begin at a place.
@@ -164,7 +137,7 @@ class ExfatFileSystem:
             data += piece(self._volume, begin, min(size, length - len(data)), "its records")
         return data
 
-    def _records(self, folder: Entry) -> Iterator[tuple[int, bytes]]:
+    def _in_use(self, folder: Entry) -> Iterator[tuple[int, bytes]]:
         """The records in use of a folder, and where each is."""
         for place, data in self._pieces(folder):
             for at in range(0, len(data) - exfat.RECORD + 1, exfat.RECORD):

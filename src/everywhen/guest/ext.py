@@ -8,33 +8,32 @@ wherever they lead.
 
 from __future__ import annotations
 
-import itertools
 import stat
 from collections.abc import Iterator
 from uuid import UUID
 
 from everywhen.formats.errors import FormatError
 from everywhen.formats.filesystems import ext, ext_attributes
-from everywhen.guest.errors import GuestDamaged, GuestError, GuestLimit, NoSuchPath, WrongKind, parsing
+from everywhen.guest.content import all_said
+from everywhen.guest.errors import GuestDamaged, GuestLimit, parsing
 from everywhen.guest.ext_inodes import ExtInodes, refuse_encrypted
-from everywhen.guest.lookups import Lookups
+from everywhen.guest.listed_folders import ListedFolders, demand_file
 from everywhen.guest.modes import KINDS
-from everywhen.guest.names import from_bytes, name_error, to_bytes
-from everywhen.guest.tree import Content, Entry, Kind, Readable, Span, Stream, Times, Unreadable
+from everywhen.guest.names import from_bytes
+from everywhen.guest.tree import Content, Entry, Kind, Readable, Span, Times, Unreadable
 
 _LONGEST_TARGET = 4096
 _FAST_TARGET = 60
-_MOST_MAP_BLOCKS = 1 << 20
-"""Blocks that say where one content is, above which nobody is told: 4 GiB of them."""
 
 
-class ExtFileSystem:
+class ExtFileSystem(ListedFolders[tuple[int, bytes]]):
     """A FileSystem (guest/tree.py) of ext2, ext3 or ext4."""
 
     local_times = False
     case_sensitive = True
 
     def __init__(self, volume: Readable) -> None:
+        super().__init__()
         with parsing("this file system of ext"):
             self._inodes = ExtInodes(volume)
             head = self._inodes.superblock
@@ -44,7 +43,6 @@ class ExtFileSystem:
             self.label = from_bytes(head.label)
             self.uuid = str(UUID(bytes=head.uuid)) if any(head.uuid) else ""
             self._root = self._entry("", ext.ROOT)
-            self._lookups = Lookups(self._keyed)
         self.notes: tuple[str, ...] = ()
         if head.incompatible & ext.RECOVER:
             self.notes = ("It was not unmounted, and its journal is not replayed: the last changes may be missing.",)
@@ -53,32 +51,12 @@ class ExtFileSystem:
     def root(self) -> Entry:
         return self._root
 
-    def entries(self, folder: Entry) -> Iterator[Entry | Unreadable]:
-        with parsing(folder.name or "/"):
-            for found in self._records(folder):
-                if isinstance(found, Unreadable):
-                    yield found
-                else:
-                    yield self._shown(*found)
-
-    def child(self, folder: Entry, name: str) -> Entry:
-        with parsing(name):
-            number = self._lookups.find(folder, to_bytes(name))
-            if number is not None:
-                return self._entry(name, number)
-        raise NoSuchPath(name, folder.name or "/")
-
     def open(self, entry: Entry, stream: str = "") -> Content:
-        if stream or entry.kind is not Kind.FILE:
-            raise WrongKind(f"{entry.name}: {'no such stream' if stream else f'a {entry.kind} has no content'}")
+        demand_file(entry, stream)
         with parsing(entry.name):
             inode = self._inodes.get(entry.number)
             refuse_encrypted(inode, entry.name)
             return self._inodes.content(entry.number, inode, entry.name)
-
-    def streams(self, entry: Entry) -> tuple[Stream, ...]:
-        del entry  # there are none in this file system
-        return ()
 
     def attributes(self, entry: Entry) -> dict[str, bytes]:
         with parsing(f"the attributes of {entry.name or '/'}"):
@@ -91,26 +69,13 @@ class ExtFileSystem:
             inode = self._inodes.get(entry.number)
             if entry.kind is not Kind.FILE and entry.kind is not Kind.FOLDER:
                 return (own,)
-            more = tuple(itertools.islice(self._inodes.map_blocks(inode), _MOST_MAP_BLOCKS + 1))
-            if len(more) > _MOST_MAP_BLOCKS:
-                raise GuestLimit(f"{entry.name}: where its content is takes more than {_MOST_MAP_BLOCKS} blocks to say")
-            return (own, *more)
+            return (own, *all_said(self._inodes.map_blocks(inode), entry.name))
 
-    def _keyed(self, folder: Entry) -> Iterator[tuple[tuple[bytes], int]]:
-        for found in self._records(folder):
-            if not isinstance(found, Unreadable):
-                yield (found[1],), found[0]
+    def _name(self, record: tuple[int, bytes]) -> str:
+        return from_bytes(record[1])
 
-    def _shown(self, number: int, raw: bytes) -> Entry | Unreadable:
-        name = from_bytes(raw)
-        wrong = name_error(name)
-        if wrong:
-            return Unreadable(name, wrong)
-        try:
-            with parsing(name):
-                return self._entry(name, number)
-        except GuestError as error:
-            return Unreadable(name, error)
+    def _made(self, name: str, record: tuple[int, bytes]) -> Entry:
+        return self._entry(name, record[0])
 
     def _entry(self, name: str, number: int) -> Entry:
         inode = self._inodes.get(number)
@@ -146,8 +111,6 @@ class ExtFileSystem:
 
     def _records(self, folder: Entry) -> Iterator[tuple[int, bytes] | Unreadable]:
         """Inode and name of all in a folder but `.` and `..`; a block that makes no sense is an Unreadable without a name."""
-        if folder.kind is not Kind.FOLDER:
-            raise WrongKind(f"{folder.name}: a {folder.kind}, not a folder")
         inode = self._inodes.get(folder.number)
         refuse_encrypted(inode, folder.name)
         for block in self._blocks(folder, inode):

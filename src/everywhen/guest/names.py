@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
-from everywhen.guest.errors import GuestDamaged
+from everywhen.guest.errors import GuestDamaged, GuestError, parsing
+from everywhen.guest.tree import Entry, Unreadable
 
 LONGEST = 1024
 """Bytes or characters in a name; no file system has more (Btrfs, ext, XFS, NTFS: 255)."""
@@ -16,12 +18,12 @@ def from_bytes(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def to_bytes(name: str) -> bytes:
-    """The bytes of such a name again. Raises GuestDamaged where it cannot have come from bytes (NTFS's unpaired surrogates)."""
+def to_bytes(name: str) -> bytes | None:
+    """The bytes of such a name again; None where it cannot have come from bytes (NTFS's unpaired surrogates)."""
     try:
         return name.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError as error:
-        raise GuestDamaged(f"{name!r}: no file system of bytes can have this name") from error
+    except UnicodeEncodeError:
+        return None
 
 
 def name_error(name: str) -> GuestDamaged | None:
@@ -36,3 +38,15 @@ def name_error(name: str) -> GuestDamaged | None:
     if len(name) > LONGEST:
         return GuestDamaged(f"{name[:40]!r}…: a name of {len(name)} characters")
     return None
+
+
+def shown(name: str, make: Callable[[], Entry]) -> Entry | Unreadable:
+    """An entry of this name, as `make` has it, for the listing of its folder; why there can be none in its place."""
+    wrong = name_error(name)
+    if wrong:
+        return Unreadable(name, wrong)
+    try:
+        with parsing(name):
+            return make()
+    except GuestError as error:
+        return Unreadable(name, error)

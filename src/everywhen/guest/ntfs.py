@@ -8,114 +8,92 @@ read, and reads lists of attributes of whatever size they claim to be.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
 from everywhen.formats.filesystems import ntfs, ntfs_reparse
-from everywhen.guest.errors import GuestDamaged, GuestError, GuestUnsupported, NoSuchPath, WrongKind, parsing
-from everywhen.guest.lookups import Lookups
-from everywhen.guest.names import name_error
+from everywhen.guest.errors import GuestDamaged, GuestError, GuestUnsupported, WrongKind, parsing
+from everywhen.guest.listed_folders import ListedFolders
 from everywhen.guest.ntfs_log import is_clean
 from everywhen.guest.ntfs_packed import OverlayContent
 from everywhen.guest.ntfs_records import NtfsFile, NtfsRecords
 from everywhen.guest.tree import Content, Entry, Kind, Readable, Span, Stream, Times, Unreadable
 
 
-class NtfsFileSystem:
-    """A FileSystem (guest/tree.py) of NTFS. Its own files (such as $MFT) are found by name, but not listed."""
+class NtfsFileSystem(ListedFolders[ntfs.NtfsName]):
+    """A FileSystem (guest/tree.py) of NTFS. Its own files (such as $MFT) are found by name, but not listed.
+
+    What it calls extended attributes is kept for OS/2 alone: there are none.
+    """
 
     kind = "ntfs"
     local_times = False
     case_sensitive = False
 
     def __init__(self, volume: Readable) -> None:
+        super().__init__()
         with parsing("this NTFS"):
-            self._records = NtfsRecords(volume)
-            self.uuid = f"{self._records.boot.serial:016X}"
-            self._lookups = Lookups(self._keyed)
-            self.root = self._entry("", self._records.get(ntfs.ROOT))
+            self._table = NtfsRecords(volume)
+            self.uuid = f"{self._table.boot.serial:016X}"
+            self.root = self._entry("", self._table.get(ntfs.ROOT))
         self.label, clean = "", False
         try:
             with parsing("what this NTFS says of itself"):
-                self.label = ntfs.text(self._records.get(ntfs.VOLUME).value(ntfs.VOLUME_NAME))
-                clean = is_clean(self._records.content(self._records.get(ntfs.LOG), "$LogFile"))
+                self.label = ntfs.text(self._table.get(ntfs.VOLUME).value(ntfs.VOLUME_NAME))
+                clean = is_clean(self._table.content(self._table.get(ntfs.LOG), "$LogFile"))
         except GuestError as error:
             self.notes: tuple[str, ...] = (f"Whether it was unmounted cannot be told: {error}.",)
         else:
             note = "It was not unmounted, and its log is not replayed: the last changes may be missing."
             self.notes = () if clean else (note,)
 
-    def entries(self, folder: Entry) -> Iterator[Entry | Unreadable]:
-        with parsing(folder.name or "/"):
-            for one in self._names(folder):
-                if isinstance(one, Unreadable):
-                    yield one
-                elif folder.number != ntfs.ROOT or one.record >= ntfs.FIRST_USER:
-                    yield self._shown(one)
-
-    def child(self, folder: Entry, name: str) -> Entry:
-        with parsing(name):
-            found = self._lookups.find(folder, name, (name.upper(),))
-            if found is not None and not name_error(found.name):
-                return self._entry(found.name, self._records.get(found.record, found.sequence))
-        raise NoSuchPath(name, folder.name or "/")
-
     def open(self, entry: Entry, stream: str = "") -> Content:
         with parsing(f"{entry.name}:{stream}" if stream else entry.name):
-            file = self._records.get(entry.number)
+            file = self._table.get(entry.number)
             if not file.pieces(ntfs.DATA, stream) or (entry.kind is not Kind.FILE and not stream):
                 raise WrongKind(f"{entry.name}: {'no such stream' if stream else f'a {entry.kind} has no content'}")
             reparse = _reparse(file)
             if stream or reparse is None:
-                return self._records.content(file, entry.name, stream)
+                return self._table.content(file, entry.name, stream)
             if reparse.tag == ntfs_reparse.WOF:
-                packed = self._records.content(file, entry.name, ntfs_reparse.WOF_STREAM)
+                packed = self._table.content(file, entry.name, ntfs_reparse.WOF_STREAM)
                 return OverlayContent(packed, entry.size, reparse.algorithm, entry.name)
             if reparse.tag == ntfs_reparse.DEDUPLICATED:
                 raise GuestUnsupported(f"{entry.name}: its content is in Windows' deduplication store, which is not read here")
-            return self._records.content(file, entry.name)
+            return self._table.content(file, entry.name)
 
     def streams(self, entry: Entry) -> tuple[Stream, ...]:
         with parsing(entry.name or "/"):
-            file = self._records.get(entry.number)
+            file = self._table.get(entry.number)
             hidden = ntfs_reparse.WOF_STREAM if _has_tag(file, ntfs_reparse.WOF) else ""
             found = [one for one in file.attributes if one.kind == ntfs.DATA and one.name not in ("", hidden) and not one.first]
             return tuple(Stream(one.name, one.size) for one in found)
 
-    def attributes(self, entry: Entry) -> dict[str, bytes]:
-        del entry  # what NTFS calls so is kept for OS/2 alone
-        return {}
-
     def metadata(self, entry: Entry) -> tuple[Span, ...]:
         with parsing(entry.name or "/"):
-            file = self._records.get(entry.number)
-            return tuple(span for number in file.records for span in self._records.place(number))
+            file = self._table.get(entry.number)
+            return tuple(span for number in file.records for span in self._table.place(number))
 
-    def _names(self, folder: Entry) -> Iterator[ntfs.NtfsName | Unreadable]:
+    def _records(self, folder: Entry) -> Iterator[ntfs.NtfsName | Unreadable]:
         """All names in a folder but the root's own."""
-        if folder.kind is not Kind.FOLDER:
-            raise WrongKind(f"{folder.name}: a {folder.kind}, not a folder")
         what = folder.name or "/"
-        for one in self._records.names(self._records.get(folder.number), what):
+        for one in self._table.names(self._table.get(folder.number), what):
             if not isinstance(one, ntfs.NtfsName):
                 yield Unreadable("", GuestDamaged(f"{what}: {one}; what this block of it has is not listed"))
             elif one.record != ntfs.ROOT:
                 yield one
 
-    def _keyed(self, folder: Entry) -> Iterator[tuple[tuple[str, tuple[str]], ntfs.NtfsName]]:
-        """By the name as it is, and (a key of its own kind) by the name in whatever case."""
-        for one in self._names(folder):
-            if not isinstance(one, Unreadable):
-                yield (one.name, (one.name.upper(),)), one
+    def _is_listed(self, folder: Entry, record: ntfs.NtfsName) -> bool:
+        return folder.number != ntfs.ROOT or record.record >= ntfs.FIRST_USER
 
-    def _shown(self, one: ntfs.NtfsName) -> Entry | Unreadable:
-        wrong = name_error(one.name)
-        if wrong:
-            return Unreadable(one.name, wrong)
-        try:
-            with parsing(one.name):
-                return self._entry(one.name, self._records.get(one.record, one.sequence))
-        except GuestError as error:
-            return Unreadable(one.name, error)
+    def _asked(self, name: str) -> tuple[Hashable, ...]:
+        """The name as it is, or (a key of its own kind) in whatever case."""
+        return (name, (name.upper(),))
+
+    def _name(self, record: ntfs.NtfsName) -> str:
+        return record.name
+
+    def _made(self, name: str, record: ntfs.NtfsName) -> Entry:
+        return self._entry(name, self._table.get(record.record, record.sequence))
 
     def _entry(self, name: str, file: NtfsFile) -> Entry:
         kind = Kind.FOLDER if file.record.flags & ntfs.IS_FOLDER else Kind.FILE

@@ -7,25 +7,23 @@ system's, has no attributes, and follows trees of extents wherever they lead.
 
 from __future__ import annotations
 
-import itertools
 import stat
 from collections.abc import Iterator
 from uuid import UUID
 
 from everywhen.formats.errors import FormatError
 from everywhen.formats.filesystems import xfs
-from everywhen.guest.errors import GuestDamaged, GuestError, GuestLimit, NoSuchPath, WrongKind, parsing
-from everywhen.guest.lookups import Lookups
+from everywhen.guest.content import all_said
+from everywhen.guest.errors import GuestDamaged, parsing
+from everywhen.guest.listed_folders import ListedFolders, demand_file
 from everywhen.guest.modes import KINDS
-from everywhen.guest.names import from_bytes, name_error, to_bytes
-from everywhen.guest.tree import Content, Entry, Kind, Readable, Span, Stream, Times, Unreadable
+from everywhen.guest.names import from_bytes
+from everywhen.guest.tree import Content, Entry, Kind, Readable, Span, Times, Unreadable
 from everywhen.guest.xfs_inodes import XfsInodes
 from everywhen.guest.xfs_log import is_clean
 
-_MOST_NODES = 1 << 20
 
-
-class XfsFileSystem:
+class XfsFileSystem(ListedFolders[tuple[int, bytes]]):
     """A FileSystem (guest/tree.py) of XFS."""
 
     kind = "xfs"
@@ -33,42 +31,22 @@ class XfsFileSystem:
     case_sensitive = True
 
     def __init__(self, volume: Readable) -> None:
+        super().__init__()
         with parsing("this XFS"):
             self._inodes = XfsInodes(volume)
             head = self._inodes.superblock
             self.label = from_bytes(head.label)
             self.uuid = str(UUID(bytes=head.uuid))
             self.root = self._entry("", head.root)
-            self._lookups = Lookups(self._keyed)
             clean = is_clean(volume, head)
         self.notes: tuple[str, ...] = ()
         if not clean:
             self.notes = ("It was not unmounted, and its log is not replayed: the last changes may be missing.",)
 
-    def entries(self, folder: Entry) -> Iterator[Entry | Unreadable]:
-        with parsing(folder.name or "/"):
-            for found in self._records(folder):
-                if isinstance(found, Unreadable):
-                    yield found
-                else:
-                    yield self._shown(*found)
-
-    def child(self, folder: Entry, name: str) -> Entry:
-        with parsing(name):
-            number = self._lookups.find(folder, to_bytes(name))
-            if number is not None:
-                return self._entry(name, number)
-        raise NoSuchPath(name, folder.name or "/")
-
     def open(self, entry: Entry, stream: str = "") -> Content:
-        if stream or entry.kind is not Kind.FILE:
-            raise WrongKind(f"{entry.name}: {'no such stream' if stream else f'a {entry.kind} has no content'}")
+        demand_file(entry, stream)
         with parsing(entry.name):
             return self._inodes.content(entry.number, self._inodes.get(entry.number), entry.name)
-
-    def streams(self, entry: Entry) -> tuple[Stream, ...]:
-        del entry  # there are none in this file system
-        return ()
 
     def attributes(self, entry: Entry) -> dict[str, bytes]:
         with parsing(f"the attributes of {entry.name or '/'}"):
@@ -78,26 +56,13 @@ class XfsFileSystem:
         with parsing(entry.name or "/"):
             head = self._inodes.superblock
             own = Span(head.inode_place(entry.number), head.inode_size)
-            more = tuple(itertools.islice(self._inodes.nodes(self._inodes.get(entry.number)), _MOST_NODES + 1))
-            if len(more) > _MOST_NODES:
-                raise GuestLimit(f"{entry.name}: where its content is takes more than {_MOST_NODES} blocks to say")
-            return (own, *more)
+            return (own, *all_said(self._inodes.nodes(self._inodes.get(entry.number)), entry.name))
 
-    def _keyed(self, folder: Entry) -> Iterator[tuple[tuple[bytes], int]]:
-        for found in self._records(folder):
-            if not isinstance(found, Unreadable):
-                yield (found[1],), found[0]
+    def _name(self, record: tuple[int, bytes]) -> str:
+        return from_bytes(record[1])
 
-    def _shown(self, number: int, raw: bytes) -> Entry | Unreadable:
-        name = from_bytes(raw)
-        wrong = name_error(name)
-        if wrong:
-            return Unreadable(name, wrong)
-        try:
-            with parsing(name):
-                return self._entry(name, number)
-        except GuestError as error:
-            return Unreadable(name, error)
+    def _made(self, name: str, record: tuple[int, bytes]) -> Entry:
+        return self._entry(name, record[0])
 
     def _entry(self, name: str, number: int) -> Entry:
         inode = self._inodes.get(number)
@@ -130,8 +95,6 @@ class XfsFileSystem:
 
     def _records(self, folder: Entry) -> Iterator[tuple[int, bytes] | Unreadable]:
         """Inode and name of all in a folder but `.` and `..`; a block that makes no sense is an Unreadable without a name."""
-        if folder.kind is not Kind.FOLDER:
-            raise WrongKind(f"{folder.name}: a {folder.kind}, not a folder")
         inode = self._inodes.get(folder.number)
         has_kinds = self._inodes.superblock.has_kinds
         if inode.format == xfs.LOCAL:

@@ -135,7 +135,6 @@ def test_names_on_disk_need_not_be_text(system: FileSystem, tmp_path: Path) -> N
     names = [entry.name for entry in opened(Image(image)).entries(opened(Image(image)).root) if isinstance(entry, Entry)]
     assert "\udcff\udcfe x" in names
     assert find(opened(Image(image)), "/\udcff\udcfe x").entry.kind is Kind.FILE
-    with pytest.raises(NoSuchPath):
-        find(system, "/\udcff")
-    with pytest.raises(GuestError, match="no file system of bytes"):
-        find(system, "/\ud800")
+    for name in ("\udcff", "\ud800"):  # the second cannot come from bytes
+        with pytest.raises(NoSuchPath):
+            find(system, f"/{name}")
