@@ -82,8 +82,14 @@ class NbdServer:
             if self._stopped.is_set():
                 connection.close()
                 return
+            try:
+                thread.start()
+            except RuntimeError as error:  # the system gives no more threads: it may pass, and others go on
+                connection.close()
+                self._free.release()
+                self._terms.report("", error)
+                return
             self._clients[client] = thread
-            thread.start()
 
     def _serve(self, client: ServedClient) -> None:
         try:

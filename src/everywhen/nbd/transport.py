@@ -137,7 +137,8 @@ class Tls:
 
     def _receive_more(self) -> bool:
         count = self._socket.recv_into(self._buffer)
-        self._received.write(self._buffer[:count])
+        with self._using:
+            self._received.write(self._buffer[:count])
         return bool(count)
 
     def _flush(self) -> None:

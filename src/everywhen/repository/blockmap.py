@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from itertools import islice
+from threading import Lock
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def blocks_of(size: int) -> int:
 
 
 class BlockMap:
-    """Reads one disk's block map lazily. Not for use from several threads."""
+    """Reads one disk's block map lazily. Several threads may use it; none waits for what another one reads."""
 
     def __init__(self, read_many: ReadChunks, tree: Tree) -> None:
         self._read_many = read_many
@@ -42,6 +43,14 @@ class BlockMap:
         self.root = tree.root
         self.level = root_level(blocks_of(tree.size))
         self._cache: OrderedDict[ChunkName, Names] = OrderedDict()
+        self._lock = Lock()
+        """For the cache, never held while anything is read."""
+
+    def beside(self, read_many: ReadChunks) -> BlockMap:
+        """The same map for who reads its nodes in another way; both keep what either has read."""
+        other = BlockMap(read_many, Tree(self.size, self.root))
+        other._cache, other._lock = self._cache, self._lock
+        return other
 
     def leaf(self, index: int) -> Names | None:
         """Names (256, 32) of blocks 256 × index and on, or None where all of them read as zeroes."""
@@ -103,18 +112,20 @@ class BlockMap:
             self._keep(ChunkName(names[row].tobytes()), decode_node(content, level))
 
     def _node(self, name: ChunkName, level: int) -> Names:
-        names = self._cache.get(name)
-        if names is None:
-            names = decode_node(self._read_many(np.frombuffer(name, np.uint8).reshape(1, CHUNK_NAME_SIZE))[0], level)
-            self._keep(name, names)
-        else:
-            self._cache.move_to_end(name)
+        with self._lock:
+            names = self._cache.get(name)
+            if names is not None:
+                self._cache.move_to_end(name)
+                return names
+        names = decode_node(self._read_many(np.frombuffer(name, np.uint8).reshape(1, CHUNK_NAME_SIZE))[0], level)
+        self._keep(name, names)
         return names
 
     def _keep(self, name: ChunkName, names: Names) -> None:
-        self._cache[name] = names
-        if len(self._cache) > _NODE_CACHE:
-            self._cache.popitem(last=False)
+        with self._lock:
+            self._cache[name] = names
+            if len(self._cache) > _NODE_CACHE:
+                self._cache.popitem(last=False)
 
 
 class BlockMapBuilder:

@@ -307,3 +307,19 @@ def test_a_failure_to_take_a_client_passes(exports: MemoryExports, tmp_path: Pat
             client.connect(str(tmp_path / "tired"))
             assert received(client, p.GREETING.size).startswith(b"NBDMAGIC")
     assert [(name, str(error)) for name, error in running.reported] == [("", "[Errno 24] too many open files")]
+
+
+def test_a_thread_that_cannot_be_had_costs_one_client(running: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name == "nbd-client":
+            monkeypatch.setattr(threading.Thread, "start", start)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with running.dialled() as client:
+        assert client.recv(1) == b""
+    begun(running).close()
+    assert [str(error) for _, error in running.reported] == ["can't start new thread"]

@@ -17,7 +17,6 @@ from typing import Annotated
 
 import typer
 
-from everywhen.block.device import DeviceError
 from everywhen.capture.qmp import QmpMonitor
 from everywhen.interfaces.cli.app import GET_BACK, AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, app, context_of
 from everywhen.interfaces.cli.boot_words import Told
@@ -28,7 +27,6 @@ from everywhen.interfaces.sockets import unix_socket
 from everywhen.nbd.served_client import Terms
 from everywhen.nbd.serving import NbdServer
 from everywhen.repository.disk import PointDisk
-from everywhen.repository.errors import RepositoryError
 from everywhen.repository.repository import Repository
 from everywhen.services.addresses import Address, parse_address
 from everywhen.services.ages import SECOND, parse_span
@@ -40,8 +38,7 @@ from everywhen.services.boot.plan import Files, Plan, Wishes, planned
 from everywhen.services.boot.sight import Prompt
 from everywhen.services.failures import Exit, Failed, WrongUsage
 from everywhen.services.sizes import parse_size
-from everywhen.services.view.moments import MomentView, OpenMoments
-from everywhen.storage.base import StorageError
+from everywhen.services.view.moments import FAILURES, MomentView, OpenMoments
 
 _RECEIVE = 1 << 16
 _SEEN, _OVER = b"s", b"o"
@@ -111,7 +108,7 @@ def boot(
         stack.enter_context(_signals(waker))
         exports = MomentExports(moments, repository.store.url, only=address, overlay=overlay, opened=lambda _: None)
         stack.callback(exports.close)
-        server = NbdServer(Terms(exports, (RepositoryError, StorageError, DeviceError, OSError), told.failed))
+        server = NbdServer(Terms(exports, FAILURES, told.failed))
         stack.callback(server.stop)
         server.listen(unix_socket(os.path.join(folder, _NBD), stack))
         order = _Order(view.vm.name, plan, {name: str(_disk(address, name)) for name in disks}, network is Network.user)

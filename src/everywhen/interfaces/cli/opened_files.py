@@ -10,23 +10,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import tzinfo
 
-from everywhen.block.device import DeviceError
 from everywhen.guest.errors import GuestError, GuestUnsupported, NoSuchPath
 from everywhen.guest.tree import Entry
 from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.cli.restored_words import ship_newest
-from everywhen.repository.errors import RepositoryError
 from everywhen.services.addresses import Address, parse_address
 from everywhen.services.failures import Failed, NotFound, WrongUsage
 from everywhen.services.spelling import nearest
 from everywhen.services.times import local_time, rfc3339
 from everywhen.services.view.files import GuestFiles, Place
 from everywhen.services.view.guest_root import NoSystem
-from everywhen.services.view.moments import MomentView, OpenMoments
-from everywhen.storage.base import StorageError
-
-FAILURES = (RepositoryError, StorageError, DeviceError, OSError)
-"""What a moment's disks raise when they cannot be read."""
+from everywhen.services.view.moments import FAILURES, MomentView, OpenMoments
 
 
 @dataclass(frozen=True, slots=True)

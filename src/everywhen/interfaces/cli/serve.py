@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 
-from everywhen.block.device import DeviceError
 from everywhen.interfaces.cli.app import GET_BACK, AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, app, context_of
 from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.cli.restored_words import ship_newest
@@ -21,10 +20,9 @@ from everywhen.interfaces.service_manager import ServiceManager
 from everywhen.interfaces.sockets import tcp_socket, unix_socket, uri
 from everywhen.nbd.served_client import Terms
 from everywhen.nbd.serving import NbdServer
-from everywhen.repository.errors import RepositoryError
 from everywhen.services.addresses import Address, parse_address
 from everywhen.services.failures import Failed, WrongUsage
-from everywhen.services.view.moments import MomentView, OpenMoments
+from everywhen.services.view.moments import FAILURES, MomentView, OpenMoments
 from everywhen.storage.base import StorageError
 
 _LINGER_S = 10.0
@@ -91,12 +89,15 @@ def serve_nbd(
         ended = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda _number, _frame: ended.set())
-        server = NbdServer(Terms(exports, (RepositoryError, StorageError, DeviceError, OSError), told.failed, tls))
+        server = NbdServer(Terms(exports, FAILURES, told.failed, tls))
         stack.callback(server.stop)
         server.listen(listening)
         _ready(context, uri(listening, encrypted=tls is not None), only)
         while not ended.wait(_TIDY_S):
-            moments.tidy()
+            try:
+                moments.tidy()
+            except StorageError as error:  # clients go on; a lease that is left ends by itself within a minute
+                told.failed("", error)
     context.output.line("Ended; nothing is open any more.")
 
 
@@ -121,7 +122,7 @@ class _Told:
     def failed(self, name: str, error: Exception) -> None:
         """A connection's first failure."""
         with self._lock:
-            self._context.output.warn(f"{name or 'a client'}: {error}")
+            self._context.output.warn(f"{name}: {error}" if name else str(error))
 
 
 def _only(moment: str | None) -> Address | None:

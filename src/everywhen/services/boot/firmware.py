@@ -22,6 +22,8 @@ _VARIABLES = ("OVMF_VARS_4M.fd", "OVMF_VARS.4m.fd", "ovmf-x86_64-4m-vars.bin", "
 _FLASHES = (4 << 20, 2 << 20)
 _SHARED = "/usr/share/"
 _QCOW2 = b"QFI\xfb"
+_EXTERNAL = 1 << 2
+"""Of the incompatible features of a qcow2 (QEMU: docs/interop/qcow2.txt): its content is in another file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +65,12 @@ def _shape(nvram: bytes) -> tuple[str, int]:
     """Format and length of the variables. Raises Failed."""
     if nvram[:4] != _QCOW2:
         return "raw", len(nvram)
-    if len(nvram) < 32:
+    if len(nvram) < 104:
         raise Failed("The moment's UEFI variables are damaged.")
-    # The first field after magic and version is the name of another file, which has no place here.
-    backing, size = struct.unpack_from(">Q", nvram, 8)[0], struct.unpack_from(">Q", nvram, 24)[0]
-    if backing:
-        raise Failed("The moment's UEFI variables lie over another file, which is not in the moment.")
+    # A qcow2 may name two other files, which QEMU would open whatever they are: neither has a place here.
+    version, backing, size, features = struct.unpack_from(">4xIQ8xQ40xQ", nvram)
+    if backing or (version > 2 and features & _EXTERNAL):
+        raise Failed("The moment's UEFI variables lie in another file, which is not in the moment.")
     return "qcow2", size
 
 

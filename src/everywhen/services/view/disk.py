@@ -15,20 +15,26 @@ from everywhen.block.device import BLOCK_SIZE, Extent
 from everywhen.block.patched import Patches
 from everywhen.formats.ids import NO_CHUNK
 from everywhen.formats.layouts.runs import Runs
-from everywhen.formats.node import FANOUT
+from everywhen.formats.node import FANOUT, Names
 from everywhen.formats.point import Tree
 from everywhen.repository.blockmap import BlockMap
-from everywhen.repository.errors import RepositoryError
 from everywhen.repository.fetch import ChunkFetcher
 from everywhen.repository.reading import used_blocks
 from everywhen.services.view.blocks import Blocks
-from everywhen.storage.base import StorageError
 
 _FIRST_AHEAD, _MOST_AHEAD = 4, 64
 """Blocks, 256 KiB and 4 MiB: for one who reads in order as much is fetched ahead as he has read, within these."""
 _STREAMS = 16
 """Places at which somebody reads on in order: nbdcopy has up to four connections, with several requests each."""
 _ZEROES = bytes(BLOCK_SIZE)
+
+
+class _NotAtHand(Exception):
+    """A node of the block map has to be fetched: this one."""
+
+    def __init__(self, name: bytes) -> None:
+        super().__init__(name.hex())
+        self.name = name
 
 
 class MomentDisk:
@@ -39,9 +45,10 @@ class MomentDisk:
         self.size = tree.size
         self._fetcher = fetcher
         self._tree = tree
-        self._map = BlockMap(fetcher.read_many, tree)
-        self._map_lock = threading.Lock()
         self._blocks = blocks
+        self._map = BlockMap(self._nodes, tree)
+        self._map_at_hand = self._map.beside(self._nodes_at_hand)
+        """The same, for who must not wait: raises _NotAtHand."""
         self._patches = patches or Patches()
         self._patched = self._patches.blocks()
         self._streams: OrderedDict[int, tuple[int, int]] = OrderedDict()
@@ -52,19 +59,19 @@ class MomentDisk:
         """Exactly the bytes asked for. Raises ValueError outside the disk, Damaged, StorageError."""
         self._check(offset, length)
         first, end = offset // BLOCK_SIZE, -(-(offset + length) // BLOCK_SIZE)
-        names = self._names(first, end)
+        names = self._names(self._map, first, end)
         self._read_on(offset, offset + length)
         contents = self._blocks.get(name for name in names if name)
         return self._joined(offset, length, [contents[name] if name else _ZEROES for name in names])
 
     def read_cached(self, offset: int, length: int) -> bytes | None:
-        """The same where no block has to be fetched, else None. Raises ValueError outside the disk."""
+        """The same where nothing has to be fetched, else None. Raises ValueError outside the disk, FormatError."""
         self._check(offset, length)
         first, end = offset // BLOCK_SIZE, -(-(offset + length) // BLOCK_SIZE)
         try:
-            names = self._names(first, end)
-        except (RepositoryError, StorageError):
-            return None  # who reads is told
+            names = self._names(self._map_at_hand, first, end)
+        except _NotAtHand:
+            return None
         contents: list[bytes] = []
         for name in names:
             content = self._blocks.at_hand(name) if name else _ZEROES
@@ -112,19 +119,32 @@ class MomentDisk:
         if offset < 0 or length < 0 or offset + length > self.size:
             raise ValueError(f"{length} bytes at {offset} are outside a disk of {self.size} bytes")
 
-    def _names(self, first: int, end: int) -> list[bytes | None]:
+    def _nodes(self, names: Names) -> list[bytes]:
+        keys = [row.tobytes() for row in names]
+        found = self._blocks.get(keys)
+        return [found[key] for key in keys]
+
+    def _nodes_at_hand(self, names: Names) -> list[bytes]:
+        found = []
+        for key in (row.tobytes() for row in names):
+            content = self._blocks.at_hand(key)
+            if content is None:
+                raise _NotAtHand(key)
+            found.append(content)
+        return found
+
+    def _names(self, block_map: BlockMap, first: int, end: int) -> list[bytes | None]:
         """The chunks of some blocks; None for those that read as zeroes, or of which nothing shows below the records."""
         names: list[bytes | None] = []
-        with self._map_lock:
-            for leaf in range(first // FANOUT, -(-end // FANOUT)):
-                low, high = max(first, leaf * FANOUT), min(end, (leaf + 1) * FANOUT)
-                entries = self._map.leaf(leaf)
-                if entries is None:
-                    names += [None] * (high - low)
-                    continue
-                for row in entries[low - leaf * FANOUT : high - leaf * FANOUT]:
-                    name = row.tobytes()
-                    names.append(None if name == NO_CHUNK else name)
+        for leaf in range(first // FANOUT, -(-end // FANOUT)):
+            low, high = max(first, leaf * FANOUT), min(end, (leaf + 1) * FANOUT)
+            entries = block_map.leaf(leaf)
+            if entries is None:
+                names += [None] * (high - low)
+                continue
+            for row in entries[low - leaf * FANOUT : high - leaf * FANOUT]:
+                name = row.tobytes()
+                names.append(None if name == NO_CHUNK else name)
         if self._patched:
             names = [None if name and self._patches.hides(block) else name for block, name in enumerate(names, first)]
         return names
@@ -145,17 +165,16 @@ class MomentDisk:
 
     def _run(self, block: int, end: int) -> tuple[int, bool]:
         """From `block` on: up to which block (at most `end`) all is alike, and whether that is zero."""
-        with self._map_lock:
-            index, slot = divmod(block, FANOUT)
-            absent = self._absent_leaves(index)
-            if absent:
-                stop, zero = (index + absent) * FANOUT, True
-            else:
-                entries = self._map.leaf(index)
-                used: npt.NDArray[np.bool_] = np.zeros(FANOUT, np.bool_) if entries is None else np.asarray(entries.any(axis=1))
-                zero = not bool(used[slot])
-                others = np.flatnonzero(used[slot:] != used[slot])
-                stop = block + int(others[0]) if len(others) else (index + 1) * FANOUT
+        index, slot = divmod(block, FANOUT)
+        absent = self._absent_leaves(index)
+        if absent:
+            stop, zero = (index + absent) * FANOUT, True
+        else:
+            entries = self._map.leaf(index)
+            used: npt.NDArray[np.bool_] = np.zeros(FANOUT, np.bool_) if entries is None else np.asarray(entries.any(axis=1))
+            zero = not bool(used[slot])
+            others = np.flatnonzero(used[slot:] != used[slot])
+            stop = block + int(others[0]) if len(others) else (index + 1) * FANOUT
         if block in self._patches:
             return block + 1, False  # the records may well have zeroes there: nobody looks
         at = bisect_left(self._patched, block)
@@ -172,7 +191,7 @@ class MomentDisk:
         return absent
 
     def _read_on(self, offset: int, end: int) -> None:
-        """Somebody reads these bytes; what comes next is fetched ahead for one who goes on from where he was."""
+        """Somebody reads these bytes; for one who goes on from where he was what comes next is fetched ahead. Never waits."""
         with self._streams_lock:
             stream = self._streams.pop(offset, None)
             begin, reached = stream or (offset, 0)
@@ -186,5 +205,13 @@ class MomentDisk:
             self._streams[end] = begin, stop
             if len(self._streams) > _STREAMS:
                 self._streams.popitem(last=False)
-        if stop > first:
-            self._blocks.ahead([name for name in self._names(first, stop) if name])
+        if stop == first:
+            return
+        try:
+            ahead = [name for name in self._names(self._map_at_hand, first, stop) if name]
+        except _NotAtHand as node:  # it comes first; the reader's next step finds it
+            ahead = [node.name]
+            with self._streams_lock:
+                if end in self._streams:
+                    self._streams[end] = begin, first
+        self._blocks.ahead(ahead)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from everywhen.block.disk_file import DiskFile, disk_file, identity_of
@@ -19,6 +19,7 @@ from everywhen.formats.layouts.layout import LayoutError
 from everywhen.formats.layouts.runs import Runs
 from everywhen.services.addresses import Address
 from everywhen.services.view.moments import MomentView, OpenMoments
+from everywhen.storage.base import StorageError
 
 UNUSED_S = 60.0
 """A moment that nobody uses stays open for so many seconds."""
@@ -94,7 +95,8 @@ class HeldMoments:
                 found.users += 1
                 self._held.move_to_end((vm, name))
                 return found
-        self.tidy()
+        with suppress(StorageError):  # of a lease that ends by itself then; who opens something else is not to fail by it
+            self.tidy()
         meant = address()
         new = HeldMoment(self._moments.open(meant), meant)
         with self._lock:

@@ -13,6 +13,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import tzinfo
 
+from everywhen.block.device import DeviceError
+from everywhen.formats.errors import FormatError
+from everywhen.repository.errors import RepositoryError
 from everywhen.repository.ledger import Vm
 from everywhen.repository.reading import opened_points
 from everywhen.repository.repository import Repository
@@ -21,6 +24,10 @@ from everywhen.services.catalog import Catalog, read_catalog
 from everywhen.services.opening import OpenedMoment, open_moment
 from everywhen.services.view.blocks import Blocks
 from everywhen.services.view.disk import MomentDisk
+from everywhen.storage.base import StorageError
+
+FAILURES = (RepositoryError, StorageError, FormatError, DeviceError, OSError)
+"""What a moment's disks raise when they cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)

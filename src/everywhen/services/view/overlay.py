@@ -54,6 +54,9 @@ class Overlay:
         self.size = below.size
         self._below = below
         self._lock = threading.Lock()
+        """For the states, never held while anything is read or written: readers need it."""
+        self._writing = threading.Lock()
+        """One who writes or flushes at a time."""
         self._states = np.zeros(-(-below.size // PAGE), np.uint8)
         """Memory is taken only where there is something else than 0: a byte for each 4 KiB that are written."""
         self._unsaved: set[int] = set()
@@ -105,7 +108,7 @@ class Overlay:
         self._check(offset, len(data))
         if not data:
             return
-        with self._lock:
+        with self._writing:
             first, end = offset // PAGE, -(-(offset + len(data)) // PAGE)
             # A page is here as a whole or not at all: what is not written of the first and the last one comes from below.
             head, tail = offset - first * PAGE, min(end * PAGE, self.size) - offset - len(data)
@@ -124,7 +127,7 @@ class Overlay:
             self.write(offset, bytes(length))
             return
         self.write(offset, bytes(first * PAGE - offset))
-        with self._lock:
+        with self._writing:
             self._set(first, end, ZEROES)
         if end * PAGE < offset + length:
             self.write(end * PAGE, bytes(offset + length - end * PAGE))
@@ -133,7 +136,7 @@ class Overlay:
         """What was written is found again after a power cut, where the overlay is kept. Raises OSError."""
         if self._map < 0:
             return
-        with self._lock:
+        with self._writing:
             if self._sync_failed:
                 raise OSError(errno.EIO, "an earlier flush failed")  # the kernel may have dropped what it could not write
             self._sync_failed = True
@@ -182,7 +185,8 @@ class Overlay:
         return self._part(begin, min(begin + PAGE, self.size), int(self._states[page]))
 
     def _set(self, first: int, end: int, state: int) -> None:
-        self._states[first:end] = state
+        with self._lock:
+            self._states[first:end] = state
         if self._map >= 0:
             self._unsaved.update(range(first // _MAP_PART, -(-end // _MAP_PART)))
 
@@ -198,10 +202,14 @@ class Overlay:
             raise OverlayUnusable(f"{path}: {error}. Nothing was written.") from error
         if found != header:
             raise OverlayUnusable(f"{path} lies over {found.over} ({found.size} bytes), not over {header.over}.")
+        there = os.fstat(self._content).st_size
         for at in range(0, len(self._states), 1 << 20):
             states = np.frombuffer(os.pread(self._map, 1 << 20, HEADER_SIZE + at), np.uint8)[: len(self._states) - at]
             if (states > ZEROES).any():
                 raise OverlayUnusable(f"{path}: a page in a state that there is not. Nothing was written.")
+            written = np.flatnonzero(states == CONTENT)
+            if len(written) and there < min((at + int(written[-1]) + 1) * PAGE, self.size):
+                raise OverlayUnusable(f"{path}: its content, beside it, is missing or cut off. Nothing was written.")
             if states.any():
                 self._states[at : at + len(states)] = states
 

@@ -127,7 +127,7 @@ class _RemoteContent:
 
         def decoded(answer: Message) -> list[Run]:
             nonlocal end
-            found = values.runs_of(answer.head, end)
+            found = self._within(values.runs_of(answer.head, end))
             end = found[-1].end if found else end
             return found
 
@@ -139,8 +139,14 @@ class _RemoteContent:
         if "runs" in answer.head:
             if len(answer.body) != self.size:
                 raise Corrupt(f"{len(answer.body)} bytes of {self.size}")
-            self._all, self._few = answer.body, values.runs_of(answer.head, 0)
+            self._all, self._few = answer.body, self._within(values.runs_of(answer.head, 0))
         return True
+
+    def _within(self, runs: list[Run]) -> list[Run]:
+        """Raises Corrupt for runs beyond the end: who copies them would go on for ever."""
+        if runs and runs[-1].end > self.size:
+            raise Corrupt(f"runs up to {runs[-1].end} of {self.size} bytes")
+        return runs
 
     def _piece(self, offset: int, length: int) -> bytes:
         def decoded(answer: Message) -> bytes:

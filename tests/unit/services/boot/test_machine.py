@@ -182,9 +182,11 @@ def test_variables_that_are_none_are_refused(tmp_path: Path) -> None:
     for nvram in (bytes(100), None):
         with pytest.raises(NotFound, match="OVMF"):
             flash_for(Machine((), uefi=True), nvram, folders)
-    elsewhere = b"QFI\xfb" + bytes(4) + struct.pack(">QIIQ", 104, 9, 0, 131_072) + b"/etc/hosts"
-    with pytest.raises(Failed, match="another file"):
-        flash_for(Machine((), uefi=True), elsewhere, folders)
+    backed = b"QFI\xfb" + struct.pack(">IQIIQ", 2, 104, 9, 0, 131_072) + bytes(72) + b"/etc/hosts"
+    external = b"QFI\xfb" + struct.pack(">IQIIQ40xQ", 3, 0, 0, 0, 131_072, 1 << 2) + bytes(24) + b"/etc/hosts"
+    for elsewhere in (backed, external):
+        with pytest.raises(Failed, match="another file"):
+            flash_for(Machine((), uefi=True), elsewhere, folders)
 
 
 def files(**contents: str) -> Files:

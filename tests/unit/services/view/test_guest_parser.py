@@ -155,6 +155,11 @@ def test_runs_and_contents_are_held_to_what_was_asked(forged: Forged) -> None:
         content.read(0, 9)
     with pytest.raises(ParserEnded):  # all of it, and yet not
         forged("{'size': 9, 'runs': []}").open(file)
+    beyond = "{'runs': [[0, 1 << 60, 0, None, None]], 'more': False}"
+    with pytest.raises(ParserEnded):
+        list(forged(f"{{'size': 9}} if question['ask'] == 'content' else {beyond}").open(file).runs())
+    with pytest.raises(ParserEnded):
+        forged("{'size': 0, 'runs': [[0, 1 << 60, 0, None, None]]}").open(file)
 
 
 def test_a_folder_without_end_ends(forged: Forged, monkeypatch: pytest.MonkeyPatch) -> None:

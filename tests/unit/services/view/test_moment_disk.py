@@ -15,6 +15,7 @@ from everywhen.block.device import BLOCK_SIZE
 from everywhen.block.patched import Patches
 from everywhen.formats.node import Names
 from everywhen.formats.point import RecoveryPoint
+from everywhen.repository.blockmap import BlockMap
 from everywhen.repository.errors import Damaged
 from everywhen.repository.fetch import ChunkFetcher
 from everywhen.repository.repository import Repository
@@ -29,20 +30,24 @@ SIZE = 700 * BLOCK_SIZE + 12_345
 
 
 class Counted:
-    """A fetcher that notes what it was asked for, and can be made to wait or fail."""
+    """A fetcher that notes which blocks it was asked for, and can be made to wait or fail."""
 
     def __init__(self, fetcher: ChunkFetcher) -> None:
         self._fetcher = fetcher
+        self.nodes: set[bytes] = set()
+        """Of the block map."""
         self.asked: list[bytes] = []
         self.gate = threading.Event()
         self.gate.set()
         self.fail = False
+        self.lost: set[bytes] = set()
         self.far = False
 
     def read_many(self, names: Names) -> list[bytes]:
-        self.asked += [row.tobytes() for row in names]
+        asked = [row.tobytes() for row in names]
+        self.asked += [name for name in asked if name not in self.nodes]
         assert self.gate.wait(30)
-        if self.fail:
+        if (self.fail and not self.nodes.issuperset(asked)) or not self.lost.isdisjoint(asked):
             raise Damaged("no readable copy")
         return self._fetcher.read_many(names)
 
@@ -73,8 +78,11 @@ def point(world: World, repository: Repository, source: SparseDisk) -> RecoveryP
 
 
 @pytest.fixture
-def counted(repository: Repository) -> Counted:
-    return Counted(repository.fetcher)
+def counted(repository: Repository, point: RecoveryPoint) -> Counted:
+    found = Counted(repository.fetcher)
+    nodes = BlockMap(repository.fetcher.read_many, point.disks["vda"].tree)
+    found.nodes = {name for level in (0, 1) for _, name in nodes.nodes(level)}
+    return found
 
 
 @pytest.fixture
@@ -152,6 +160,7 @@ def test_what_is_not_there_is_refused(disk: MomentDisk) -> None:
 
 
 def test_a_block_is_fetched_once_for_all_who_wait(disk: MomentDisk, source: SparseDisk, counted: Counted) -> None:
+    disk.read(299 * BLOCK_SIZE, 1)  # its map is at hand
     counted.gate.clear()
     with ThreadPoolExecutor(8) as pool:
         reads = [pool.submit(disk.read, 300 * BLOCK_SIZE + at, 4096) for at in range(0, 32768, 4096)]
@@ -163,6 +172,7 @@ def test_a_block_is_fetched_once_for_all_who_wait(disk: MomentDisk, source: Spar
 
 
 def test_who_waited_for_a_fetch_that_failed_tries_again(disk: MomentDisk, source: SparseDisk, counted: Counted) -> None:
+    disk.read(299 * BLOCK_SIZE, 1)
     counted.gate.clear()
     counted.fail = True
     with ThreadPoolExecutor(2) as pool:
@@ -190,6 +200,28 @@ def test_who_jumps_has_nothing_fetched_ahead(disk: MomentDisk, counted: Counted)
     for number in (8, 2, 5, 0):
         disk.read(number * BLOCK_SIZE, 4096)
     assert len(counted.asked) == 4
+
+
+def test_who_must_not_wait_does_not_wait_for_the_block_map(disk: MomentDisk, source: SparseDisk, counted: Counted) -> None:
+    counted.gate.clear()
+    assert disk.read_cached(300 * BLOCK_SIZE, 4096) is None
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(disk.read, 300 * BLOCK_SIZE, 4096)  # this one waits for a node
+        assert disk.read_cached(0, 4096) is None
+        counted.gate.set()
+        assert slow.result(30) == source.read(300 * BLOCK_SIZE, 4096)
+    assert disk.read_cached(300 * BLOCK_SIZE, 4096) == source.read(300 * BLOCK_SIZE, 4096)
+
+
+def test_what_is_lost_farther_on_fails_nobody_who_reads_before_it(
+    repository: Repository, counted: Counted, disk: MomentDisk, source: SparseDisk, point: RecoveryPoint
+) -> None:
+    leaves = BlockMap(repository.fetcher.read_many, point.disks["vda"].tree)
+    counted.lost = {leaves.node_name(0, 1) or b""}
+    for number in range(250, 256):
+        assert disk.read(number * BLOCK_SIZE, BLOCK_SIZE) == source.read(number * BLOCK_SIZE, BLOCK_SIZE)
+    with pytest.raises(Damaged):
+        disk.read(256 * BLOCK_SIZE, 1)
 
 
 def test_memory_is_bounded(repository: Repository, counted: Counted, point: RecoveryPoint, source: SparseDisk) -> None:

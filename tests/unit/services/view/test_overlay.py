@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,48 @@ def test_a_map_of_something_else_is_refused(tmp_path: Path, spoilt: bytes, why: 
     with pytest.raises(OverlayUnusable, match=why):
         Overlay(Below(), str(tmp_path), "kept", over=OVER)
     assert (tmp_path / "kept.map").read_bytes() == spoilt
+
+
+def test_a_map_whose_content_is_gone_is_refused(tmp_path: Path) -> None:
+    overlay = Overlay(Below(), str(tmp_path), "kept", over=OVER)
+    overlay.write(2 * BLOCK_SIZE, bytes(8192))
+    overlay.close()
+    os.truncate(tmp_path / "kept.content", 2 * BLOCK_SIZE + 4096)
+    with pytest.raises(OverlayUnusable, match="missing or cut off"):
+        Overlay(Below(), str(tmp_path), "kept", over=OVER)
+    os.unlink(tmp_path / "kept.content")
+    with pytest.raises(OverlayUnusable, match="missing or cut off"):
+        Overlay(Below(), str(tmp_path), "kept", over=OVER)
+
+
+class Slow(Below):
+    """A disk that is far away: reads wait until they are let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.let_go = threading.Event(), threading.Event()
+
+    def read(self, offset: int, length: int) -> bytes:
+        self.asked.set()
+        assert self.let_go.wait(30)
+        return super().read(offset, length)
+
+
+def test_who_reads_what_is_at_hand_waits_for_no_writer(tmp_path: Path) -> None:
+    """A part of a page needs the rest of it from below."""
+    below = Slow()
+    overlay = Overlay(below, str(tmp_path))
+    overlay.write(0, bytes(4096))
+    with ThreadPoolExecutor(2) as pool:
+        write = pool.submit(overlay.write, 8192, b"some")
+        assert below.asked.wait(30)
+        reading = pool.submit(overlay.read_cached, 0, 4096)
+        try:
+            assert reading.result(10) == bytes(4096)
+        finally:
+            below.let_go.set()
+        write.result(30)
+    overlay.close()
 
 
 def test_outside_of_the_disk_nothing_is_written(tmp_path: Path) -> None:
