@@ -109,7 +109,7 @@ def _hang_up(connection: socket.socket) -> None:
 
 
 OURS = "everywhen-"
-SINK = "everywhen-sink-"
+SINK, NOTHING = "everywhen-sink-", "everywhen-nothing-"
 _ASKING = {"qmp_capabilities", "qom-get", "qom-list", "x-debug-query-block-graph"}
 _ACTING = {
     *("blockdev-add", "blockdev-mirror", "blockdev-del", "block-job-cancel", "yank", "transaction"),
@@ -133,6 +133,7 @@ class Rules:
         self._stays: set[str] = set()
         self._pushes: set[str] = set()
         self._paused: set[str] = set()
+        self._below: dict[str, str] = {}
         self._drained = self._at_rest = self._stopped = False
         self._servers = 0
         for message in log:
@@ -177,6 +178,7 @@ class Rules:
             return  # a stand-in; K3: a node on a disk with an iothread would be refused below
         if data["driver"] == "raw":
             self._must(data["file"].startswith(SINK), "K3: only on a connection to a sink", message)
+            self._below[data["node-name"]] = data["file"]
             return
         if data["driver"] == "vpc":  # an empty image, for which QEMU refuses to migrate during a push
             self._must(data["read-only"] is True and data["file"]["read-only"] is True, "nothing is written to it", message)
@@ -189,8 +191,12 @@ class Rules:
     def _blockdev_mirror(self, message: Said, data: dict[str, Any]) -> None:
         self._mirrored = data["job-id"]
         self._running.add(self._mirrored)
+        self._paused.discard(self._mirrored)
         if data["sync"] != "none":
             self._pushes.add(self._mirrored)
+        else:
+            below = self._below.get(data["target"], "")
+            self._must(below.startswith(NOTHING), "K5: until it is paused no write of it can fail", message)
         self._must(data["sync"] == "none" or bool(self._stays), "K4: not migrated during a push", message)
         at_error = "report" if data["sync"] == "none" else "stop"
         how = (data["copy-mode"], data["on-target-error"], data["on-source-error"], data["job-id"] == data["target"])
@@ -221,9 +227,12 @@ class Rules:
 
     def _blockdev_reopen(self, message: Said, data: dict[str, Any]) -> None:
         """It drains."""
-        names = [(option["driver"], option["node-name"].startswith(OURS)) for option in data["options"]]
-        self._must(names == [("raw", True)] and data["options"][0]["file"].startswith(OURS), "only a tap's node", message)
-        self._drained = True
+        [option] = data["options"]
+        node, below = option["node-name"], option["file"]
+        self._must(option["driver"] == "raw" and node.startswith(OURS) and below.startswith(OURS), "only a tap's node", message)
+        self._below[node] = below
+        self._drained = below.startswith(NOTHING)
+        self._must(self._drained or node in self._paused, "K5: it cannot end by itself when writes can fail", message)
 
     def _stop(self, message: Said, data: dict[str, Any]) -> None:
         self._stopped = self._at_rest = True

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from everywhen.block.target_mark import Mark, leave_mark, mark_path
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor
 from tests.processes import running
@@ -38,6 +39,19 @@ def test_a_disk_that_cannot_be_kept_refuses_the_vm(program: Program, odd: Hyperv
     assert done.error["do"][-1] == "Or protect only what can be: --disk vd0 --disk vd1 --disk device-0"
     assert odd.ours() == set()
     assert program.ok("points") == []
+
+
+def test_a_half_restored_disk_is_no_disk_of_a_moment(program: Program, odd: Hypervisor) -> None:
+    image = odd.images[1]
+    leave_mark(mark_path(str(image)), Mark("web1/vd1@12:00", str(image), MIB))
+    done = program.run("protect", "web1", "--qmp", odd.qmp, "--disk", "vd0", "--disk", "vd1", "--json")
+    assert done.code == 1, done
+    assert f"vd1: {image} is a mixture of two moments" in done.error["what"]
+    assert done.error["do"][-1] == "Or protect only what can be: --disk vd0"
+    assert odd.ours() == set()
+    looked = program.run("doctor", "--qmp", odd.qmp)
+    assert looked.code == 5
+    assert "is a mixture of two moments" in looked.out
 
 
 def test_those_that_are_named(program: Program, odd: Hypervisor) -> None:

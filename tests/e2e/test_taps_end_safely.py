@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,18 +34,21 @@ LATENCY_NS = 5_000_000
 class SlowDisk:
     """A storage daemon with a large slow disk that holds nothing, and somebody who writes to it, 16 requests at once."""
 
-    def __init__(self, folder: Path, *, readable: bool = True) -> None:
+    def __init__(self, folder: Path, *, readable: bool = True, writes_per_s: int = 16 * 10**9 // LATENCY_NS) -> None:
         self.qmp, serves = folder / "qmp.sock", folder / "nbd.sock"
         command = ["qemu-storage-daemon", "--chardev", f"socket,id=qmp,path={self.qmp},server=on,wait=off"]
         command += ["--monitor", "chardev=qmp", "--nbd-server", f"addr.type=unix,addr.path={serves}"]
-        if readable:
+        throttled = ["--object", f"throttle-group,id=slow,x-iops-write={writes_per_s}"]
+        if readable and writes_per_s < 1000:  # each write by itself, not 16 together
+            command += [*throttled, "--blockdev", f"driver=null-co,node-name=nothing,size={SIZE}"]
+            command += ["--blockdev", "driver=throttle,node-name=disk,throttle-group=slow,file=nothing"]
+        elif readable:
             command += ["--blockdev", f"driver=null-co,node-name=disk,size={SIZE},latency-ns={LATENCY_NS}"]
         else:
             with (folder / "disk").open("wb") as file:
                 file.write(bytes(range(256)) * 4096)
                 file.truncate(SIZE)
-            command += ["--object", f"throttle-group,id=slow,x-iops-write={16 * 10**9 // LATENCY_NS}"]
-            command += ["--blockdev", f"driver=file,node-name=file,filename={folder / 'disk'}"]
+            command += [*throttled, "--blockdev", f"driver=file,node-name=file,filename={folder / 'disk'}"]
             broken = "inject-error.0.event=none,inject-error.0.iotype=read,inject-error.0.errno=5"
             command += ["--blockdev", f"driver=blkdebug,node-name=broken,image=file,{broken}"]
             command += ["--blockdev", "driver=throttle,node-name=disk,throttle-group=slow,file=broken"]
@@ -141,6 +145,28 @@ def test_the_sink_is_lost_as_the_tap_is_attached(
             eventually(lambda: not sink.alive, "the watchdog has taken it away")
             leftovers.clear(monitor, answered=False)
             goes_on(disk, monitor)
+
+
+def test_the_sink_is_lost_before_the_job_is_paused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine that takes a while. A job that a write ends then, while others are under way, takes QEMU with it: so it
+    begins with nothing to send to, and no write can fail."""
+    with SlowDisk(tmp_path, writes_per_s=40) as disk:
+        for attempt in range(3):
+            with tap_for(disk, tmp_path / str(attempt)) as (monitor, sink, tap):
+                execute = monitor.execute
+
+                def late(name: str, *arguments: Any, execute: Any = execute, sink: Reception = sink, **more: Any) -> Any:
+                    if name == "block-job-pause":
+                        sink.sink.kill()
+                        eventually(lambda: not sink.alive, "it is gone")
+                        time.sleep(0.5)  # 20 writes
+                    return execute(name, *arguments, **more)
+
+                with monkeypatch.context() as patch, suppress(TapEnded):
+                    patch.setattr(monitor, "execute", late)
+                    tap.attach(str(sink.socket_path))
+                leftovers.clear(monitor, answered=False)
+                goes_on(disk, monitor)
 
 
 def test_another_tap_follows_on_the_same_monitor(disk: SlowDisk, tmp_path: Path) -> None:

@@ -91,10 +91,11 @@ class Counters:
         words[at + _SERVED_IN + min(2 * bits + (took_ns >> bits - 2 & 1), _BUCKETS - 1)] += requests
 
     def served_within(self, share: float) -> int:
-        """Nanoseconds within which this share (0 to 1) of all requests was answered; up to a third more. 0 without requests."""
+        """Nanoseconds within which this share (0 to 1) of all requests was answered; up to a third more, but no more than the
+        longest took. 0 without requests."""
         # Only those that were ever used: `protect` asks four times a second, and all of them took 0.6 ms.
         used = [connection for connection in range(CONNECTIONS) if self.of(connection, REQUESTS)]
-        return within([sum(counts) for counts in zip(*map(self._served, used), strict=True)], share)
+        return min(within([sum(counts) for counts in zip(*map(self._served, used), strict=True)], share), self.worst_ns())
 
     def _served(self, connection: int) -> list[int]:
         begin = _PER_CONNECTION * (2 + connection) + _SERVED_IN

@@ -17,10 +17,7 @@ from everywhen.capture.nodes import OURS
 from everywhen.capture.qmp import CommandFailed, Monitor, MonitorError
 from everywhen.capture.reading import STAND_IN
 from everywhen.capture.staying import STAY
-from everywhen.capture.tap import READY, SINK, TAP, has_ended
-
-_NOTHING = f"{OURS}nothing-"
-"""Begin of the name of what takes a sink's place below a tap: a device that takes every write and holds none."""
+from everywhen.capture.tap import NOTHING, READY, SINK, TAP, forward_to_nothing, has_ended
 
 
 def clear(monitor: Monitor, *, answered: bool) -> None:
@@ -43,7 +40,7 @@ def clear(monitor: Monitor, *, answered: bool) -> None:
         # On any node: where another tool's filter lies on a disk's now, that is no longer the topmost.
         if any(bitmap.name == bitmaps.FROZEN for bitmap in node.bitmaps):
             bitmaps.remove(monitor, node.name, bitmaps.FROZEN)
-    for begin in (TAP, SINK, _NOTHING, STAND_IN, STAY):  # each before what it stands on
+    for begin in (TAP, SINK, NOTHING, STAND_IN, STAY):  # each before what it stands on
         for name in [name for name in nodes if name.startswith(begin)]:
             monitor.execute("blockdev-del", {"node-name": name})
 
@@ -85,10 +82,8 @@ def _end(monitor: Monitor, job: Job, *, answered: bool) -> None:
 
 
 def _let_go(monitor: Monitor, tap: str) -> None:
-    """Have a tap write to nothing. When it does, each write that was under way is over."""
-    nodes, nothing = answers.block_nodes(monitor), _NOTHING + tap.removeprefix(TAP)
+    """Have a tap forward to nothing."""
+    nodes = answers.block_nodes(monitor)
     if tap not in nodes:
         raise MonitorError(f"the monitor names the job {tap}, and no node of that name")
-    if nothing not in nodes:
-        monitor.execute("blockdev-add", {"driver": "null-co", "node-name": nothing, "size": nodes[tap].size})
-    monitor.execute("blockdev-reopen", {"options": [{"driver": "raw", "node-name": tap, "file": nothing, "discard": "unmap"}]})
+    forward_to_nothing(monitor, tap, nodes[tap].size)

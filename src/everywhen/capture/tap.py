@@ -2,8 +2,8 @@
 """One disk's tap: attached, and watched for its end; `leftovers` takes it off.
 
 F3: no `blockdev-add` before a handshake of our own has succeeded, and never without `open-timeout`. K5: a job that could end
-by itself while a write is under way would take QEMU with it, so it is paused, which the forwarding of writes does not mind
-(docs/capture.md).
+by itself while a write is under way would take QEMU with it, so it is paused, which the forwarding of writes does not mind; and
+until it is, no write of its can fail (docs/capture.md).
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ READY = ("ready", "standby")
 """States of a job that forwards writes, and has nothing else to do; in the second one it is paused."""
 TAP, SINK = f"{OURS}tap-", f"{OURS}sink-"
 """Begins of names: of a job and the node that it writes to; of the connection to the sink, on which that node stands."""
+NOTHING = f"{OURS}nothing-"
+"""Begin of the name of what takes a sink's place below a tap: a device that takes every write and holds none."""
 ENDED = ("BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED")
 _REFUSED = "BLOCK_JOB_ERROR"
 
@@ -61,14 +63,20 @@ class Tap:
 
     def attach(self, socket_path: str) -> None:
         """Let QEMU send every write of the disk to the sink at `socket_path`. Raises TapFailed, NbdError, MonitorError."""
-        # With "report" the first write that cannot be sent is the last that QEMU tries to send.
-        self._begin(socket_path, {"sync": "none", "on-target-error": "report"})
-        if not self.is_ready(_READY_S):
-            raise TapFailed(f"{self.disk.device}: the job does not become ready")
+        self._connect(socket_path)
         try:
+            # On a busy machine it takes a while until the job is paused. A write that fails before that would end it (K5).
+            forward_to_nothing(self._monitor, self.name, self.disk.size)
+            # With "report" the first write that cannot be sent is the last that QEMU tries to send.
+            self._mirror({"sync": "none", "on-target-error": "report"})
+            if not self.is_ready(_READY_S):
+                raise TapFailed(f"{self.disk.device}: the job does not become ready")
             self._monitor.execute("block-job-pause", {"device": self.name})
+            _forward(self._monitor, self.name, f"{SINK}{self.number}")
+            self._monitor.execute("blockdev-del", {"node-name": f"{NOTHING}{self.number}"})
         except CommandFailed as error:
-            raise TapEnded(f"{self.disk.device}: {error}") from error
+            kind = TapFailed if error.command == "blockdev-mirror" else TapEnded
+            raise kind(f"{self.disk.device}: {error}") from error
 
     def push(self, socket_path: str, rate: int) -> None:
         """As `attach`, and let QEMU send what the disk holds, too, `rate` bytes a second: all was sent when `is_ready`.
@@ -80,9 +88,13 @@ class Tap:
         except CommandFailed as error:
             why = "must be sent by its tap, and QEMU does not keep its VM from moving meanwhile"
             raise TapFailed(f"{self.disk.device} {why}: {error}") from error
+        self._connect(socket_path)
         # It cannot be paused, or nothing would be pushed: with "stop" it pauses where it would end otherwise (K5).
         how = {"sync": "full", "speed": rate, "buf-size": _PUSHED_AT_ONCE, "on-target-error": "stop"}
-        self._begin(socket_path, how)
+        try:
+            self._mirror(how)
+        except CommandFailed as error:
+            raise TapFailed(f"{self.disk.device}: {error}") from error
 
     def is_ready(self, timeout: float) -> bool:
         """Wait so long until all that it has to send is sent; whether it is. Raises TapFailed, MonitorError."""
@@ -113,8 +125,8 @@ class Tap:
         except CommandFailed as error:
             raise TapFailed(f"{self.disk.device}: {error}") from error
 
-    def _begin(self, socket_path: str, how: Json) -> None:
-        """That the commands succeed means nothing: the job may have failed by then."""
+    def _connect(self, socket_path: str) -> None:
+        """Have QEMU connect to the sink; what the job writes to stands on that."""
         NbdConnection(socket_path, "probe", timeout=_HANDSHAKE_S).close()
         target = {
             "driver": "nbd",
@@ -126,8 +138,19 @@ class Tap:
             "discard": "unmap",
             "detect-zeroes": "unmap",
         }
-        # What stands on it can be changed while the job goes on (`leftovers`).
+        # What stands on it can be changed while the job goes on.
         node = {"driver": "raw", "node-name": self.name, "file": f"{SINK}{self.number}", "discard": "unmap"}
+        try:
+            bitmaps.guard(self._monitor, self.disk.node)
+            self._monitor.execute("blockdev-add", target)
+            self._monitor.execute("blockdev-add", node)
+        except CommandFailed as error:
+            # We had a handshake just now: since then the watchdog, on a busy machine, has taken the sink away.
+            kind = TapEnded if "Connection refused" in str(error) else TapFailed
+            raise kind(f"{self.disk.device}: {error}") from error
+
+    def _mirror(self, how: Json) -> None:
+        """That the command succeeds means nothing: the job may have failed by then. Raises CommandFailed, MonitorError."""
         job = {
             "job-id": self.name,
             "device": self.disk.node,
@@ -137,15 +160,7 @@ class Tap:
             "on-source-error": "stop",
             "filter-node-name": self.filter,
         }
-        try:
-            bitmaps.guard(self._monitor, self.disk.node)
-            self._monitor.execute("blockdev-add", target)
-            self._monitor.execute("blockdev-add", node)
-            self._monitor.execute("blockdev-mirror", job | how)
-        except CommandFailed as error:
-            # We had a handshake just now: since then the watchdog, on a busy machine, has taken the sink away.
-            kind = TapEnded if "Connection refused" in str(error) else TapFailed
-            raise kind(f"{self.disk.device}: {error}") from error
+        self._monitor.execute("blockdev-mirror", job | how)
 
     def ended(self, timeout: float) -> str | None:
         """Why the tap has ended, waiting so long for its end; None while it goes on."""
@@ -183,6 +198,22 @@ def all_stand(monitor: Monitor, taps: Iterable[Tap]) -> bool:
         return any(one.is_of_job and one.granularity == _GRANULARITY and one.count for one in kept)
 
     return all(tap.name in ready and not owes(tap) for tap in taps)
+
+
+def forward_to_nothing(monitor: Monitor, tap: str, size: int) -> None:
+    """Have a tap forward to a device that takes every write and holds none: then no write is under way any more.
+
+    Raises MonitorError, CommandFailed.
+    """
+    nothing = NOTHING + tap.removeprefix(TAP)
+    if nothing not in answers.block_nodes(monitor):
+        monitor.execute("blockdev-add", {"driver": "null-co", "node-name": nothing, "size": size})
+    _forward(monitor, tap, nothing)
+
+
+def _forward(monitor: Monitor, tap: str, below: str) -> None:
+    """Have a tap forward to another node. It drains."""
+    monitor.execute("blockdev-reopen", {"options": [{"driver": "raw", "node-name": tap, "file": below, "discard": "unmap"}]})
 
 
 def has_ended(monitor: Monitor, job: str) -> bool:

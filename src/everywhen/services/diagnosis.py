@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from everywhen.block.target import TargetError
 from everywhen.capture.answers import Drive
 from everywhen.capture.image_beside import BESIDE
 from everywhen.capture.survey import DiskSeen, Survey, name_of
+from everywhen.services.unfinished import restoring
 
 TRIED = (7, 2)
 """The oldest QEMU that capture was tried with."""
@@ -138,8 +140,8 @@ _OTHERS_SNAPSHOT = Reason(
 )
 
 
-def judge_disk(seen: DiskSeen, survey: Survey) -> DiskJudged:
-    """A disk that a guest can write to."""
+def judge_disk(seen: DiskSeen, survey: Survey, state: Path) -> DiskJudged:
+    """A disk that a guest can write to. `state`: this host's state folder."""
     disk = seen.disk
     reasons = [
         Reason(
@@ -150,6 +152,7 @@ def judge_disk(seen: DiskSeen, survey: Survey) -> DiskJudged:
         )
         for job in seen.jobs
     ]
+    reasons += _half_restored(seen.filename, state)
     if seen.passed_through:
         reasons.append(_PASSED_THROUGH)
     if seen.beside:
@@ -184,9 +187,21 @@ def judge_disk(seen: DiskSeen, survey: Survey) -> DiskJudged:
     )
 
 
-def judge(survey: Survey) -> list[DiskJudged]:
-    """All that a guest has, or could have written to."""
-    found = [judge_disk(seen, survey) for seen in survey.disks]
+def _half_restored(path: str, state: Path) -> list[Reason]:
+    """A moment of such a disk would be none that its VM was ever in (I-5)."""
+    try:
+        source = restoring(path, state)
+    except TargetError as error:
+        return [Reason(Verdict.NO, str(error).rstrip("."))]
+    if not source:
+        return []
+    why = f"{path} is a mixture of two moments: a restore of {source} to it has not ended"
+    return [Reason(Verdict.NO, why, f"Shut the VM down, and go on: everywhen restore {source} --to {path} --in-place")]
+
+
+def judge(survey: Survey, state: Path) -> list[DiskJudged]:
+    """All that a guest has, or could have written to. `state`: this host's state folder."""
+    found = [judge_disk(seen, survey, state) for seen in survey.disks]
     found += [_left_out(drive, survey) for drive in survey.left_out]
     found += [
         DiskJudged(name_of(one), "", None, "", one.node or "", "", "", "", (_FLASH,), _FLASH.verdict) for one in survey.flash

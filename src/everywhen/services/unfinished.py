@@ -28,6 +28,18 @@ def unfinished(path: str, state: Path) -> Mark | None:
     return read_mark(_mark_of(path, state))
 
 
+def restoring(path: str, state: Path) -> str:
+    """Of which moment an unfinished restore to this image or device is, in its user's words; '' where there is none, or no such
+    file on this host. Raises TargetError."""
+    if not os.path.isabs(path):
+        return ""
+    try:
+        mark = unfinished(path, state)
+    except OSError:
+        return ""
+    return mark.source if mark is not None else ""
+
+
 def unfinished_on_devices(state: Path) -> list[str]:
     """A sentence for each device that is half restored. Raises TargetError."""
     found = []

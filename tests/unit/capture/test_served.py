@@ -20,7 +20,7 @@ def test_shares_of_requests_over_all_connections(counters: Counters) -> None:
         counters.answered(connection, requests, took_ns)
     assert 20_000 <= counters.served_within(0.5) <= 27_000
     assert 90_000 <= counters.served_within(0.99) <= 120_000
-    assert 5_000_000 <= counters.served_within(0.999) <= 6_700_000
+    assert counters.served_within(0.999) == 5_000_000, "no more than the longest took, however it was counted"
     assert counters.worst_ns() == 5_000_000
     counters.clear(1)
     assert counters.worst_ns() == 20_000
@@ -31,7 +31,8 @@ def test_shares_of_requests_over_all_connections(counters: Counters) -> None:
 def test_odd_times(counters: Counters, took_ns: int) -> None:
     counters.received(0, 1, 1, 1)
     counters.answered(0, 1, took_ns)
-    assert counters.served_within(1) > 0
+    assert counters.served_within(0.5) == counters.served_within(1)
+    assert bool(took_ns) <= counters.served_within(1) <= took_ns
     counters.close()
 
 

@@ -8,24 +8,26 @@ from pathlib import Path
 
 import pytest
 
+from everywhen.block.target_mark import Mark, leave_mark, mark_path
 from everywhen.capture.answers import BlockExport, Drive, Job
 from everywhen.capture.nodes import DiskNode
 from everywhen.capture.survey import DiskSeen, Survey
 from everywhen.services.diagnosis import Verdict, judge, judge_disk, judge_domain, judge_hypervisor, worst
 
+STATE = Path("/nonexistent")
 NODE = DiskNode("vd0", "node0", 1 << 20, False, "/machine/peripheral/vd0")
 PLAIN = DiskSeen(NODE, "virtio-blk-pci", ("raw", "file"), "/images/a.raw", None, (), (), shared=False, passed_through=False)
 VM = Survey((7, 2, 22), (), (PLAIN,), (), {"vd0": "virtio-blk-pci"}, (), ours=False)
 
 
 def test_a_plain_disk() -> None:
-    (disk,) = judge(VM)
+    (disk,) = judge(VM, STATE)
     assert (disk.verdict, disk.reasons, disk.format, disk.first_copy) == (Verdict.YES, (), "raw on file", "read-only export")
     assert [check.verdict for check in judge_hypervisor(VM)] == [Verdict.YES]
 
 
 def test_a_disk_with_an_iothread() -> None:
-    disk = judge_disk(replace(PLAIN, disk=replace(NODE, iothread=True)), VM)
+    disk = judge_disk(replace(PLAIN, disk=replace(NODE, iothread=True)), VM, STATE)
     (reason,) = disk.reasons
     assert (disk.verdict, reason.verdict, disk.first_copy) == (Verdict.YES, Verdict.YES, "image read beside QEMU")
     assert "an iothread serves it" in reason.why
@@ -45,7 +47,7 @@ def test_a_disk_with_an_iothread() -> None:
     ],
 )
 def test_what_stands_in_the_way(seen: DiskSeen, verdict: Verdict, words: str) -> None:
-    disk = judge_disk(seen, VM)
+    disk = judge_disk(seen, VM, STATE)
     assert disk.verdict is verdict
     assert words in disk.reasons[0].why
     assert len(disk.reasons) == 1
@@ -53,7 +55,7 @@ def test_what_stands_in_the_way(seen: DiskSeen, verdict: Verdict, words: str) ->
 
 def test_all_reasons_are_told_and_the_worst_decides() -> None:
     seen = replace(PLAIN, shared=True, drivers=("copy-before-write", "raw", "file"))
-    disk = judge_disk(seen, VM)
+    disk = judge_disk(seen, VM, STATE)
     assert [reason.verdict for reason in disk.reasons] == [Verdict.NO, Verdict.CARE]
     assert disk.verdict is Verdict.NO
     assert worst([Verdict.CARE, Verdict.YES]) is Verdict.CARE
@@ -71,7 +73,7 @@ def test_all_reasons_are_told_and_the_worst_decides() -> None:
     ],
 )
 def test_formats(drivers: tuple[str, ...], compat: str | None, format_: str, bitmap: bool) -> None:
-    disk = judge_disk(replace(PLAIN, drivers=drivers, compat=compat), VM)
+    disk = judge_disk(replace(PLAIN, drivers=drivers, compat=compat), VM, STATE)
     assert disk.format == format_
     assert ("bitmap" in disk.after_qemu) is bitmap
 
@@ -89,13 +91,13 @@ def test_formats(drivers: tuple[str, ...], compat: str | None, format_: str, bit
     ],
 )
 def test_what_qemu_does_not_see(kind: str, verdict: Verdict) -> None:
-    _, found = judge(replace(VM, devices={"vd0": "virtio-blk-pci", "x": kind, "net": "virtio-net-pci"}))
+    _, found = judge(replace(VM, devices={"vd0": "virtio-blk-pci", "x": kind, "net": "virtio-net-pci"}), STATE)
     assert (found.device, found.verdict, found.size) == ("x", verdict, None)
 
 
 def test_what_holds_nothing_to_capture() -> None:
     empty, full = Drive("", "cd0", True, None, False), Drive("", "/machine/peripheral/cd1/virtio-backend", False, "n", True)
-    found = judge(replace(VM, left_out=(empty, full), devices={"cd0": "scsi-cd"}))[1:]
+    found = judge(replace(VM, left_out=(empty, full), devices={"cd0": "scsi-cd"}), STATE)[1:]
     assert [(disk.device, disk.verdict) for disk in found] == [("cd0", Verdict.LEFT_OUT), ("cd1", Verdict.LEFT_OUT)]
     assert "empty" in found[0].reasons[0].why
     assert "read-only" in found[1].reasons[0].why
@@ -103,9 +105,9 @@ def test_what_holds_nothing_to_capture() -> None:
 
 def test_anothers_server_is_what_a_daemons_disks_are_used_by() -> None:
     taken = replace(VM, exports=(BlockExport("theirs", "nbd", "node0"), BlockExport("x", "vhost-user-blk", "node0")))
-    assert judge(taken)[0].verdict is Verdict.CARE
-    assert "(export theirs)" in judge(taken)[0].reasons[0].why
-    assert judge_disk(replace(PLAIN, disk=replace(NODE, path="")), taken).verdict is Verdict.YES
+    assert judge(taken, STATE)[0].verdict is Verdict.CARE
+    assert "(export theirs)" in judge(taken, STATE)[0].reasons[0].why
+    assert judge_disk(replace(PLAIN, disk=replace(NODE, path="")), taken, STATE).verdict is Verdict.YES
 
 
 @pytest.mark.parametrize(
@@ -131,3 +133,18 @@ def test_a_domain_as_a_whole() -> None:
         ("apparmor", Verdict.CARE),
     ]
     assert "user 64055 and may not pass through /root" in checks[0].words
+
+
+def test_a_disk_that_is_half_restored(tmp_path: Path) -> None:
+    image = tmp_path / "a.raw"
+    image.write_bytes(bytes(512))
+    disk = replace(PLAIN, filename=str(image))
+    assert judge_disk(disk, VM, tmp_path).verdict is Verdict.YES
+    leave_mark(mark_path(str(image)), Mark("web1/vda@12:00", str(image), 512))
+    (reason,) = judge_disk(disk, VM, tmp_path).reasons
+    assert reason.verdict is Verdict.NO
+    assert reason.why == f"{image} is a mixture of two moments: a restore of web1/vda@12:00 to it has not ended"
+    assert f"restore web1/vda@12:00 --to {image} --in-place" in reason.do
+    Path(mark_path(str(image))).write_text("not ours")
+    (reason,) = judge_disk(disk, VM, tmp_path).reasons
+    assert (reason.verdict, "is not the mark of a restore" in reason.why) == (Verdict.NO, True)

@@ -104,7 +104,7 @@ def _looked_at(context: Context, names: list[str], qmp: str | None, uri: str | N
     checks = judge_hypervisor(found)
     if why_away is not None:
         checks.append(Check("guest", Verdict.NO, why_away, "Protect it where it runs: --qmp with the monitor of that QEMU."))
-    return [_Vm(names[0] if names else "the VM", qmp, judge(found), checks)]
+    return [_Vm(names[0] if names else "the VM", qmp, judge(found, context.state_folder()), checks)]
 
 
 def _through_libvirt(context: Context, uri: str, names: list[str]) -> list[_Vm]:
@@ -128,7 +128,7 @@ def _through_libvirt(context: Context, uri: str, names: list[str]) -> list[_Vm]:
                 barred = barred_by(domain, context.state(domain.name)) if running else None
                 checks = judge_domain(running=running, confined=confined_by(domain), barred=barred)
                 checks = judge_hypervisor(told) + checks
-                found.append(_Vm(domain.name, uri, judge(told), checks))
+                found.append(_Vm(domain.name, uri, judge(told, context.state_folder()), checks))
     except NoDomain as error:
         raise NotFound(f"{uri}: {error}.", on=uri, safe="Nothing was changed.") from error
     except NoAccess as error:

@@ -114,8 +114,7 @@ class Captured:
             return ["not captured: its capture on this host was killed; begin it again: everywhen protect, or its service"]
         left = (self.raw or {}).get("left_behind")
         needs = [left] if isinstance(left, str) else []
-        slowest = min(self.number("p99_ns"), self.number("worst_ns"))  # the first is known to half a power of two
-        if self.attached and self.number("taken") >= _ENOUGH and slowest > ALARM_NS:
+        if self.attached and self.number("taken") >= _ENOUGH and self.number("p99_ns") > ALARM_NS:
             slow = f"one of 100 writes waits for more than {ALARM_NS // 1_000_000} ms for its capture"
             needs.append(f"{slow}: are this host's processors busy, or is the spool's disk slow?")
         if self.state == DETACHED:

@@ -159,7 +159,7 @@ class Capture:
     def _run(self) -> None:
         with self.order.hypervisor.monitor() as monitor:
             known = self.parent.disks if self.parent else {}
-            choice = choose(self.order.hypervisor.survey(monitor), self.order.disks, known)
+            choice = choose(self.order.hypervisor.survey(monitor), self.order.disks, known, self.order.folder.parent)
             leftovers.clear(monitor, answered=False)
             self.order.hypervisor.clear_outdated(monitor, list(choice.disks.values()))
             try:

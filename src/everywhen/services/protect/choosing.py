@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from everywhen.capture.nodes import DiskNode, NoDisks
 from everywhen.capture.survey import DiskSeen, Survey
@@ -43,14 +44,14 @@ class Choice:
         return (now if not named else [node for node in now if node.device in devices]) != nodes
 
 
-def choose(found: Survey, named: Mapping[str, str], known: Container[str]) -> Choice:
+def choose(found: Survey, named: Mapping[str, str], known: Container[str], state: Path) -> Choice:
     """`named`: the user's disks, with a node's name where one was given, else ''; none: all. `known`: disks of the VM's newest
-    point, which may be absent now, though named. Raises CannotCapture, NoDisks."""
+    point, which may be absent now, though named; `state`: this host's state folder. Raises CannotCapture, NoDisks."""
     for check in judge_hypervisor(found):
         if check.verdict is Verdict.NO:
             raise CannotCapture(check.words, check.do)
     by_name = dict(zip(disk_names([seen.disk for seen in found.disks]), found.disks, strict=True))
-    judged = {one.device: one for one in judge(found)}
+    judged = {one.device: one for one in judge(found, state)}
     left_out = {one.device: one.reasons[0].why for one in judged.values() if one.is_written and one.reasons}
     if named:
         chosen = {name: _find(name, node, by_name, known) for name, node in named.items()}

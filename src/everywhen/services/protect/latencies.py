@@ -46,8 +46,9 @@ class Latencies:
         found: dict[int, DayOfMinutes] = {}
         for (disk, minute), counts in self._counts.items():
             if any(counts):
-                # The buckets tell the worst to a third; the worst since the beginning is exact, and may be of this minute.
-                row = Row(median=within(counts, 0.5), worst=min(within(counts, 1.0), self._worst[disk]))
+                # The buckets tell them to a third; the worst since the beginning is exact, and may be of this minute.
+                median, worst = (min(within(counts, share), self._worst[disk]) for share in (0.5, 1.0))
+                row = Row(median=median, worst=worst)
                 found.setdefault(minute // PER_DAY, DayOfMinutes()).add(names[disk], minute % PER_DAY, row)
         return found
 
