@@ -13,6 +13,7 @@ from everywhen.block.device import BLOCK_SIZE
 from everywhen.formats.ids import ChunkName
 from everywhen.formats.node import FANOUT, Names
 from everywhen.formats.point import Tree
+from everywhen.repository.block_differences import BlockDifferences
 from everywhen.repository.blockmap import BlockMap, BlockMapBuilder, blocks_of, names_needed
 
 Model = dict[int, bytes]
@@ -74,6 +75,7 @@ def leaf_of(model: Model, index: int) -> Names:
 def test_any_history_is_the_model_and_canonical(history: list[tuple[int, list[tuple[float, list[tuple[int, int]]]]]]) -> None:
     nodes, tree = Nodes(), None
     model: Model = {}
+    states: list[tuple[Tree, Model]] = []
     for size, changes in history:
         blocks = blocks_of(size)
         model = {block: name for block, name in model.items() if block < blocks}
@@ -100,6 +102,21 @@ def test_any_history_is_the_model_and_canonical(history: list[tuple[int, list[tu
         assert block_map.leaf(-(-blocks // FANOUT)) is None
         needed = {row.tobytes() for names in names_needed(nodes.read_many, tree, set()) for row in names if row.any()}
         assert needed >= set(model.values())
+        states.append((tree, dict(model)))
+    differ_as_their_models(nodes, states)
+
+
+def differ_as_their_models(nodes: Nodes, states: list[tuple[Tree, Model]]) -> None:
+    """The newest state against all of them, over the whole disk and over some blocks."""
+    here, mine = states[-1]
+    some = np.array(sorted({*list(mine)[::2], 1, 255, 300_000}), np.int64)
+    for within in (None, some):
+        found = BlockDifferences(nodes.read_many).between(here, [tree for tree, _ in states], within)
+        for (_, its), one in zip(states, found, strict=True):
+            blocks = sorted(block for block in mine.keys() | its.keys() if mine.get(block) != its.get(block))
+            assert one.blocks.tolist() == [block for block in blocks if within is None or block in within]
+            for block, here_name, there_name in zip(one.blocks.tolist(), one.here, one.there, strict=True):
+                assert (here_name.tobytes(), there_name.tobytes()) == tuple(one.get(block, bytes(32)) for one in (mine, its))
 
 
 def test_a_change_rewrites_only_its_path() -> None:

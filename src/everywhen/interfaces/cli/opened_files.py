@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import tzinfo
@@ -14,6 +14,7 @@ from everywhen.guest.errors import GuestError, GuestUnsupported, NoSuchPath
 from everywhen.guest.tree import Entry
 from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.cli.restored_words import ship_newest
+from everywhen.repository.repository import Repository
 from everywhen.services.addresses import Address, parse_address
 from everywhen.services.failures import Failed, NotFound, WrongUsage
 from everywhen.services.spelling import nearest
@@ -31,6 +32,7 @@ class OpenedFiles:
     address: Address
     view: MomentView
     files: GuestFiles
+    repository: Repository
 
     @property
     def heading(self) -> str:
@@ -94,9 +96,16 @@ class OpenedFiles:
 @contextmanager
 def opened_files(context: Context, moment: str, what: str) -> Iterator[OpenedFiles]:
     """The files of a moment, while the body runs; `what` is told in the listing of what is open. Raises Failure."""
-    address = parse_address(moment)
+    with files_of_several(context, [moment], what) as (opened,):
+        yield opened
+
+
+@contextmanager
+def files_of_several(context: Context, moments: Sequence[str], what: str) -> Iterator[list[OpenedFiles]]:
+    """The same of several moments."""
+    addresses = [parse_address(moment) for moment in moments]
     with context.repository() as repository, ExitStack() as stack:
-        moments = OpenMoments(
+        opening = OpenMoments(
             repository,
             what,
             zone=context.zone,
@@ -104,11 +113,14 @@ def opened_files(context: Context, moment: str, what: str) -> Iterator[OpenedFil
             linger_s=0.0,
             before=lambda vm: ship_newest(context, vm),
         )
-        stack.callback(moments.close)
-        view = stack.enter_context(moments.used(address))
-        files = GuestFiles(view.disks, FAILURES)
-        stack.callback(files.close)
-        yield OpenedFiles(context, address, view, files)
+        stack.callback(opening.close)
+        opened = []
+        for address in addresses:
+            view = stack.enter_context(opening.used(address))
+            files = GuestFiles(view.disks, FAILURES)
+            stack.callback(files.close)
+            opened.append(OpenedFiles(context, address, view, files, repository))
+        yield opened
 
 
 def path_demanded(moment: str) -> None:
