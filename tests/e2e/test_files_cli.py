@@ -162,13 +162,25 @@ def test_which_moment_and_the_content_do_not_mix(linux: tuple[Program, Path]) ->
             6,
             ["No /etc/dangling in web1 at", "leads to /srv/files, and there", "ls web1:/srv/files"],
         ),
-        (("ls", "web1/vda:/p3/etc"), 6, ["No /p3/etc in web1/vda at", "everywhen ls web1/vda:/"]),
-        (("cat", "web1:/etc"), 2, ["folder"]),
+        (
+            ("ls", "web1/vda:/p3/etc"),
+            6,
+            [
+                "No volume p3 on web1/vda at",
+                "p1 (swap, 1.0 MB), p2 (ext, 16.8 MB)",
+                "everywhen ls web1/vda:/",
+            ],
+        ),
+        (("ls", "web1/vda:/etc/hosts"), 6, ["No volume etc on web1/vda at", "Did you mean /p2/etc/hosts?"]),
+        (("find", "web1/vda:/", "x"), 2, ["in which volume? web1/vda has p1 (swap", "everywhen ls web1/vda:/p2"]),
+        (("cat", "web1:/gone/x"), 6, ["No /gone/x in web1 at", "/gone is not shown: /dev/sdz1 is none of the volumes"]),
+        (("cat", "web1:/etc"), 2, ["web1:/etc is a folder.", "everywhen ls web1:/etc"]),
+        (("ls", "web1:/etc/hosts/x"), 2, ["web1:/etc/hosts/x: /etc/hosts: a file, not a folder."]),
         (("cat", "web1"), 2, ["which file?"]),
         (("cp", "web1:/etc", "."), 2, ["web1:/etc is a folder.", "cp -r"]),
         (("cp", "web1:/etc/hosts", "missing/x"), 6, ["missing is not a folder here"]),
         (("cp", "web1:/etc/hosts", "missing/"), 6, ["missing/ is not a folder here"]),
-        (("ls", "web1/vda:/p1/x"), 1, ["swap space"]),
+        (("ls", "web1/vda:/p1/x"), 1, ["web1/vda:/p1 is the guest's swap space: it has no files."]),
         (("ls", "web1/vdz:/p1"), 6, ["vdz"]),
         (("find", "web1:/etc/hosts", "*"), 2, ["no folder"]),
         (("ls", "-0", "--json", "web1:/"), 2, ["exclude one another"]),
@@ -329,18 +341,31 @@ def test_what_only_the_journal_has_is_there(program: Program, tmp_path: Path) ->
 
 
 def test_encrypted_and_unknown_volumes_are_named(program: Program, tmp_path: Path) -> None:
-    luks, unknown = empty(tmp_path / "luks", 2 << 20), empty(tmp_path / "unknown", 2 << 20)
+    luks, unknown, data = empty(tmp_path / "luks", 2 << 20), empty(tmp_path / "unknown", 2 << 20), tmp_path / "data"
     luks.write_bytes(b"LUKS\xba\xbe\0\2" + bytes((2 << 20) - 8))
-    program.backup("web1", f"vda={luks}", f"vdb={unknown}")
+    (data / "files").mkdir(parents=True)
+    (data / "files" / "plan").write_text("the plan\n")
+    third = make_ext4(tmp_path / "data.img", data, 8 << 20, "-L", "data")
+    program.backup("web1", f"vda={luks}", f"vdb={unknown}", f"vdc={third}")
     found = {one["disks"][0]: (one["kind"], one["role"]) for one in program.ok("ls", "web1")["volumes"]}
-    assert found == {"vda": ("LUKS", "encrypted"), "vdb": ("unknown", "unknown")}
-    done = program.run("ls", "web1/vda:/p0/x")
-    assert (done.code, "encrypted (LUKS)" in done.err) == (1, True)
-    assert "everywhen serve nbd web1/vda --socket PATH" in done.err
-    done = program.run("ls", "web1:/etc", "--json")
-    assert done.code == 1
-    assert "vda:/p0 is not shown: encrypted (LUKS)" in done.error["what"]
-    assert done.error["do"] == ["everywhen ls web1 (its volumes; each has a path of its own)"]
+    assert found == {"vda": ("LUKS", "encrypted"), "vdb": ("unknown", "unknown"), "vdc": ("ext4", "files")}
+    for disk, what in (
+        ("vda", "is encrypted (LUKS): without its key its files cannot be listed; its device can be used."),
+        ("vdb", "has no file system that is known here; its device can be used."),
+    ):
+        done = program.run("ls", f"web1/{disk}:/p0/x")
+        assert (done.code, done.err.splitlines()[0]) == (1, f"web1/{disk}:/p0 {what}")
+        assert f"everywhen serve nbd web1/{disk} --socket PATH" in done.err
+    error = program.run("ls", "web1:/files/plan", "--json").error
+    assert error["exit"] == 1
+    assert error["what"].startswith("web1:/files/plan: no volume of web1 looks like the root of a guest's system.")
+    assert error["do"] == [
+        "Did you mean web1/vdc:/p0/files/plan?",
+        "web1/vda:/p0 is encrypted (LUKS): without its key its files cannot be listed; its device can be used.",
+        "web1/vdb:/p0 has no file system that is known here; its device can be used.",
+        'everywhen ls web1/vdc:/p0 (ext4, "data", 8.4 MB)',
+        "everywhen serve nbd web1/vda --socket PATH (the disk as a device)",
+    ]
 
 
 LVM = 'devices {use_devicesfile=0 filter=["a|loop|","r|.*|"]} activation {udev_sync=0 udev_rules=0} backup {backup=0 archive=0}'

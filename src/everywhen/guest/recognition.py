@@ -100,3 +100,14 @@ def _by_its_end(volume: Readable) -> tuple[str, Role]:
 def fills_a_boot_sector(kind: str) -> bool:
     """Whether this kind begins with a boot sector, which ends like a partition table and has none."""
     return kind in _IN_BOOT_SECTOR
+
+
+def without_files(kind: str, role: Role) -> str:
+    """Why no files of a volume are listed here: what follows its name in a sentence."""
+    return {
+        Role.ENCRYPTED: f"is encrypted ({kind}): without its key its files cannot be listed; its device can be used",
+        Role.SWAP: "is the guest's swap space: it has no files",
+        Role.LVM: "is a part of a volume group of LVM: its logical volumes are listed by their names",
+        Role.RAID: f"is a part of a RAID ({kind}), which is not read here; its device can be used",
+        Role.OTHER_FILES: f"is {kind}, which is not read here; its device can be used",
+    }.get(role, "has no file system that is known here; its device can be used")

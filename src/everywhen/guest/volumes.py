@@ -11,7 +11,7 @@ from everywhen.guest.errors import GuestError, GuestUnsupported
 from everywhen.guest.lvm import Member, logical_volumes
 from everywhen.guest.partitions import read_table
 from everywhen.guest.reading import Cached, Window
-from everywhen.guest.recognition import Role, fills_a_boot_sector, recognise
+from everywhen.guest.recognition import Role, fills_a_boot_sector, recognise, without_files
 from everywhen.guest.tree import FileSystem, Readable
 
 _READERS = {
@@ -108,14 +108,7 @@ def open_file_system(volume: Volume, beside: Sequence[Volume] = ()) -> FileSyste
     if volume.problem and not volume.size:
         raise volume.problem
     if volume.role is not Role.FILES:
-        what = {
-            Role.ENCRYPTED: f"encrypted ({volume.kind}); without its key only its device can be used",
-            Role.SWAP: "the guest's swap space; it has no files",
-            Role.LVM: "a part of a volume group of LVM; its logical volumes are listed by their names",
-            Role.RAID: "a part of a Linux RAID, which is not read here; its device can be used",
-            Role.OTHER_FILES: f"{volume.kind}, which is not read here; its device can be used",
-        }.get(volume.role, "no file system that is known here; its device can be used")
-        raise GuestUnsupported(f"{volume.name} of {', '.join(volume.disks)}: {what}")
+        raise GuestUnsupported(f"{volume.name} of {', '.join(volume.disks)} {without_files(volume.kind, volume.role)}")
     others = [one.content for one in beside if one.kind == volume.kind and one is not volume]
     return _open(volume, others)
 

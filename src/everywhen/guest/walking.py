@@ -38,7 +38,7 @@ def find(system: FileSystem, path: str, *, follow: bool = True) -> Found:
             way = way[:-1] or way
             continue
         if way[-1].kind is not Kind.FOLDER:
-            raise WrongKind(f"{_spelled(way)}: {way[-1].kind}, not a folder")
+            raise WrongKind(f"{_spelled(way)}: a {way[-1].kind}, not a folder")
         try:
             entry = system.child(way[-1], part)
         except NoSuchPath as error:

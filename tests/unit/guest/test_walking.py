@@ -66,7 +66,7 @@ def test_a_link_itself(system: FileSystem) -> None:
     [
         ("/a/b/no/such", NoSuchPath, "/a/b/no/such: no such file or folder; what exists of the way to it is /a/b$"),
         ("/dangling", NoSuchPath, "/dangling: .* is /a$"),
-        ("/a/b/file/x", WrongKind, "/a/b/file: file, not a folder"),
+        ("/a/b/file/x", WrongKind, "/a/b/file: a file, not a folder"),
         ("/round", LinkUnusable, "round in circles"),
         ("/grows", LinkUnusable, "longer than any path|in circles"),
         ("/" + "x/" * 5000, NoSuchPath, "no such file"),

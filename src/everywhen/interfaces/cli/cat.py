@@ -9,8 +9,10 @@ from typing import Annotated
 import typer
 
 from everywhen.guest.messages import CHUNK
+from everywhen.guest.tree import Kind
 from everywhen.interfaces.cli.app import GET_BACK, PassphraseFile, Quiet, RecoveryKeyFile, Repo, app, context_of
 from everywhen.interfaces.cli.opened_files import opened_files, path_demanded
+from everywhen.services.failures import WrongUsage
 
 
 @app.command("cat", rich_help_panel=GET_BACK)
@@ -28,6 +30,8 @@ def show_content(
     with opened_files(context, moment, "cat") as opened:
         context.output.note(opened.heading)
         place = opened.place()
+        if place.found.entry.kind is Kind.FOLDER and not stream:
+            raise WrongUsage(f"{moment} is a folder.", on=moment, do=[f"everywhen ls {moment}"])
         opened.note(place)
         content = place.system.open(place.found.entry, stream)
         at = 0

@@ -7,20 +7,19 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import tzinfo
 
-from everywhen.guest.errors import GuestError, GuestUnsupported, NoSuchPath
+from everywhen.guest.errors import GuestError
 from everywhen.guest.tree import Entry
 from everywhen.interfaces.cli.context import Context
+from everywhen.interfaces.cli.missing_paths import MissingPath
 from everywhen.interfaces.cli.restored_words import ship_newest
 from everywhen.repository.repository import Repository
 from everywhen.services.addresses import Address, parse_address
-from everywhen.services.failures import Failed, NotFound, WrongUsage
-from everywhen.services.spelling import nearest
+from everywhen.services.failures import WrongUsage
 from everywhen.services.times import local_time, rfc3339
 from everywhen.services.view.files import GuestFiles, Place
-from everywhen.services.view.guest_root import NoSystem
 from everywhen.services.view.moments import FAILURES, MomentView, OpenMoments
 
 
@@ -51,39 +50,12 @@ class OpenedFiles:
         }
 
     def place(self) -> Place:
-        """What the address leads to. Raises NotFound with what exists of the way there, Failed with a way out, GuestError."""
-        path, whole = self.address.path or "/", replace(self.address, path=None)
+        """What the address leads to. Raises Failure with what there is instead."""
         try:
-            return self.files.place(self.address.disk, path)
-        except NoSuchPath as error:
-            raise self._not_found(path, error.nearest) from error
-        except NoSystem as error:
-            do = [f"everywhen ls {whole} (its volumes; each has a path of its own)"]
-            raise Failed(f"{error}.", on=str(self.address), do=do) from error
-        except GuestUnsupported as error:
-            do = [f"everywhen serve nbd {whole} --socket PATH (the disk as a device)"]
-            raise Failed(f"{error}.", on=str(self.address), do=do) from error
-
-    def _not_found(self, path: str, near: str) -> NotFound:
-        """`near` is on another way where a link of the guest's leads off this one."""
-        where = "" if self.address.disk is None else f"/{self.address.disk}"
-        at = local_time(self.view.moment.found.moment.time_ns, self.context.zone)
-        folder, asked = near.rstrip("/"), f"/{path.strip('/')}"
-        link, meant = "", []
-        if asked.startswith(f"{folder}/"):
-            meant = nearest(asked[len(folder) + 1 :].partition("/")[0], self._beside(near))
-        else:
-            link = f" A link on the way leads to {near}, and there the rest is not."
-        hints = [f"Did you mean {folder}/{meant[0]}?"] if meant else []
-        look = replace(self.address, path=near)
-        what = f"No {path} in {self.view.vm.name}{where} at {at}.{link}"
-        return NotFound(what, on=str(self.address), do=[*hints, f"everywhen ls {look}"])
-
-    def _beside(self, near: str) -> list[str]:
-        try:
-            return self.files.beside(self.address.disk, near)
-        except GuestError:
-            return []  # a hint is not worth an error
+            return self.files.place(self.address.disk, self.address.path or "/")
+        except GuestError as error:
+            at = local_time(self.view.moment.found.moment.time_ns, self.context.zone)
+            raise MissingPath(self.files, self.address, self.view.vm.name, at).failure(error) from error
 
     def note(self, place: Place) -> None:
         """Say what whoever looks there must know."""

@@ -25,6 +25,10 @@ from everywhen.services.view.remote_file_system import RemoteFileSystem
 from everywhen.services.view.volumes import GuestVolume
 
 
+class NoSuchVolume(NoSuchPath):
+    """A path on a disk that does not begin with the name of one of its volumes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """What a path leads to. `before`: what stands before paths of this file system (`/p1`), empty for the guest's own."""
@@ -94,7 +98,7 @@ class GuestFiles:
         name, _, rest = path.strip("/").partition("/")
         volume = next((one for one in self.volumes if one.name == name and disk in one.disks), None)
         if volume is None:
-            raise NoSuchPath(path, "/")
+            raise NoSuchVolume(path, "/")
         system = self.system(volume)
         try:
             return Place(system, find(system, f"/{rest}", follow=follow), f"/{name}")
