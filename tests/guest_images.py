@@ -99,6 +99,21 @@ def empty(path: Path, size: int) -> Path:
     return path
 
 
+def partitioned(disk: Path, *parts: Path) -> Path:
+    """A disk with a GPT and these in its partitions."""
+    need("sfdisk")
+    empty(disk, (2 << 20) + sum(part.stat().st_size for part in parts) + (1 << 20))
+    script = "label: gpt\n" + "".join(f"size={part.stat().st_size >> 9}\n" for part in parts)
+    subprocess.run(["/sbin/sfdisk", "-q", str(disk)], input=script.encode(), check=True)
+    at = 1 << 20
+    with disk.open("r+b") as file:
+        for part in parts:
+            file.seek(at)
+            file.write(part.read_bytes())
+            at += part.stat().st_size
+    return disk
+
+
 @contextlib.contextmanager
 def mounted(image: Path, *options: str) -> Iterator[Path]:
     """The image mounted by this machine's kernel, which must allow it."""
@@ -265,6 +280,37 @@ def _compare_entry(system: FileSystem, entry: Entry, path: Path, status: os.stat
         names = [name for name in os.listxattr(path, follow_symlinks=False) if not name.startswith("trusted.SGI_ACL")]
         real = {name: os.getxattr(path, name, follow_symlinks=False) for name in names}  # XFS shows ACLs twice
         assert {name: value for name, value in system.attributes(entry).items() if name in real} == real, path
+
+
+def status_of(path: Path) -> tuple[object, ...]:
+    """What a copy has to have in common with its original."""
+    status = os.lstat(path)
+    is_link, is_folder = stat.S_ISLNK(status.st_mode), stat.S_ISDIR(status.st_mode)
+    return (
+        stat.S_IFMT(status.st_mode),
+        0 if is_link else stat.S_IMODE(status.st_mode),
+        status.st_uid,
+        status.st_gid,
+        status.st_mtime_ns,
+        0 if is_folder else status.st_size,
+        0 if is_folder else status.st_nlink,
+        os.readlink(path)
+        if is_link
+        else hashlib.sha256(path.read_bytes()).hexdigest()
+        if stat.S_ISREG(status.st_mode)
+        else None,
+        {name: os.getxattr(path, name, follow_symlinks=False) for name in os.listxattr(path, follow_symlinks=False)},
+    )
+
+
+def below(folder: Path) -> dict[str, Path]:
+    """All that is in a folder, by path from there."""
+    found = {}
+    for root, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(root) / name
+            found[str(path.relative_to(folder))] = path
+    return found
 
 
 def runs_agree(content: Content, path: Path) -> None:

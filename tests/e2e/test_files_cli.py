@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest_images import content_of, empty, fill, fill_unix, mounted, need, run
+from tests.guest_images import below, content_of, empty, fill, fill_unix, mounted, need, partitioned, run, status_of
 from tests.program import PROGRAM, Program
 
 UUID_ROOT, UUID_DATA = "11111111-2222-3333-4444-555555555555", "66666666-7777-8888-9999-aaaaaaaaaaaa"
@@ -24,47 +24,6 @@ def make_ext4(image: Path, folder: Path, size: int, *options: str) -> Path:
     """With what is in a folder; without the kernel's help."""
     run("mkfs.ext4", "-q", "-d", folder, *options, empty(image, size))
     return image
-
-
-def partitioned(disk: Path, *parts: Path) -> Path:
-    """A disk with a GPT and these in its partitions."""
-    need("sfdisk")
-    empty(disk, (2 << 20) + sum(part.stat().st_size for part in parts) + (1 << 20))
-    script = "label: gpt\n" + "".join(f"size={part.stat().st_size >> 9}\n" for part in parts)
-    subprocess.run(["/sbin/sfdisk", "-q", str(disk)], input=script.encode(), check=True)
-    at = 1 << 20
-    with disk.open("r+b") as file:
-        for part in parts:
-            file.seek(at)
-            file.write(part.read_bytes())
-            at += part.stat().st_size
-    return disk
-
-
-def status_of(path: Path) -> tuple[object, ...]:
-    """What a copy has to have in common with its original."""
-    status = os.lstat(path)
-    is_link, is_folder = stat.S_ISLNK(status.st_mode), stat.S_ISDIR(status.st_mode)
-    return (
-        stat.S_IFMT(status.st_mode),
-        0 if is_link else stat.S_IMODE(status.st_mode),
-        status.st_uid,
-        status.st_gid,
-        status.st_mtime_ns,
-        0 if is_folder else status.st_size,
-        0 if is_folder else status.st_nlink,
-        os.readlink(path) if is_link else None if is_folder else path.read_bytes(),
-        {name: os.getxattr(path, name, follow_symlinks=False) for name in os.listxattr(path, follow_symlinks=False)},
-    )
-
-
-def below(folder: Path) -> dict[str, Path]:
-    found = {}
-    for root, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            path = Path(root) / name
-            found[str(path.relative_to(folder))] = path
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import random
 import shutil
@@ -13,19 +12,16 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 
 import pytest
 
 from everywhen.storage.posix import PosixStore
 from tests import damage_recipes as broken
+from tests.mounts import Mount, can_mount
 from tests.program import Done, Program, await_, ended, qemu_img, same
 
-pytestmark = pytest.mark.skipif(
-    not os.access("/dev/fuse", os.R_OK | os.W_OK) or shutil.which("fusermount3") is None,
-    reason="/dev/fuse or fusermount3 is not there, or not for this user",
-)
+pytestmark = can_mount
 
 MIB = 1 << 20
 SIZE = 9 * MIB + 70_001
@@ -65,42 +61,21 @@ def backed(made: Path, tmp_path: Path) -> Backed:
     return Backed(Program(tmp_path), [tmp_path / f"then-{number}.raw" for number in range(2)], folder)
 
 
-class Mount:
-    """A mount that runs; taken away at the end, whatever has become of it."""
-
-    def __init__(self, backed: Backed) -> None:
-        self.folder = backed.folder
-        self.process = backed.program.start("mount", backed.folder, "--json")
-        out = self.process.stdout
-        assert out is not None
-        self.document = json.loads("".join(takewhile(lambda line: line != "}\n", out)) + "}")
-
-    def take_away(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-        subprocess.run(["fusermount3", "-uzq", self.folder], check=False)
-
-    def disks(self) -> list[Path]:
-        """The folders of the points' disks, oldest first."""
-        names = sorted(set(os.listdir(self.folder / "web1")) - {"@latest"})
-        return [self.folder / "web1" / name / "disk" for name in names]
-
-    def end(self, number: signal.Signals) -> Done:
-        """By a signal."""
-        self.process.send_signal(number)
-        return ended(self.process)
+def disks_of(mount: Mount) -> list[Path]:
+    """The folders of the points' disks, oldest first."""
+    return [moment / "disk" for moment in mount.moments()]
 
 
 @pytest.fixture
 def mount(backed: Backed) -> Iterator[Mount]:
-    mounted = Mount(backed)
+    mounted = Mount(backed.program, backed.folder)
     yield mounted
     mounted.take_away()
 
 
 def test_disks_of_two_moments(backed: Backed, mount: Mount, tmp_path: Path) -> None:
     assert os.listdir(mount.folder) == ["web1"]
-    for disks, then in zip(mount.disks(), backed.moments, strict=True):
+    for disks, then in zip(disks_of(mount), backed.moments, strict=True):
         assert sorted(os.listdir(disks)) == ["vda.qcow2", "vda.raw", "vda.vhd", "vda.vhdx", "vda.vmdk"]
         assert (disks / "vda.raw").read_bytes() == then.read_bytes()
         for name, kind in (("qcow2", "qcow2"), ("vhdx", "vhdx"), ("vhd", "vpc"), ("vmdk", "vmdk")):
@@ -108,7 +83,7 @@ def test_disks_of_two_moments(backed: Backed, mount: Mount, tmp_path: Path) -> N
         qemu_img("check", "-f", "qcow2", disks / "vda.qcow2")
         assert (disks / "vda.raw").stat().st_blocks * 512 < SIZE - 3 * MIB, "holes are told"
     backed.program.restore("web1@latest", tmp_path / "restored.qcow2", "--format", "qcow2")
-    assert (mount.disks()[1] / "vda.qcow2").read_bytes() == (tmp_path / "restored.qcow2").read_bytes()
+    assert (disks_of(mount)[1] / "vda.qcow2").read_bytes() == (tmp_path / "restored.qcow2").read_bytes()
     assert mount.document == {"mounted": str(mount.folder), "repository": str(backed.program.repo)}
     assert mount.end(signal.SIGINT) == Done(0, "", "")
     assert not os.path.ismount(mount.folder)
@@ -116,7 +91,7 @@ def test_disks_of_two_moments(backed: Backed, mount: Mount, tmp_path: Path) -> N
 
 def test_any_moment_can_be_typed_and_nothing_written(backed: Backed, mount: Mount) -> None:
     vm = mount.folder / "web1"
-    first, last = (disks.parent.name for disks in mount.disks())
+    first, last = (disks.parent.name for disks in disks_of(mount))
     points = backed.program.ok("points", "web1")
     assert os.readlink(vm / "@latest") == last
     assert os.readlink(vm / f"@{points[-1]['id']}") == first
@@ -144,7 +119,7 @@ def test_several_read_at_once_until_it_is_ended(backed: Backed, mount: Mount) ->
 
     def read(number: int) -> None:
         chance = random.Random(number)
-        with (mount.disks()[number % 2] / "vda.raw").open("rb", buffering=0) as file:
+        with (disks_of(mount)[number % 2] / "vda.raw").open("rb", buffering=0) as file:
             for _ in range(60):
                 at, length = chance.randrange(SIZE), chance.choice([1, 4096, 300_000])
                 file.seek(at)
@@ -152,7 +127,7 @@ def test_several_read_at_once_until_it_is_ended(backed: Backed, mount: Mount) ->
 
     with ThreadPoolExecutor(6) as readers:
         list(readers.map(read, range(6)))
-    with (mount.disks()[0] / "vda.raw").open("rb") as file:
+    with (disks_of(mount)[0] / "vda.raw").open("rb") as file:
         assert len(file.read(1)) == 1
         assert mount.end(signal.SIGTERM) == Done(0, "", "")
         assert not os.path.ismount(mount.folder)
@@ -167,9 +142,9 @@ def test_after_a_kill_it_mounts_again(backed: Backed, mount: Mount, tmp_path: Pa
     mount.process.communicate()
     with pytest.raises(OSError, match="not connected"):
         os.listdir(mount.folder)
-    second = Mount(backed)
+    second = Mount(backed.program, backed.folder)
     try:
-        assert (second.disks()[0] / "vda.raw").read_bytes() == backed.moments[0].read_bytes()
+        assert (disks_of(second)[0] / "vda.raw").read_bytes() == backed.moments[0].read_bytes()
         subprocess.run(["fusermount3", "-u", second.folder], check=True)
         assert ended(second.process).code == 0
     finally:
@@ -192,11 +167,11 @@ def test_a_damaged_block_is_an_error_of_its_own(backed: Backed) -> None:
     store = PosixStore(str(backed.program.repo))
     pack = max(store.list("packs/"), key=lambda found: found.size).name
     broken.flip(store, pack, 128 + 100)  # the first record
-    mount = Mount(backed)
+    mount = Mount(backed.program, backed.folder)
     try:
         with pytest.raises(OSError, match="Input/output error"):
-            (mount.disks()[0] / "vda.raw").read_bytes()
-        with (mount.disks()[0] / "vda.raw").open("rb", buffering=0) as file:
+            (disks_of(mount)[0] / "vda.raw").read_bytes()
+        with (disks_of(mount)[0] / "vda.raw").open("rb", buffering=0) as file:
             file.seek(SIZE - 1000)
             assert len(file.read(1000)) == 1000
         done = mount.end(signal.SIGINT)

@@ -13,6 +13,7 @@ that were not at their end) only saves time.
 | child | entry, name | entry |
 | content | entry, stream | size; where it is small, and can be read, runs, and the bytes are the body |
 | read | entry, stream, offset, length | the bytes are the body |
+| device | offset, length | bytes of the volume itself, as they are on its disks, are the body |
 | runs | entry, stream, from, begin | runs from this one on, which begins there, more |
 | streams, attributes, metadata | entry | streams · names and lengths, values in the body · spans |
 
@@ -78,6 +79,7 @@ class Answering:
             "child": self._child,
             "content": self._content,
             "read": self._read,
+            "device": self._device,
             "runs": self._runs,
             "streams": self._streams,
             "attributes": self._attributes,
@@ -112,13 +114,16 @@ class Answering:
         disk, name = text(question, "disk"), text(question, "volume")
         system = self._systems.get((disk, name))
         if system is None:
-            volumes = self._found().found
-            volume = next((one for one in volumes if one.name == name and disk in one.disks), None)
-            if volume is None:
-                raise NoSuchPath(name, "/")
-            volume, self._notes[disk, name] = replayed(volume)
-            system = self._systems[disk, name] = open_file_system(volume, volumes)
+            volume, self._notes[disk, name] = replayed(self._volume(question))
+            system = self._systems[disk, name] = open_file_system(volume, self._found().found)
         return system
+
+    def _volume(self, question: Json) -> Volume:
+        disk, name = text(question, "disk"), text(question, "volume")
+        volume = next((one for one in self._found().found if one.name == name and disk in one.disks), None)
+        if volume is None:
+            raise NoSuchPath(name, "/")
+        return volume
 
     def _open(self, question: Json) -> Message:
         system = self._system(question)
@@ -156,6 +161,10 @@ class Answering:
     def _read(self, question: Json) -> Message:
         offset, length = whole(question, "offset"), whole(question, "length", most=CHUNK)
         return Message({}, self._opened(question).read(offset, length))
+
+    def _device(self, question: Json) -> Message:
+        offset, length = whole(question, "offset"), whole(question, "length", most=CHUNK)
+        return Message({}, self._volume(question).content.read(offset, length))
 
     def _runs(self, question: Json) -> Message:
         content = self._opened(question)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from everywhen.interfaces.cli.escape import visible
 from everywhen.interfaces.cli.output import Output
+from everywhen.services.escape import visible
 from everywhen.services.failures import NotFound
 
 LONG = "x" * 300

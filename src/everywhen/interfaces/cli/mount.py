@@ -19,7 +19,7 @@ from everywhen.interfaces.service_manager import ServiceManager
 from everywhen.services.failures import Failed, NotFound
 from everywhen.services.translation import as_failure
 from everywhen.services.view.folders import Folders
-from everywhen.services.view.moments import MomentView, OpenMoments
+from everywhen.services.view.moments import OpenMoments
 
 _TIDY_S = 5.0
 """So often is looked for what nobody uses any more."""
@@ -34,7 +34,7 @@ def mount_command(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Every moment as a folder with its disks as files, read only, until Ctrl-C: DIR/VM/@WHEN/disk/vda.qcow2."""
+    """Every moment as a folder, read only, until Ctrl-C: DIR/VM/@WHEN/files/etc, DIR/VM/@WHEN/disk/vda.qcow2."""
     context = context_of(locals())
     context.output.kept = "Nothing is mounted any more. The repository was only read."
     path = freed(folder)
@@ -55,7 +55,7 @@ def mount_command(
                 zone=context.zone,
                 monotonic=time.monotonic,
                 before=lambda vm: ship_newest(context, vm),
-                opened=told.opened,
+                say=told.noticed,
             )
 
             def ready() -> None:
@@ -63,7 +63,7 @@ def mount_command(
                 context.output.line(f"{folder}: mounted. Ctrl-C, or fusermount3 -u {folder}, ends it.")
                 ServiceManager.of(context.env).tell(READY="1", STATUS=f"Mounted on {path}")
 
-            with _tidying(context, folders):
+            with closing(folders), _tidying(context, folders):
                 serve(Mount(folders, url=url, say=told.failed, ready=ready), path)
     context.output.line(f"{folder}: unmounted.")
 
@@ -74,16 +74,11 @@ class _Told:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._lock = threading.Lock()
-        self._warned = False
 
-    def opened(self, view: MomentView) -> None:
-        """Warn, once, where a moment that is opened has no lease."""
+    def noticed(self, line: str) -> None:
+        """What whoever looks there must know."""
         with self._lock:
-            if not view.leased and not self._warned:
-                self._warned = True
-                self._context.output.warn(
-                    "the repository cannot be written: nothing there says that its moments are being read"
-                )
+            self._context.output.warn(line)
 
     def failed(self, line: str) -> None:
         """What could not be read, and why."""

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from everywhen.interfaces.cli.escape import visible
+from everywhen.services.escape import visible
 from everywhen.services.failures import Failure
 
 _STYLES = {"good": "green", "warn": "yellow", "bad": "bold red", "faint": "dim"}

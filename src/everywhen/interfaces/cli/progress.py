@@ -30,9 +30,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from everywhen.interfaces.cli.escape import visible
 from everywhen.interfaces.cli.output import Output
 from everywhen.services.ages import SECOND, span
+from everywhen.services.escape import visible
 from everywhen.services.sizes import size
 
 Style: TypeAlias = Literal["auto", "json"]

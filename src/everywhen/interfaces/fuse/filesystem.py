@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from everywhen.guest.tree import Entry, Kind
 from everywhen.interfaces.fuse.mount_point import SUBTYPE
 from everywhen.services.failures import Failed, Failure, NotFound, WrongUsage
 from everywhen.services.translation import as_failure
-from everywhen.services.view.folders import File, Folder, Folders, Link, Node, OpenFile
+from everywhen.services.view.folders import Folders
+from everywhen.services.view.nodes import File, Folder, Link, Node, OpenFile, Special
 
 os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")  # libfuse 2, where it is too, would be taken first
 
@@ -30,6 +32,16 @@ _THREADS = 16
 _SECTOR = 512
 _MOST_SAID = 1000
 """Of so many lines it is known that they were printed: the kernel asks for what is damaged again and again."""
+
+_LAST_NS = ((1 << 63) - 1) * 1_000_000_000
+_MOST_LINKS = (1 << 32) - 1
+"""What the kernel takes; a guest's disk can claim more."""
+_SPECIAL = {
+    Kind.BLOCK_DEVICE: stat.S_IFBLK,
+    Kind.CHARACTER_DEVICE: stat.S_IFCHR,
+    Kind.PIPE: stat.S_IFIFO,
+    Kind.SOCKET: stat.S_IFSOCK,
+}
 
 Warn = Callable[[str], None]
 
@@ -62,7 +74,7 @@ class Mount:
         """Attributes: of an open file without asking what its name means by now."""
         file = self._files.get(fh) if fh else None
         if file is not None:
-            return _attributes(File(file.size, file.stored, file.time_ns))
+            return _attributes(file.node)
         with self._errors(path):
             return _attributes(self._folders.look_up(path))
 
@@ -78,6 +90,19 @@ class Mount:
         """Names in a folder."""
         with self._errors(path):
             return [".", "..", *self._folders.names(path)]
+
+    def listxattr(self, path: str) -> list[str]:
+        """Names of extended attributes; the guest's files alone have some."""
+        with self._errors(path):
+            return list(self._folders.attributes(path))
+
+    def getxattr(self, path: str, name: str, _position: int = 0) -> bytes:
+        """One of them."""
+        with self._errors(path):
+            found = self._folders.attributes(path).get(name)
+        if found is None:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        return found
 
     def open(self, path: str, _flags: int) -> int:
         """A number for an open file."""
@@ -146,13 +171,28 @@ def _not_mounted(path: str, error: Exception) -> Failure:
 
 
 def _attributes(node: Node) -> dict[str, Any]:
-    times = dict.fromkeys(("st_atime", "st_mtime", "st_ctime"), node.time_ns)
-    owner = {"st_uid": os.geteuid(), "st_gid": os.getegid()}
     match node:
         case Folder():
-            return {"st_mode": stat.S_IFDIR | 0o500, "st_nlink": 2, **owner, **times}
+            own = {"st_mode": stat.S_IFDIR | 0o500, "st_nlink": 2}
         case Link(target):
-            return {"st_mode": stat.S_IFLNK | 0o777, "st_nlink": 1, "st_size": len(target), **owner, **times}
+            own = {"st_mode": stat.S_IFLNK | 0o777, "st_nlink": 1, "st_size": len(os.fsencode(target))}
         case File(length, stored):
-            blocks = -(-stored // _SECTOR)
-            return {"st_mode": stat.S_IFREG | 0o400, "st_nlink": 1, "st_size": length, "st_blocks": blocks, **owner, **times}
+            own = {"st_mode": stat.S_IFREG | 0o400, "st_nlink": 1, "st_size": length, "st_blocks": -(-stored // _SECTOR)}
+        case Special(_, entry):
+            major, minor = entry.device or (0, 0)
+            device = os.makedev(major & 0xFFF, minor & 0xFFFFF)  # as many bits as the kernel has
+            own = {"st_mode": _SPECIAL[entry.kind] | 0o400, "st_nlink": 1, "st_rdev": device}
+    times = dict.fromkeys(("st_atime", "st_mtime", "st_ctime"), node.time_ns)
+    found = {**own, "st_uid": os.geteuid(), "st_gid": os.getegid(), **times}
+    return found if node.guest is None else {**found, **_guest_attributes(node.guest, found["st_mode"])}
+
+
+def _guest_attributes(entry: Entry, mode: int) -> dict[str, Any]:
+    """What the guest's file system has of it in place of ours."""
+    times = {"st_mtime": entry.times.modified, "st_ctime": entry.times.changed, "st_atime": entry.times.accessed}
+    found = {name: max(-_LAST_NS, min(time, _LAST_NS)) for name, time in times.items() if time is not None}
+    if entry.mode is not None:
+        found |= {"st_mode": stat.S_IFMT(mode) | entry.mode}
+    if entry.uid is not None and entry.gid is not None:
+        found |= {"st_uid": entry.uid, "st_gid": entry.gid}
+    return {**found, "st_nlink": min(entry.links, _MOST_LINKS)}

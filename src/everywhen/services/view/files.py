@@ -21,7 +21,7 @@ from everywhen.guest.walking import Found, find
 from everywhen.nbd.devices import Device
 from everywhen.services.view.guest_root import guest_tree
 from everywhen.services.view.parser import PATIENCE_S, Parser
-from everywhen.services.view.remote_file_system import RemoteFileSystem
+from everywhen.services.view.remote_file_system import RemoteFileSystem, RemoteVolume
 from everywhen.services.view.volumes import GuestVolume
 
 
@@ -43,7 +43,7 @@ class Place:
 
 
 class GuestFiles:
-    """The files of one moment. For several threads; `close` it."""
+    """The files of one moment. For several threads; `close` it, and again when something was asked after that."""
 
     def __init__(
         self, disks: Mapping[str, Device], failures: tuple[type[Exception], ...], *, patience_s: float = PATIENCE_S
@@ -80,6 +80,10 @@ class GuestFiles:
             if found is None:
                 found = self._systems[key] = RemoteFileSystem(self._parser, *key)
             return found
+
+    def device(self, volume: GuestVolume) -> RemoteVolume:
+        """The volume itself, without what its file system's journal holds."""
+        return RemoteVolume(self._parser, volume.disks[0], volume.name, volume.size)
 
     def guest(self) -> FileSystem:
         """All that the guest sees, as one. Raises GuestError where nothing looks like a guest's system."""

@@ -1,22 +1,28 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """All moments of all VMs as one tree of folders, which FUSE and WebDAV show:
 
-    VM/@2026-11-21_10.32.05Z/disk/vda.raw vda.qcow2 vda.vhd vda.vhdx vda.vmdk
+    VM/@2026-11-21_10.32.05Z/disk/vda.raw           what is in the folder of a moment: `moment_folder.py`
+    VM/@2026-11-21_10.32.05Z/files/etc/passwd
 
 A VM's folder lists its recovery points (`names.py`) and `@latest`; whatever else may follow the @ of an address can be asked
 for. It is a link to the folder of the moment that it means just now: who has gone into that folder stays in that moment,
 however much later `@-10m` has become. Disks do not share one name `disk.raw`, since a VM may have several.
+
+Who shows it asks `look_up` what is at a path, `names` what is in a folder, `open` and `attributes`. No path has links on its
+way: the kernel follows them by itself; who has no kernel for that joins a `Link`'s target to the folder of the link. All
+raise NotFound and WrongUsage for what is not there, else anything that `as_failure` (services/translation.py) knows: that is
+an error of that path alone. A moment is opened when something in it is asked for, and held while a file of it is open and a
+minute after. Somebody has to call `held.tidy` every few seconds, and `close` before the `OpenMoments` are closed.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import tzinfo
-from typing import TypeAlias
 
-from everywhen.block.disk_file import DiskFile
 from everywhen.formats.point import RecoveryPoint
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
@@ -24,55 +30,16 @@ from everywhen.services.addresses import Address
 from everywhen.services.catalog import Catalog
 from everywhen.services.failures import NotFound
 from everywhen.services.opening import OpenedMoment, open_moment
+from everywhen.services.view.guest_folder import Say
 from everywhen.services.view.held import HeldMoment, HeldMoments
-from everywhen.services.view.moments import MomentView, OpenMoments
+from everywhen.services.view.moment_folder import INSIDE, MomentFolder
+from everywhen.services.view.moments import OpenMoments
 from everywhen.services.view.names import LATEST, listed_names, name_of_instant, name_of_point
-
-SHOWN_FORMATS = ("raw", "qcow2", "vhd", "vhdx", "vmdk")
-"""A fixed VHD, too, ends in .vhd: `restore` makes it."""
+from everywhen.services.view.nodes import Folder, Link, Node, OpenFile
 
 FRESH_S = 2.0
 """What there is, and what a name means that is not a moment's own, is looked for anew after so many seconds."""
 _MOST_MEANINGS = 10_000
-_DISKS = "disk"
-
-
-@dataclass(frozen=True, slots=True)
-class Folder:
-    """A folder; `time_ns` in ns since 1970 UTC."""
-
-    time_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A link to another name in the same folder."""
-
-    target: str
-    time_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """A file of `length` bytes, of which `stored` are no holes."""
-
-    length: int
-    stored: int
-    time_ns: int
-
-
-Node: TypeAlias = Folder | Link | File
-
-
-class OpenFile:
-    """A file that is open, and with it its moment: `close` it. Several threads may read it."""
-
-    def __init__(self, file: DiskFile, held: HeldMoment, close: Callable[[], None]) -> None:
-        self.size = file.size
-        self.stored = file.layout.stored
-        self.time_ns = held.time_ns
-        self.read = file.read
-        self.close = close
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +71,12 @@ class Folders:
         zone: tzinfo,
         monotonic: Callable[[], float],
         before: Callable[[str], None],
-        opened: Callable[[MomentView], None],
+        say: Say,
     ) -> None:
         """Times without a zone are the `zone`'s. `before`: called with a VM's name before its newest moments are looked for;
-        `opened`: with each moment that is opened."""
-        self.held = HeldMoments(moments, monotonic, opened)
+        `say`: told, a line each (names from guests as they are), what is not as it should be and yet no error."""
+        self.held = HeldMoments(moments, monotonic, say)
+        self._say = say
         self._repository = repository
         self._moments = moments
         self._zone = zone
@@ -117,6 +85,10 @@ class Folders:
         self._snapshot: _Snapshot | None = None
         self._meanings: dict[tuple[str, str], _Meaning] = {}
         self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Nothing is asked any more."""
+        self.held.close()
 
     def look_up(self, path: str) -> Node:
         """What is there. Raises NotFound, WrongUsage (no such thing), Damaged, StorageError, FormatError."""
@@ -127,15 +99,9 @@ class Folders:
                 return Folder(max((point.time_ns for point in self._known().catalog.points_of(self._vm(vm))), default=0))
             case [vm, name]:
                 return self._moment(vm, name)
-            case [vm, name, disks] if disks == _DISKS:
-                return Folder(self._moment(vm, name).time_ns)
-            case [vm, name, disks, file] if disks == _DISKS:
-                disk, image_format = _disk_and_format(path, file)
-                with self.held.using(vm, name, lambda: self._address(vm, name)) as held:
-                    size = held.size(disk, image_format) if disk in held.view.disks else None
-                    if size is None:
-                        raise _nothing(path)
-                    return File(size.length, size.stored, held.time_ns)
+            case [vm, name, *inner]:
+                with self._using(vm, name) as held:
+                    return self._folder(held).look_up(tuple(inner))
         raise _nothing(path)
 
     def names(self, path: str) -> list[str]:
@@ -148,29 +114,38 @@ class Folders:
                 return [*listed, LATEST] if listed else []
             case [vm, name]:
                 self._moment(vm, name)
-                return [_DISKS]
-            case [vm, name, disks] if disks == _DISKS:
-                with self.held.using(vm, name, lambda: self._address(vm, name)) as held:
-                    every = ((disk, form) for disk in sorted(held.view.disks) for form in SHOWN_FORMATS)
-                    return [f"{disk}.{form}" for disk, form in every if held.size(disk, form) is not None]
+                return list(INSIDE)  # without opening it: who lists a thousand may want none
+            case [vm, name, *inner]:
+                with self._using(vm, name) as held:
+                    return self._folder(held).names(tuple(inner))
         raise _nothing(path)
 
     def open(self, path: str) -> OpenFile:
-        """A file, to read it. Raises as `look_up`."""
+        """A file, to read it. Raises as `look_up`; WrongKind for what has no content."""
         match _parts(path):
-            case [vm, name, disks, file] if disks == _DISKS:
-                disk, image_format = _disk_and_format(path, file)
+            case [vm, name, *inner] if inner:
+                held = self.held.take(vm, name, lambda: self._address(vm, name))
             case _:
                 raise _nothing(path)
-        held = self.held.take(vm, name, lambda: self._address(vm, name))
         try:
-            content = held.file(disk, image_format) if disk in held.view.disks else None
-            if content is None:
-                raise _nothing(path)
+            return OpenFile(*self._folder(held).open(tuple(inner)), lambda: self.held.give_back(held))
         except BaseException:
             self.held.give_back(held)
             raise
-        return OpenFile(content, held, lambda: self.held.give_back(held))
+
+    def attributes(self, path: str) -> dict[str, bytes]:
+        """Extended attributes, by full name (`user.comment`). Raises as `look_up`."""
+        match _parts(path):
+            case [vm, name, *inner] if inner:
+                with self._using(vm, name) as held:
+                    return self._folder(held).attributes(tuple(inner))
+        return {}
+
+    def _using(self, vm: str, name: str) -> AbstractContextManager[HeldMoment]:
+        return self.held.using(vm, name, lambda: self._address(vm, name))
+
+    def _folder(self, held: HeldMoment) -> MomentFolder:
+        return MomentFolder(held, self._say, self._zone)
 
     def _known(self) -> _Snapshot:
         """What there is."""
@@ -253,14 +228,6 @@ class Folders:
 
 def _parts(path: str) -> list[str]:
     return [part for part in path.split("/") if part]
-
-
-def _disk_and_format(path: str, file: str) -> tuple[str, str]:
-    """What the name of a file says. Raises NotFound."""
-    disk, _, image_format = file.rpartition(".")
-    if image_format not in SHOWN_FORMATS:
-        raise _nothing(path)
-    return disk, image_format
 
 
 def _nothing(path: str) -> NotFound:

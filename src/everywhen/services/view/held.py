@@ -18,6 +18,8 @@ from everywhen.block.disk_file import DiskFile, disk_file, identity_of
 from everywhen.formats.layouts.layout import LayoutError
 from everywhen.formats.layouts.runs import Runs
 from everywhen.services.addresses import Address
+from everywhen.services.view.guest_folder import Known, Say
+from everywhen.services.view.guest_folders import GuestFolders
 from everywhen.services.view.moments import MomentView, OpenMoments
 from everywhen.storage.base import StorageError
 
@@ -38,9 +40,12 @@ class FileSize:
 class HeldMoment:
     """An opened moment, and what was found out about its image files. Safe to use from several threads."""
 
-    def __init__(self, view: MomentView, address: Address) -> None:
+    def __init__(self, view: MomentView, address: Address, guest: GuestFolders, where: str) -> None:
+        """`where` it is shown, for people; `guest`: the guest's files in it."""
         self.view = view
         self.address = address
+        self.guest = guest
+        self.where = where
         self.users = 0
         self.unused_since = 0.0
         self._lock = threading.Lock()
@@ -76,10 +81,14 @@ class HeldMoment:
 class HeldMoments:
     """By VM and name of the folder. Safe to use from several threads."""
 
-    def __init__(self, moments: OpenMoments, monotonic: Callable[[], float], opened: Callable[[MomentView], None]) -> None:
-        """`moments` should not keep open by itself what nobody uses (`linger_s` 0). `opened`: called with what is opened."""
+    def __init__(self, moments: OpenMoments, monotonic: Callable[[], float], say: Say) -> None:
+        """`moments` should not keep open by itself what nobody uses (`linger_s` 0). `say`: told, a line each, what whoever
+        started this should know.
+        """
         self._moments = moments
-        self._opened = opened
+        self._say = say
+        self._known = Known()
+        self._warned = False
         self._monotonic = monotonic
         self._held: OrderedDict[tuple[str, str], HeldMoment] = OrderedDict()
         self._lock = threading.Lock()
@@ -98,16 +107,22 @@ class HeldMoments:
         with suppress(StorageError):  # of a lease that ends by itself then; who opens something else is not to fail by it
             self.tidy()
         meant = address()
-        new = HeldMoment(self._moments.open(meant), meant)
+        new = self._opened(meant, f"{vm}/{name}")
         with self._lock:
             found = self._held.setdefault((vm, name), new)
             found.users += 1
             self._held.move_to_end((vm, name))
-        if found is new:
-            self._opened(new.view)
-        else:  # another thread was faster
+        if found is not new:  # another thread was faster
             self._moments.release(meant)
+        elif not new.view.leased and not self._warned:
+            self._warned = True
+            self._say("the repository cannot be written: nothing there says that its moments are being read")
         return found
+
+    def _opened(self, meant: Address, where: str) -> HeldMoment:
+        view = self._moments.open(meant)
+        time_ns = view.moment.found.moment.time_ns
+        return HeldMoment(view, meant, GuestFolders(view.disks, self._known, self._say, where=where, time_ns=time_ns), where)
 
     def give_back(self, held: HeldMoment) -> None:
         """One user less."""
@@ -141,6 +156,14 @@ class HeldMoments:
                 if place < too_many or now - self._held[key].unused_since >= UNUSED_S
             ]
         for held in ended:
+            held.guest.close()
             self._moments.release(held.address)
         if ended:
             self._moments.tidy()
+
+    def close(self) -> None:
+        """End what reads guests' files. The moments are let go of by whoever opened `moments`."""
+        with self._lock:
+            every = list(self._held.values())
+        for held in every:
+            held.guest.close()

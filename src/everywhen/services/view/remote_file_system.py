@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""A file system of a guest (`guest/tree.py`) that is parsed in another process: each question goes there."""
+"""A file system of a guest (`guest/tree.py`) that is parsed in another process, and its volume: each question goes there."""
 
 from __future__ import annotations
 
@@ -101,6 +101,27 @@ class RemoteFileSystem:
         return True
 
 
+class RemoteVolume:
+    """The bytes of a volume as they are on its disks, which may be several. Raises as RemoteFileSystem. For several threads."""
+
+    def __init__(self, parser: Parser, disk: str, volume: str, size: int) -> None:
+        self.size = size
+        self._parser = parser
+        self._question = {"ask": "device", "disk": disk, "volume": volume}
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Fewer only at its end, none past it."""
+        end = min(offset + length, self.size)
+        parts = [self._piece(at, min(CHUNK, end - at)) for at in range(offset, end, CHUNK)]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _piece(self, offset: int, length: int) -> bytes:
+        value, ended = self._parser.ask({**self._question, "offset": offset, "length": length}, _exactly(length))
+        if ended is not None:
+            raise ended
+        return value
+
+
 class _RemoteContent:
     """A Content."""
 
@@ -149,9 +170,13 @@ class _RemoteContent:
         return runs
 
     def _piece(self, offset: int, length: int) -> bytes:
-        def decoded(answer: Message) -> bytes:
-            if len(answer.body) != length:
-                raise Corrupt(f"{len(answer.body)} bytes where {length} were asked for")
-            return answer.body
+        return self._system.asked("read", _exactly(length), **self._place, offset=offset, length=length)
 
-        return self._system.asked("read", decoded, **self._place, offset=offset, length=length)
+
+def _exactly(length: int) -> Callable[[Message], bytes]:
+    def decoded(answer: Message) -> bytes:
+        if len(answer.body) != length:
+            raise Corrupt(f"{len(answer.body)} bytes where {length} were asked for")
+        return answer.body
+
+    return decoded

@@ -23,8 +23,9 @@ from everywhen.services.replay import Replay
 from everywhen.services.times import folder_time
 from everywhen.services.view import folders as tree
 from everywhen.services.view import held
-from everywhen.services.view.folders import File, Folder, Folders, Link
+from everywhen.services.view.folders import Folders
 from everywhen.services.view.moments import OpenMoments
+from everywhen.services.view.nodes import File, Folder, Link
 from tests.records import COMPLETE, OPENED, put_segment, write
 
 STREAM = "ab" * 16
@@ -93,7 +94,9 @@ def clock() -> Clock:
 @pytest.fixture
 def folders(repository: Repository, points: list[RecoveryPoint], clock: Clock) -> Iterator[Folders]:
     moments = OpenMoments(repository, "mount", zone=UTC, monotonic=clock, linger_s=0, before=lambda _vm: None)
-    yield Folders(repository, moments, zone=UTC, monotonic=clock, before=lambda _vm: None, opened=lambda _view: None)
+    made = Folders(repository, moments, zone=UTC, monotonic=clock, before=lambda _vm: None, say=print)
+    yield made
+    made.close()
     moments.close()
 
 
@@ -126,7 +129,7 @@ def test_a_folder_for_each_point(folders: Folders, points: list[RecoveryPoint]) 
     assert folders.names("/web1") == [*listed, "@latest"]
     for name, byte in zip(listed, (0, 4, 5, 6), strict=True):
         assert isinstance(folders.look_up(f"/web1/{name}"), Folder)
-        assert folders.names(f"/web1/{name}") == ["disk"]
+        assert folders.names(f"/web1/{name}") == ["disk", "files", "volumes", "notes.txt"]
         assert first_byte(folders, f"web1/{name}") == byte
     files = folders.names(f"/web1/{listed[0]}/disk")
     assert files == [f"{disk}.{form}" for disk in ("vda", "vdb") for form in ("raw", "qcow2", "vhd", "vhdx", "vmdk")]
@@ -189,8 +192,9 @@ def test_sizes_are_those_of_the_open_files(folders: Folders) -> None:
     for name in folders.names("web1/@latest/disk"):
         path = f"web1/{LATER}/disk/{name}"
         file = folders.open(path)
-        assert folders.look_up(path) == File(file.size, file.stored, 40 * SECOND + 5)
-        assert len(file.read(0, 1 << 30)) == file.size
+        assert folders.look_up(path) == file.node
+        assert file.node.time_ns == 40 * SECOND + 5
+        assert len(file.read(0, 1 << 30)) == file.node.length
         file.close()
 
 

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A guest's file system as folders that somebody else walks through: a path at a time, in any order, from several threads.
+
+A kernel asks for one path after the other, from the top each time. So entries that were found are kept, as many as `Known` has
+room for: who lists a folder and then asks for each name in it costs one question, not one for each part of each path.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from everywhen.guest.errors import GuestDamaged, GuestError, GuestLimit, NoSuchPath, WrongKind
+from everywhen.guest.names import name_error, to_bytes
+from everywhen.guest.tree import Content, Entry, FileSystem, Kind, Unreadable
+from everywhen.guest.walking import DEEPEST, find
+from everywhen.services.view.inner_links import inner_target
+from everywhen.services.view.nodes import File, Folder, Link, Node, Special
+
+MOST_KNOWN = 100_000
+"""Entries that are kept, of all folders of a process: some 80 MB."""
+MOST_NAMES = 2_000_000
+"""In one folder: some 200 MB while it is listed."""
+LARGEST = (1 << 63) - 1
+"""Bytes of a file: no system has an offset beyond. A guest's disk can claim more."""
+
+Parts = tuple[str, ...]
+Say = Callable[[str], None]
+
+
+class Known:
+    """Entries by file system and path, those used last. For several threads."""
+
+    def __init__(self, most: int = MOST_KNOWN) -> None:
+        self._most = most
+        self._found: OrderedDict[tuple[int, Parts], Entry | GuestError] = OrderedDict()
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+
+    def system(self) -> int:
+        """A number for a file system that nobody else has."""
+        return next(self._numbers)
+
+    def get(self, system: int, path: Parts) -> Entry | GuestError | None:
+        """What is known of it: the entry, or why it cannot be shown."""
+        with self._lock:
+            found = self._found.get((system, path))
+            if found is not None:
+                self._found.move_to_end((system, path))
+            return found
+
+    def put(self, system: int, path: Parts, found: Entry | GuestError) -> None:
+        """Keep it for a while."""
+        with self._lock:
+            self._found[system, path] = found
+            self._found.move_to_end((system, path))
+            if len(self._found) > self._most:
+                self._found.popitem(last=False)
+
+
+class GuestFolder:
+    """Paths are tuples of names from the file system's root. All raise GuestError, and what the disks raise."""
+
+    def __init__(self, system: FileSystem, known: Known, say: Say, *, where: str, time_ns: int) -> None:
+        """`say`: told, a line each, what cannot be shown at all; `where` this is shown. What has no time has `time_ns`."""
+        self._system = system
+        self._known = known
+        self._say = say
+        self._where = where
+        self._time_ns = time_ns
+        self._number = known.system()
+
+    def look_up(self, path: Parts) -> Node:
+        """What is there; links are not followed."""
+        entry = self._entry(path)
+        time_ns = self._time_ns if entry.times.modified is None else entry.times.modified
+        if entry.kind is Kind.FOLDER:
+            return Folder(time_ns, entry)
+        if entry.kind is Kind.LINK:
+            return Link(inner_target(path[:-1], entry.target or "", self._resolved), time_ns, entry)
+        return self._file(entry) if entry.kind is Kind.FILE else Special(time_ns, entry)
+
+    def names(self, path: Parts) -> list[str]:
+        """What is in a folder; also what cannot be read, whose `look_up` says why. Raises where a part of it is missing."""
+        way = self._way(path)
+        folder = way[-1]
+        if folder.kind is not Kind.FOLDER:
+            raise WrongKind(f"{self._spelled(path)}: {folder.kind}, not a folder")
+        above = {entry.identity for entry in way}
+        found: dict[str, None] = {}
+        for one in self._system.entries(folder):
+            below = (*path, one.name)
+            if (error := _unnameable(one)) is not None:
+                self._say(f"{self._spelled(path)}: an entry is not shown: {error}")
+            elif one.name not in found:  # of two of one name the first, as `child` has it
+                self._known.put(self._number, below, self._checked(one, above, below))
+                found[one.name] = None
+            if len(found) > MOST_NAMES:
+                raise GuestLimit(f"{self._spelled(path)}: more than {MOST_NAMES:,} names in one folder")
+        return list(found)
+
+    def open(self, path: Parts) -> tuple[File, Content]:
+        """A file and its content."""
+        entry = self._entry(path)
+        content = self._system.open(entry)
+        if content.size > LARGEST:
+            raise GuestLimit(f"{self._spelled(path)}: a size of {content.size} bytes")
+        return self._file(entry), content
+
+    def attributes(self, path: Parts) -> dict[str, bytes]:
+        """Extended attributes by full name."""
+        return self._system.attributes(self._entry(path))
+
+    def _file(self, entry: Entry) -> File:
+        length = min(entry.size, LARGEST)
+        stored = length if entry.allocated is None else min(entry.allocated, LARGEST)
+        return File(length, stored, self._time_ns if entry.times.modified is None else entry.times.modified, entry)
+
+    def _entry(self, path: Parts) -> Entry:
+        known = self._known.get(self._number, path)
+        return known if isinstance(known, Entry) else self._way(path)[-1]
+
+    def _way(self, path: Parts) -> list[Entry]:
+        """The entries from the root to the one at a path."""
+        if len(path) > DEEPEST:
+            raise GuestLimit(f"{self._where}: more than {DEEPEST} folders within folders")
+        way = [self._system.root]
+        for end in range(1, len(path) + 1):
+            if way[-1].kind is not Kind.FOLDER:
+                raise NoSuchPath(self._spelled(path), self._spelled(path[: end - 1]))
+            below = path[:end]
+            found = self._known.get(self._number, below)
+            if found is None:
+                entry = self._system.child(way[-1], below[-1])
+                found = self._checked(entry, {one.identity for one in way}, below)
+                self._known.put(self._number, below, found)
+            if isinstance(found, GuestError):
+                raise found.with_traceback(None)  # it is raised again and again
+            way.append(found)
+        return way
+
+    def _checked(self, one: Entry | Unreadable, above: set[tuple[int, int]], path: Parts) -> Entry | GuestError:
+        """Raises nothing: one that contains itself would be a way without end."""
+        if isinstance(one, Unreadable):
+            return one.error
+        if one.kind is Kind.FOLDER and one.identity in above:
+            return GuestDamaged(f"{self._spelled(path)}: this folder contains itself")
+        return one
+
+    def _resolved(self, path: str) -> str | None:
+        try:
+            return find(self._system, path, follow=False).path
+        except GuestError:
+            return None  # a link that leads nowhere is shown as one
+
+    def _spelled(self, path: Sequence[str]) -> str:
+        return "/".join((self._where, *path))
+
+
+def _unnameable(one: Entry | Unreadable) -> GuestError | None:
+    """Why nobody can ask for it by name."""
+    try:
+        to_bytes(one.name)
+    except GuestError as error:
+        return error
+    if not isinstance(one, Unreadable):
+        return None
+    return one.error if name_error(one.name) else None

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What is at a path of the tree of all moments (`folders.py`): plain values, and a file that is open.
+
+What is a guest's carries its `guest` entry: mode, owner, all times, as the guest has them; what is ours has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from everywhen.guest.tree import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder; `time_ns` in ns since 1970 UTC."""
+
+    time_ns: int
+    guest: Entry | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A link to another name, from the folder it is in; it never leads out of the moment that it is in."""
+
+    target: str
+    time_ns: int
+    guest: Entry | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of `length` bytes, of which `stored` are no holes."""
+
+    length: int
+    stored: int
+    time_ns: int
+    guest: Entry | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Special:
+    """A device, pipe or socket of a guest's: there is nothing to be read from it."""
+
+    time_ns: int
+    guest: Entry
+
+
+Node: TypeAlias = Folder | Link | File | Special
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A file that is open, and with it its moment: call `close` once. Several threads may read it.
+
+    `read(offset, length)`: the bytes, fewer only at its end, none past it. Raises what `Folders.look_up` does.
+    """
+
+    node: File
+    read: Callable[[int, int], bytes]
+    close: Callable[[], None]
