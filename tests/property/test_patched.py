@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from functools import partial
 from itertools import chain
 
 from hypothesis import given, settings
@@ -80,3 +82,28 @@ def test_what_lies_under_changed_blocks_is_read_together_and_once() -> None:
     assert list(chain(*base.asked)) == sorted(number for number in changed[1:] if number < 300)
     assert max(map(len, base.asked)) == 64
     assert len(base.asked) <= 3
+
+
+@settings(max_examples=150, deadline=None)
+@given(changes, changes, st.integers(0, SIZE), st.integers(0, SIZE))
+def test_like_an_array_with_contents_put_aside(
+    below: list[tuple[bool, int, int]], above: list[tuple[bool, int, int]], one: int, other: int
+) -> None:
+    content, patches = bytearray(SIZE), Patches()
+    kept: list[bytes] = []
+
+    def put(some: bytes) -> Callable[[], bytes]:
+        kept.append(some)
+        return partial(kept.__getitem__, len(kept) - 1)
+
+    for seed, steps in enumerate((below, above)):
+        applied(content, patches, steps, seed)
+        patches.put_aside(put)
+        assert patches.memory == 0
+    applied(content, patches, above[::2], 3)
+    assert patches.memory <= SIZE
+    start, end = sorted((one, other))
+    assert PatchedDevice(SparseDisk(0), patches, SIZE).read(start, end - start) == content[start:end]
+    under = Patches()
+    under.lay(patches)
+    assert PatchedDevice(SparseDisk(0), under, SIZE).read(0, SIZE) == content

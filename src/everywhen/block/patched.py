@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from everywhen.block.device import BLOCK_SIZE, Extent
 
@@ -15,16 +15,33 @@ _MANY = 16
 _TOGETHER = 64
 """Blocks of the base that are read together: 4 MiB."""
 
-Piece = tuple[int, int, bytes | None]
-"""First byte in the block, end, and content (None: zeroes)."""
+
+class _Away(NamedTuple):
+    """Bytes `first` to `end` of a content that is somewhere else."""
+
+    fetch: Callable[[], bytes]
+    first: int
+    end: int
+
+
+Content = bytes | _Away | None
+"""None: zeroes."""
+
+Piece = tuple[int, int, Content]
+"""First byte in the block, end, and content."""
+
+_ALL_ZERO: list[Piece] = [(0, BLOCK_SIZE, None)]
+"""One for all blocks that are zeroed as a whole: a guest may zero millions, and lists are never changed."""
 
 
 class Patches:
-    """Changes of a disk, the later over the earlier. Takes about as much memory as bytes are changed."""
+    """Changes of a disk, the later over the earlier. Takes about as much memory as bytes are changed, or are not put aside."""
 
     def __init__(self) -> None:
         self._blocks: dict[int, list[Piece]] = {}
         """By block: what is changed in it, sorted and disjoint."""
+        self._here: set[int] = set()
+        """Blocks that may have content in memory."""
         self.memory = 0
         """Bytes of content that are held."""
 
@@ -56,9 +73,20 @@ class Patches:
             for piece in pieces:
                 self._lay(block, piece)
 
+    def put_aside(self, put: Callable[[bytes], Callable[[], bytes]]) -> None:
+        """Give away all contents that are in memory; what `put` returns gives one again. Raises what that raises."""
+        while self._here:
+            block = self._here.pop()
+            self._blocks[block] = [
+                (first, end, _Away(put(content), 0, end - first) if isinstance(content, bytes) else content)
+                for first, end, content in self._blocks[block]
+            ]
+        self.memory = 0
+
     def clear(self) -> None:
         """Let go of all changes."""
         self._blocks.clear()
+        self._here.clear()
         self.memory = 0
 
     def blocks(self) -> list[int]:
@@ -83,13 +111,12 @@ class Patches:
         if not pieces:
             return below
         if len(pieces) == 1 and pieces[0][0] == 0 and pieces[0][1] >= len(below):
-            content = pieces[0][2]
-            return bytes(len(below)) if content is None else content[: len(below)]
+            return _bytes(_cut(pieces[0][2], 0, len(below)), len(below))
         result = bytearray(below)
         for first, end, content in pieces:
             end = min(end, len(below))
             if first < end:
-                result[first:end] = bytes(end - first) if content is None else content[: end - first]
+                result[first:end] = _bytes(_cut(content, 0, end - first), end - first)
         return bytes(result)
 
     def hides(self, block: int) -> bool:
@@ -103,22 +130,43 @@ class Patches:
 
     def _lay(self, block: int, piece: Piece) -> None:
         old = self._blocks.get(block)
-        if old is None:
-            self._blocks[block] = [piece]
-            self.memory += _held(piece)
+        first, end, content = piece
+        if content is None and end - first == BLOCK_SIZE:
+            self._blocks[block] = _ALL_ZERO
+            self._here.discard(block)
+            self.memory -= sum(map(_held, old or ()))
             return
-        first, end, _ = piece
-        new = [part for one in old for part in _outside(one, first, end)]
-        new.append(piece)
-        new.sort(key=lambda one: one[0])
-        if len(new) > _MANY:
-            new = _joined(new)
+        if old is None:
+            old, new = [], [piece]
+        else:
+            new = [part for one in old for part in _outside(one, first, end)]
+            new.append(piece)
+            new.sort(key=lambda one: one[0])
+            if len(new) > _MANY:
+                new = _joined(new)
         self._blocks[block] = new
-        self.memory += sum(map(_held, new)) - sum(map(_held, old))
+        held = sum(map(_held, new))
+        self.memory += held - sum(map(_held, old))
+        if held:
+            self._here.add(block)
 
 
 def _held(piece: Piece) -> int:
-    return 0 if piece[2] is None else piece[1] - piece[0]
+    return piece[1] - piece[0] if isinstance(piece[2], bytes) else 0
+
+
+def _cut(content: Content, first: int, end: int) -> Content:
+    """Bytes `first` to `end` of a content."""
+    if isinstance(content, _Away):
+        return _Away(content.fetch, content.first + first, content.first + end)
+    return None if content is None else content[first:end]
+
+
+def _bytes(content: Content, length: int) -> bytes:
+    """The content itself, of so many bytes."""
+    if isinstance(content, _Away):
+        return content.fetch()[content.first : content.end]
+    return bytes(length) if content is None else content
 
 
 def _outside(piece: Piece, first: int, end: int) -> Iterator[Piece]:
@@ -128,9 +176,9 @@ def _outside(piece: Piece, first: int, end: int) -> Iterator[Piece]:
         yield piece
         return
     if begin < first:
-        yield begin, first, None if content is None else content[: first - begin]
+        yield begin, first, _cut(content, 0, first - begin)
     if stop > end:
-        yield end, stop, None if content is None else content[end - begin :]
+        yield end, stop, _cut(content, end - begin, stop - begin)
 
 
 def _joined(pieces: list[Piece]) -> list[Piece]:
@@ -145,9 +193,11 @@ def _joined(pieces: list[Piece]) -> list[Piece]:
 
 
 def _one(group: list[Piece]) -> Piece:
+    if len(group) == 1:
+        return group[0]
     if all(content is None for _, _, content in group):
         return group[0][0], group[-1][1], None
-    content = b"".join(bytes(end - first) if content is None else content for first, end, content in group)
+    content = b"".join(_bytes(content, end - first) for first, end, content in group)
     return group[0][0], group[-1][1], content
 
 

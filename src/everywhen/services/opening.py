@@ -16,6 +16,7 @@ import numpy as np
 from everywhen.block.patched import Patches
 from everywhen.formats.point import JournalPosition, RecoveryPoint
 from everywhen.formats.segment import MARK, Group
+from everywhen.repository.aside import Aside
 from everywhen.repository.branches import history
 from everywhen.repository.journal import Journal
 from everywhen.repository.journal_spans import kept_spans
@@ -26,6 +27,10 @@ from everywhen.services.catalog import Catalog, moment_of
 from everywhen.services.replay import Replay
 from everywhen.services.times import Stretch, rfc3339
 from everywhen.services.whens import Found, Latest, When, choose, no_single_writes, parse_when, refuse_other
+
+_MEMORY = 32 << 20
+"""Bytes of contents that an opened moment holds; what is more lies below the caches. A spool that could not be sealed for a day
+makes a journal of any size between two points."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +165,13 @@ class _Line:
         if groups is None or point.journal is None:
             return None
         replay = Replay([Patches() for _ in point.journal.disks], point.journal.sequence, following=True)
+        aside: Aside | None = None
         for group in groups:
             replay.feed(group, until=until, until_ns=until_ns)
+            if sum(one.memory for one in replay.patches) > _MEMORY:
+                aside = aside or Aside(self._repository.cache, self._repository.surroundings.randomness)
+                for one in replay.patches:
+                    one.put_aside(aside.put)
             if replay.beyond or replay.ended:
                 break
         return replay

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from datetime import UTC
 from pathlib import Path
@@ -21,6 +22,8 @@ from everywhen.services.identities import record
 from everywhen.services.opening import open_moment
 from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
 from everywhen.services.replay import Replay
+from everywhen.services.view.blocks import Blocks
+from everywhen.services.view.disk import MomentDisk
 from everywhen.services.whens import Found
 from everywhen.storage.memory import MemoryStore
 from tests.laboratory import World
@@ -120,3 +123,23 @@ def test_no_time_leads_to_another_branch(repository: Repository) -> None:
     assert other.time_ns < last.time_ns
     assert found(repository, "latest").moment.id == other.point
     assert found(repository, last.point).moment.id == last.point
+
+
+def test_much_that_is_laid_over_a_point_is_put_aside(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("everywhen.services.opening._MEMORY", 100_000)
+    chance = random.Random(4)
+    content = bytearray([9]).ljust(65536, b"\0")
+    groups = []
+    for number in range(100):
+        offset, data = chance.randrange(60_000), chance.randbytes(chance.choice([512, 4096]))
+        content[offset : offset + len(data)] = data
+        groups.append(group(10 + 2 * number, write(0, offset, data), write(1, 0, chance.randbytes(65536))))
+    put_segment(repository, STREAM, 1, GROUPS[2], *groups)
+    address = parse_address("web1@latest")
+    _, opened = open_moment(repository, read_catalog(repository), address, now_ns=1 << 61, zone=UTC, exact=False)
+    assert opened.found.writes_after == 200
+    assert sum(one.memory for one in opened.patches.values()) <= 100_000
+    blocks = Blocks(repository.fetcher)
+    disk = MomentDisk(repository.fetcher, blocks, opened.point.disks["vda"].tree, opened.patches["vda"])
+    assert disk.read(0, 65536) == content
+    blocks.close()
