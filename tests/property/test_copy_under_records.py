@@ -8,6 +8,7 @@ before and after the journal is consumed. As QEMU does, it writes to the disk fi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -145,11 +146,32 @@ class Consumed:
         advance(0)
 
 
+class Repositories:
+    """One after the other, each for some examples: a point is made after a look at all that there are."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._opened = ExitStack()
+        self._left = 0
+
+    def close(self) -> None:
+        self._opened.close()
+
+    def next(self) -> Repository:
+        """One that has few points."""
+        if not self._left:
+            self.close()
+            store = MemoryStore()
+            self._current = self._opened.enter_context(self._world.open(store, self._world.create(store, encrypted=False)))
+            self._left = 25
+        self._left -= 1
+        return self._current
+
+
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]:
-    world, store = World(tmp_path_factory.mktemp("copies")), MemoryStore()
-    with world.open(store, world.create(store, encrypted=False)) as opened:
-        yield opened
+def repositories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repositories]:
+    with closing(Repositories(World(tmp_path_factory.mktemp("copies")))) as made:
+        yield made
 
 
 class Flat:
@@ -239,7 +261,7 @@ def contents(repository: Repository, point: RecoveryPoint) -> list[bytes]:
     memory=st.sampled_from([0, 100_000, 64 << 20]),
 )
 def test_every_byte_is_the_guests(
-    repository: Repository,
+    repositories: Repositories,
     filled: list[Write],
     before: tuple[list[Write], int] | None,
     script: list[Write | int | None],
@@ -247,6 +269,7 @@ def test_every_byte_is_the_guests(
     memory: int,
 ) -> None:
     """`before`: what was written since a point (whose disks may have had another size), else it is a first copy."""
+    repository = repositories.next()
     vm = repository.surroundings.randomness(16).hex()
     disks = [bytearray(SIZE), bytearray(SIZE)]
     for write in filled:

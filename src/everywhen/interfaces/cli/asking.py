@@ -9,13 +9,14 @@ from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json
 from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.control_socket import NAME, Killed, NoAnswer, NobodyThere, ask
+from everywhen.interfaces.failed_capture import noted
 from everywhen.repository.epochs import latest_claim
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.services.failures import Failed, Failure, NotAllowed, NotFound, WrongUsage
 from everywhen.services.naming import is_name
 from everywhen.services.protect import capture_states
-from everywhen.services.protect.captured import KILLED, SILENT, Captured
+from everywhen.services.protect.captured import FAILED, KILLED, SILENT, Captured
 from everywhen.services.spelling import nearest
 from everywhen.services.times import local_time
 
@@ -41,10 +42,15 @@ def ask_capture(context: Context, vm: str, request: Json) -> Json:
 
 
 def captured_here(context: Context, repository: Repository, vms: list[Vm]) -> dict[str, Captured]:
-    """What the captures of these VMs on this host say that go into the repository, by our names; also that one was killed.
+    """What the captures of these VMs on this host say that go into the repository, by our names; also that one was killed, or
+    ended with an error.
 
     Raises StorageError.
     """
+
+    def claimed_last(vm: Vm) -> bool:
+        last = latest_claim(repository.documents, vm.vm)
+        return last is not None and last.holder.host == repository.surroundings.holder.host
 
     def look(vm: Vm) -> Captured | None:
         try:
@@ -55,10 +61,12 @@ def captured_here(context: Context, repository: Repository, vms: list[Vm]) -> di
             return Captured(SILENT, 0, getattr(cause, "strerror", None) or str(cause))
         except Killed:
             # Nothing here says into which repository it went. Who claimed last does, and that nobody has taken over elsewhere.
-            last = latest_claim(repository.documents, vm.vm)
-            return Captured(KILLED, 0) if last and last.holder.host == repository.surroundings.holder.host else None
+            return Captured(KILLED, 0) if claimed_last(vm) else None
         except NobodyThere:
-            return None
+            failed = noted(context.state(vm.name))
+            if failed is None or failed.repository not in ("", repository.id.hex()) or not claimed_last(vm):
+                return None
+            return Captured(FAILED, failed.since_ns, failed.why)
         return found if answer.get("repository") == repository.id.hex() else None
 
     with ThreadPoolExecutor(8) as pool:

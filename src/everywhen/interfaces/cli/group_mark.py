@@ -14,7 +14,7 @@ from everywhen.services.ages import SECOND
 from everywhen.services.catalog import read_catalog
 from everywhen.services.failures import Exit, Failed, Failure
 from everywhen.services.groups import PREFIX, members
-from everywhen.services.protect.captured import KILLED, SILENT
+from everywhen.services.protect.captured import ENDED, SILENT
 from everywhen.services.times import local_time, rfc3339, zone_label
 
 _AHEAD = 5 * SECOND
@@ -28,7 +28,7 @@ def mark_group(context: Context, group: str, text: str) -> int | None:
     with context.repository() as repository:
         vms = members(read_catalog(repository), group)
         names = [vm.name for vm in vms]
-        captures = {name: one for name, one in captured_here(context, repository, vms).items() if one.state != KILLED}
+        captures = {name: one for name, one in captured_here(context, repository, vms).items() if one.state not in ENDED}
         clock = repository.surroundings.clock
     time_ns = clock() + _AHEAD
     request = {"wish": "mark", "text": text, "at_ns": time_ns}

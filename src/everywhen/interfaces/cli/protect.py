@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
+from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
 import typer
 
 from everywhen.formats.point import RecoveryPoint
+from everywhen.interfaces import failed_capture
 from everywhen.interfaces.cli.app import (
     PROTECT,
     AsJson,
@@ -32,8 +34,9 @@ from everywhen.interfaces.cli.quieting import Agent, AskedFor, HostHook, agent_a
 from everywhen.interfaces.control_socket import Listener
 from everywhen.interfaces.service_manager import ServiceManager
 from everywhen.interfaces.service_words import ServiceWords
+from everywhen.repository.repository import Repository
 from everywhen.services.ages import SECOND, parse_span, span
-from everywhen.services.failures import WrongUsage
+from everywhen.services.failures import Failure, WrongUsage
 from everywhen.services.naming import is_name
 from everywhen.services.protect.capture_order import CaptureOrder, Figures, Time
 from everywhen.services.protect.capture_state import CaptureState
@@ -180,9 +183,24 @@ def protect_command(
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
-        point = protect(repository, vm, order, state, Time(time.monotonic, time.sleep), wishes)
+        with _noted(order.folder, repository):
+            point = protect(repository, vm, order, state, Time(time.monotonic, time.sleep), wishes)
     context.output.document({"vm": vm, "point": point.point if point else None})
     context.output.line(f"{vm}: capture ended; newest recovery point {point.point if point else 'none'}")
+
+
+@contextmanager
+def _noted(folder: Path, repository: Repository) -> Iterator[None]:
+    """Let `status` know of an end by an error: whoever reads what this run says may be nobody."""
+    failed_capture.forget(folder)
+    try:
+        yield
+    except Exception as error:
+        why = error.what if isinstance(error, Failure) else str(error) or type(error).__name__
+        now = repository.surroundings.clock()
+        with suppress(OSError):  # the error itself is what is to be told
+            failed_capture.note(folder, failed_capture.FailedCapture(now, why.rstrip("."), repository.id.hex()))
+        raise
 
 
 def _apart(interval: str | None, group: str | None) -> int:

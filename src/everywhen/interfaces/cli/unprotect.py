@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from everywhen.interfaces import failed_capture
 from everywhen.interfaces.cli.app import PROTECT, AsJson, Quiet, app, context_of
 from everywhen.interfaces.cli.asking import LOOK_S, ask_capture
 from everywhen.interfaces.cli.context import Context
@@ -61,6 +62,7 @@ def _clear(context: Context, vm: str, qmp: str | None, libvirt: str | None, doma
         raise Failed(f"{place.place}: {error}.", on=vm, do=["A QEMU that has ended keeps nothing of ours."]) from error
     if is_name(vm):
         forget(context.state(vm))
+        failed_capture.forget(context.state(vm))
     return taken_off
 
 

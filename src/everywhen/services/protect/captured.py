@@ -25,6 +25,9 @@ SILENT = "silent"
 """The state of one that is there and does not answer."""
 KILLED = "killed"
 """The state of one that did not end in order, and that nobody has begun again."""
+FAILED = "failed"
+"""The state of one that ended with an error, and that nobody has begun again."""
+ENDED = (KILLED, FAILED)
 ALARM_NS = 20_000_000
 """A sink that is well answers far sooner (design 4.10.2); after ten times as long it is taken away."""
 _ENOUGH = 1000
@@ -104,7 +107,7 @@ class Captured:
             return f"paused until {local_time(self.until_ns, zone)[11:]}"
         if self.following:
             return f"every {span(self.interval_ns)}" if self.interval_ns else "every write"
-        return self.state.upper() if self.state in (DETACHED, DISPLACED, SILENT, KILLED) else self.state
+        return self.state.upper() if self.state in (DETACHED, DISPLACED, SILENT, *ENDED) else self.state
 
     def needs(self, now_ns: int) -> list[str]:
         """Sentences about what needs a person."""
@@ -112,6 +115,9 @@ class Captured:
             return [f"its capture does not answer ({self.why})"]
         if self.state == KILLED:
             return ["not captured: its capture on this host was killed; begin it again: everywhen protect, or its service"]
+        if self.state == FAILED:
+            ago = f" {age(max(now_ns - self.since_ns, SECOND))} ago" if self.since_ns else ""
+            return [f"not captured: its capture on this host ended{ago} ({self.why}); begin it again: everywhen protect"]
         left = (self.raw or {}).get("left_behind")
         needs = [left] if isinstance(left, str) else []
         if self.attached and self.number("taken") >= _ENOUGH and self.number("p99_ns") > ALARM_NS:
@@ -136,6 +142,7 @@ class Captured:
             DETACHED: self.why,
             STARTING: NOT_RUNNING,
             KILLED: "capture was killed",
+            FAILED: f"capture ended: {self.why}",
             OFF: None if self.nothing_to_capture else self.why,
         }
         return Reach(self.covered_ns, why.get(self.state))
