@@ -7,7 +7,7 @@ import json
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from everywhen.capture.agent_session import LONGEST_LINE, AgentAnswer, AgentSession, command
@@ -35,6 +35,7 @@ def _pieces(data: bytes, cuts: list[int]) -> list[bytes]:
 
 
 @given(STALE, VALUES, st.lists(st.integers(0, 1 << 20), max_size=8))
+@example(b"\x00\xff", None, [2])
 def test_the_answer_is_found_whatever_was_there_before(stale: bytes, value: object, cuts: list[int]) -> None:
     session = AgentSession()
     session.sync(100)

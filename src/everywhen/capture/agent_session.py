@@ -49,7 +49,8 @@ class AgentSession:
             if self.synced:
                 found.append(_answer(line))
             else:
-                self.synced = self._is_ours(line)
+                # What was there before may end with a delimiter, too, and no more of it have been there when that came.
+                self.synced = self._is_ours(line.rpartition(_DELIMITER)[2])
                 self._delimited = self.synced
         return found
 
