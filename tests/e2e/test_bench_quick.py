@@ -55,6 +55,7 @@ def _excused(reason: str) -> bool:
     return reason in allowed or "cannot be mounted here" in reason or reason.startswith("capture was lost")
 
 
+@in_soak
 def test_the_table_is_complete(tmp_path: Path) -> None:
     measures = list(KEYS) if SOAK else ["P1", "P2c"]  # all take about three minutes
     done = _bench(tmp_path, "--only", ",".join(measures))

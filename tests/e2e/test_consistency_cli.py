@@ -170,6 +170,7 @@ def test_no_agent_is_no_reason_not_to_capture(program: Program, guest: AgentGues
     assert "did not answer guest-fsfreeze-status within 5 s: it does not run" in point["why"]
 
 
+@in_soak
 def test_what_another_froze_stays_frozen(program: Program, guest: AgentGuest) -> None:
     guest.rest()
     assert guest.ask("guest-fsfreeze-freeze") == 2
@@ -185,6 +186,7 @@ def test_what_another_froze_stays_frozen(program: Program, guest: AgentGuest) ->
     assert (point["consistency"], point["why"]) == ("crash", "its file systems are frozen already, by somebody else")
 
 
+@in_soak
 def test_a_mark_is_of_a_frozen_guest_and_a_pause_is_not(program: Program, guest: AgentGuest) -> None:
     with capture(program, guest, "filesystem", "--seal-every", "1h") as running:
         running.followed()

@@ -208,6 +208,7 @@ def test_one_that_ends_takes_no_other_with_it(program: Program, machines: list[H
     assert [vm["group"] for vm in program.ok("status")["vms"]] == ["erp", None]
 
 
+@in_soak
 def test_hosts_have_the_same_clock_time_only(program: Program, machines: list[Hypervisor]) -> None:
     with forgotten(program.folder / "far") as elsewhere:
         far = Program(program.folder, more={"EVERYWHEN_STATE": str(elsewhere)})

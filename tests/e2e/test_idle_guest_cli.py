@@ -13,6 +13,7 @@ import pytest
 from tests.agent_double import GuestDouble, answer, listening
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor
+from tests.long_forms import in_soak
 from tests.program import Program
 
 MIB = 1 << 20
@@ -46,6 +47,7 @@ def guest(tmp_path: Path, hypervisor: Hypervisor) -> Iterator[Idle]:
         yield double
 
 
+@in_soak
 def test_a_thaw_is_no_reason_for_another_point(tmp_path: Path, hypervisor: Hypervisor, guest: Idle) -> None:
     program = Program(tmp_path).init()
     options = ["--pace", "0", "--seal-every", "1s", "--consistency", "filesystem", "--agent", str(tmp_path / "agent")]

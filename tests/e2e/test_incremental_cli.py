@@ -14,6 +14,7 @@ import pytest
 from everywhen.capture.qmp import CommandFailed
 from tests.bridged import MIB, STORED, captured, figures, filled, same
 from tests.hypervisor import Hypervisor
+from tests.long_forms import in_soak
 from tests.program import Program
 
 
@@ -45,7 +46,7 @@ def between(program: Program, hypervisor: Hypervisor, change: Callable[[], None]
     same(program, hypervisor)
 
 
-@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+@pytest.mark.parametrize("image_format", ["raw", pytest.param("qcow2", marks=in_soak)])
 def test_a_disk_that_grew(program: Program, tmp_path: Path, image_format: str) -> None:
     with filled(tmp_path, image_format) as hypervisor:
 
@@ -59,6 +60,7 @@ def test_a_disk_that_grew(program: Program, tmp_path: Path, image_format: str) -
         assert figures(program, "bytes_stored")["vd0"] < STORED
 
 
+@in_soak
 def test_a_disk_that_shrank(program: Program, tmp_path: Path) -> None:
     with filled(tmp_path) as hypervisor:
         paused(program, hypervisor, lambda: hypervisor.monitor.execute("block_resize", {"node-name": "node0", "size": 6 * MIB}))
@@ -114,6 +116,7 @@ def test_a_disk_that_was_moved_to_another_file_and_format(program: Program, tmp_
         assert figures(program, "bytes_stored")["vd1"] == 0
 
 
+@in_soak
 def test_a_revert_to_an_internal_snapshot(program: Program, tmp_path: Path) -> None:
     with filled(tmp_path, "qcow2") as hypervisor:
         hypervisor.quit()
@@ -127,6 +130,7 @@ def test_a_revert_to_an_internal_snapshot(program: Program, tmp_path: Path) -> N
         assert figures(program, "bytes_stored")["vd0"] < STORED
 
 
+@in_soak
 def test_an_image_that_was_replaced_by_an_older_copy(program: Program, tmp_path: Path) -> None:
     """As a restore by somebody else's tool leaves it: another file by the same name."""
     with filled(tmp_path) as hypervisor:

@@ -184,6 +184,7 @@ def test_a_vm_that_ends_and_starts_again(program: Program, hypervisor: Hyperviso
     same(program, hypervisor)
 
 
+@in_soak
 def test_a_raw_disk_with_an_iothread_is_read_beside_qemu(program: Program, tmp_path: Path) -> None:
     with Hypervisor(tmp_path, SIZES, iothread=True, scsi=True) as running:
         running.write(0, 0, MIB, 1)

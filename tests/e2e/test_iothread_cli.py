@@ -73,6 +73,7 @@ def test_only_what_changed_is_read_after_a_gap(program: Program, hypervisor: Hyp
     assert hypervisor.write_errors(0) == hypervisor.write_errors(1) == 0
 
 
+@in_soak
 def test_a_disk_larger_than_the_spool_under_writes(program: Program, hypervisor: Hypervisor) -> None:
     fill(hypervisor)
     with Capture(program, "web1", hypervisor.qmp, "--pace", "10M", "--spool-limit", "1M") as capture:
@@ -173,6 +174,7 @@ def fill(hypervisor: Hypervisor, count: int = 16) -> None:
     hypervisor.io(0, f"write -s {noise} {4 * MIB} {count * MIB}")
 
 
+@in_soak
 def test_a_storage_daemon_with_an_iothread(program: Program, tmp_path: Path) -> None:
     """It does not tell which disks that serves: all are read as if it did."""
     (tmp_path / "disk.raw").write_bytes(random.Random(9).randbytes(MIB))

@@ -14,6 +14,7 @@ libvirt = pytest.importorskip("libvirt", reason="libvirt's Python library is not
 from tests.hypervisor import eventually
 from tests.libvirt_capture import LibvirtCapture
 from tests.libvirtd import Guest, Libvirtd
+from tests.long_forms import in_soak
 from tests.processes import running
 
 pytestmark = pytest.mark.xdist_group("libvirt")
@@ -73,6 +74,7 @@ def test_off_on_off_and_on(capture: LibvirtCapture, guest: Guest) -> None:
     capture.same()
 
 
+@in_soak
 def test_an_image_that_is_in_use_is_not_read(capture: LibvirtCapture, guest: Guest) -> None:
     holding = ["qemu-storage-daemon", "--blockdev", f"driver=file,node-name=a,filename={guest.images[0]}"]
     holding += [

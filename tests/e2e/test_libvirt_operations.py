@@ -17,6 +17,7 @@ libvirt = pytest.importorskip("libvirt", reason="libvirt's Python library is not
 from tests.hypervisor import eventually
 from tests.libvirt_capture import LibvirtCapture
 from tests.libvirtd import Guest, Libvirtd
+from tests.long_forms import in_soak
 from tests.program import ended
 
 pytestmark = pytest.mark.xdist_group("libvirt")
@@ -123,6 +124,7 @@ def test_an_external_snapshot_is_refused_while_every_write_is_captured(capture: 
     assert len(guest.images) == 2
 
 
+@in_soak
 def test_done_in_a_pause(capture: LibvirtCapture, guest: Guest) -> None:
     """One after the other, so each is also done to what the others have left."""
     capture.start()
@@ -220,7 +222,9 @@ def test_saved_and_restored(capture: LibvirtCapture, guest: Guest) -> None:
     capture.same()
 
 
-@pytest.mark.parametrize("meanwhile", ["following", "paused", "ended"])
+@pytest.mark.parametrize(
+    "meanwhile", ["following", pytest.param("paused", marks=in_soak), pytest.param("ended", marks=in_soak)]
+)
 def test_set_back_to_a_snapshot(capture: LibvirtCapture, guest: Guest, meanwhile: str) -> None:
     internal_snapshot(guest)
     capture.start()
@@ -280,6 +284,7 @@ def test_renamed(capture: LibvirtCapture, guest: Guest) -> None:
     assert all(point["disks"]["vda"]["bytes_stored"] < MIB / 2 for point in capture.points()[:-1])
 
 
+@in_soak
 def test_virtnbdbackup_in_a_pause(capture: LibvirtCapture, guest: Guest, tmp_path: Path) -> None:
     capture.start()
     # It wants a name and a password for any address that has a plus in it; libvirtd asks for none.
@@ -295,6 +300,7 @@ def test_virtnbdbackup_in_a_pause(capture: LibvirtCapture, guest: Guest, tmp_pat
     assert capture.points()[0]["disks"]["vda"]["bytes_read"] <= 2 * 65536, "only what changed was read"
 
 
+@in_soak
 def test_anothers_backup_runs_when_the_pause_ends(capture: LibvirtCapture, guest: Guest) -> None:
     capture.start()
     capture.pause()

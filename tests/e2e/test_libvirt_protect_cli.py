@@ -14,6 +14,7 @@ from everywhen.capture.domain_xml import parse_domain
 from tests.hypervisor import eventually
 from tests.libvirt_capture import LibvirtCapture
 from tests.libvirtd import Guest, Libvirtd
+from tests.long_forms import in_soak
 from tests.program import Program, ended, qemu_img
 
 pytestmark = pytest.mark.xdist_group("libvirt")
@@ -68,6 +69,7 @@ def test_a_changed_definition_is_in_the_next_point(capture: LibvirtCapture, gues
     assert "<title>the new one</title>" in (capture.program.folder / "back" / "domain.xml").read_text()
 
 
+@in_soak
 def test_libvirtd_restarted(capture: LibvirtCapture, guest: Guest) -> None:
     capture.start()
     guest.libvirtd.stop()
@@ -121,6 +123,7 @@ def test_a_folder_where_qemu_may_not_come(capture: LibvirtCapture, guest: Guest,
     assert guest.ours() == set()
 
 
+@in_soak
 def test_a_name_stays_with_its_vm(capture: LibvirtCapture, guest: Guest) -> None:
     capture.start().stop()
     asked = ["--libvirt", guest.libvirtd.uri, "--domain", NAME]

@@ -11,6 +11,7 @@ import pytest
 from tests.long_forms import in_soak
 from tests.program import Program
 
+pytestmark = pytest.mark.xdist_group("lost-documents")  # so that the repository is made once
 DAY_S = 86400
 
 
@@ -142,6 +143,7 @@ def test_what_was_taken_back(program: Program) -> None:
     assert len(program.ok("points", "web1")) == 2
 
 
+@in_soak
 def test_a_vm(program: Program) -> None:
     before = {one: (program.repo / one).read_bytes() for one in documents(program, "vms")}
     program.ok("policy", "set", "web1", "last 8")
@@ -165,6 +167,7 @@ def test_a_moment(program: Program) -> None:
     assert len(program.ok("points", "web1")) == 1
 
 
+@in_soak
 def test_the_default_policy(program: Program) -> None:
     spoil(program, "settings/policy")
     program.ok("status")

@@ -67,6 +67,7 @@ def test_away_and_back(program: Program, first: Hypervisor, second: Destination,
     assert max(stored.values()) < STORED, stored
 
 
+@in_soak
 def test_where_it_will_arrive_capture_waits(program: Program, first: Hypervisor, second: Destination) -> None:
     done = program.run("protect", "web1", "--qmp", second.qmp)
     assert done.code == 1, done

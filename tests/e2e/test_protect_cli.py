@@ -247,6 +247,7 @@ def test_another_repository_does_not_believe_our_bitmap(program: Program, hyperv
     same(program, hypervisor)
 
 
+@in_soak
 def test_a_bitmap_is_not_believed_over_a_point_of_something_else(program: Program, hypervisor: Hypervisor) -> None:
     """The newest point may show another disk by the same name: what changed here since an older one says nothing of it."""
     stopped(started(program, hypervisor))
@@ -397,6 +398,7 @@ def spooled(folder: Path) -> int:
     )
 
 
+@in_soak
 def test_a_damaged_spool_is_set_aside_and_capture_goes_on(program: Program, hypervisor: Hypervisor) -> None:
     process = started(program, hypervisor)
     host = program.folder / "host" / "web1"

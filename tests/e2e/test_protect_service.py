@@ -102,6 +102,7 @@ def test_a_vm_that_is_off_on_and_off_again(program: Program, systemd: Systemd, t
     assert len(gaps) == 2
 
 
+@in_soak
 def test_one_that_was_waited_for_is_tried_again(program: Program, systemd: Systemd, tmp_path: Path) -> None:
     (tmp_path / "shared.raw").write_bytes(bytes(MIB))
     more = ["-blockdev", f"driver=file,node-name=shared,filename={tmp_path}/shared.raw"]

@@ -13,6 +13,7 @@ from everywhen.capture.qmp import CommandFailed
 from everywhen.nbd.connection import NbdConnection
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor, eventually
+from tests.long_forms import in_soak
 from tests.program import Program
 from tests.storage_daemon import MIB, StorageDaemon
 
@@ -71,6 +72,7 @@ def test_a_server_that_cannot_be_found(program: Program, tmp_path: Path) -> None
         assert len(daemon.monitor.execute("query-block-exports")) == len(daemon.disks)
 
 
+@in_soak
 def test_a_server_that_has_no_export_yet(program: Program, tmp_path: Path) -> None:
     """No command tells of it, and only one can be in a QEMU: it is used, and it stays, after a kill of ours, too."""
     theirs = tmp_path / "theirs.sock"

@@ -108,6 +108,7 @@ def test_a_revert_is_never_missed(program: Program, hypervisor: Hypervisor, mean
     assert REFUSED in refused
 
 
+@in_soak
 def test_after_unprotect_a_revert_works_and_costs_what_changed(program: Program, hypervisor: Hypervisor) -> None:
     with captured(program, hypervisor) as capture:
         hypervisor.write(0, MIB, 4096, 7)
@@ -209,6 +210,7 @@ def test_an_external_snapshot_that_was_thrown_away(program: Program, tmp_path: P
         assert figures(program, "bytes_read")["vd1"] == 0
 
 
+@in_soak
 def test_an_external_snapshot_that_was_committed(program: Program, tmp_path: Path) -> None:
     chance = random.Random(2)
     with filled(tmp_path / "vm", "qcow2") as hypervisor, captured(program, hypervisor) as capture:

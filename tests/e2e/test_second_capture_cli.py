@@ -15,6 +15,7 @@ from everywhen.storage.posix import PosixStore
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor, eventually
 from tests.laboratory import World
+from tests.long_forms import in_soak
 from tests.moments import rfc3339
 from tests.program import Program
 from tests.records import CAPTURED, made
@@ -162,6 +163,7 @@ def test_a_second_capture_of_the_same_qemu_takes_over_and_back(
     healthy(program, hypervisor)
 
 
+@in_soak
 def test_the_end_of_a_run_that_stands_aside_takes_nothing_from_the_other(
     program: Program, elsewhere: Program, hypervisor: Hypervisor, capture: Capture, tmp_path: Path
 ) -> None:
@@ -176,6 +178,7 @@ def test_the_end_of_a_run_that_stands_aside_takes_nothing_from_the_other(
     assert restored(program, "web1@latest") == contents(hypervisor)
 
 
+@in_soak
 def test_the_same_vm_on_two_hosts_is_two_branches(
     program: Program, elsewhere: Program, hypervisor: Hypervisor, capture: Capture
 ) -> None:
@@ -207,6 +210,7 @@ def test_the_same_vm_on_two_hosts_is_two_branches(
     healthy(program, hypervisor)
 
 
+@in_soak
 def test_a_parent_that_is_deleted_under_an_idle_capture(program: Program, hypervisor: Hypervisor, capture: Capture) -> None:
     """As gc deletes a point that was dropped days ago: all is read again, and the next point is whole."""
     points = [point["id"] for point in program.ok("points", "web1")]

@@ -12,6 +12,7 @@ import pytest
 
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor, eventually
+from tests.long_forms import in_soak
 from tests.program import Program
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -121,6 +122,7 @@ def timeline(program: Program) -> list[str]:
     return program.run("timeline", "web1").out.splitlines()
 
 
+@in_soak
 def test_it_is_said_while_disks_are_copied_too(program: Program, tmp_path: Path) -> None:
     with Hypervisor(tmp_path, [64 * MIB]) as hypervisor:
         hypervisor.write(0, 0, 64 * MIB, 1)

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("qemu-img"), reason="qemu-img, 
 
 PAYLOAD = 0x5A
 MIB = 1 << 20
-EXAMPLES = 2000 if SOAK else 40
+EXAMPLES = 2000 if SOAK else 24
 SECONDS = 3.0
 MEMORY = 300 * MIB
 

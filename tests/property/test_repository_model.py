@@ -316,7 +316,7 @@ class RepositoryModel(RuleBasedStateMachine):
 
 TestRepositoryModel = RepositoryModel.TestCase
 TestRepositoryModel.settings = settings(
-    max_examples=500 if SOAK else 25,
+    max_examples=500 if SOAK else 16,
     stateful_step_count=60 if SOAK else 25,
     deadline=None,
     suppress_health_check=list(HealthCheck),
