@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from everywhen.formats.filesystems.btrfs import TOP_LEVEL
 from everywhen.guest.errors import GuestError, NoSuchPath, WrongKind
 from everywhen.guest.tree import Content, Entry, Kind, Run, Span, Stream, Unreadable
 
@@ -52,6 +53,8 @@ class MemoryFileSystem:
     def __init__(self, kind: str = "ext4", *, label: str = "", uuid: str = "", case_sensitive: bool = True) -> None:
         self.kind, self.label, self.uuid, self.case_sensitive = kind, label, uuid, case_sensitive
         self.notes: tuple[str, ...] = ()
+        self.default = TOP_LEVEL
+        """Of Btrfs: the number of the folder that is mounted when no subvolume is said."""
         self._nodes = {0: Node(Entry(name="", kind=Kind.FOLDER, number=0, size=0))}
 
     @property
@@ -77,6 +80,10 @@ class MemoryFileSystem:
             assert isinstance(inner, Node)
             found = inner
         found.inner[name] = what
+
+    def subvolume(self, number: int | None) -> Entry:
+        found = self.default if number is None else number
+        return self.root if self.kind != "btrfs" or found == TOP_LEVEL else self._nodes[found].entry
 
     def entries(self, folder: Entry) -> Iterator[Entry | Unreadable]:
         for name, one in self._nodes[folder.number].inner.items():

@@ -343,7 +343,6 @@ def test_logical_volumes_over_two_disks(program: Program, tmp_path: Path) -> Non
     root, home = tmp_path / "root", tmp_path / "home"
     (root / "etc").mkdir(parents=True)
     (root / "home").mkdir()
-    (root / "etc" / "fstab").write_text("/dev/mapper/vg--x-root / ext4\n/dev/vg-x/home /home ext4\n")
     (root / "large").write_bytes(content_of(7, 22 << 20))
     home.mkdir()
     (home / "ann").write_text("hers")
@@ -355,10 +354,15 @@ def test_logical_volumes_over_two_disks(program: Program, tmp_path: Path) -> Non
         lvm("lvcreate", "-an", "-Zn", "-Wn", "-n", "root", "-L", "32M", "vg-x")
         lvm("lvcreate", "-an", "-Zn", "-Wn", "-n", "home", "-L", "8M", "vg-x")
         begin = int(lvm("pvs", "--noheadings", "-o", "pe_start", "--units", "b", "--nosuffix", devices[0]))
+        group, home_id = lvm("lvs", "--noheadings", "-o", "vg_uuid,lv_uuid", "vg-x/home").replace("-", "").split()
         segments = lvm("lvs", "--noheadings", "--segments", "-o", "lv_name,seg_pe_ranges", "vg-x").split()
     finally:
         for device in devices:
             run("losetup", "-d", device)
+    # As the installer of Ubuntu's server writes it.
+    (root / "etc" / "fstab").write_text(
+        f"/dev/mapper/vg--x-root / ext4\n/dev/disk/by-id/dm-uuid-LVM-{group}{home_id} /home ext4\n"
+    )
     contents = {
         "root": make_ext4(tmp_path / "root.img", root, 32 << 20).read_bytes(),
         "home": make_ext4(tmp_path / "home.img", home, 8 << 20, "-O", "^has_journal").read_bytes(),
@@ -379,6 +383,39 @@ def test_logical_volumes_over_two_disks(program: Program, tmp_path: Path) -> Non
     program.ok("cp", "web1:/large", tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == content_of(7, 22 << 20)
     assert program.run("cat", "web1/vdb:/vg--x-home/ann").out == "hers"
+
+
+def test_a_guest_with_a_default_subvolume(program: Program, tmp_path: Path) -> None:
+    """As openSUSE has it: the root is a snapshot, the rest subvolumes beside it; a second disk, and what is bound elsewhere."""
+    need("mkfs.btrfs", "btrfs")
+    system, data = empty(tmp_path / "system.img", 128 << 20), tmp_path / "data"
+    run("mkfs.btrfs", "-q", "-U", UUID_ROOT, system)
+    table = (
+        f"UUID={UUID_ROOT} / btrfs defaults 0 0\nUUID={UUID_ROOT} /home btrfs subvol=/@/home 0 0\n"
+        f"UUID={UUID_ROOT} /.snapshots btrfs subvol=/@/.snapshots 0 0\n/srv/data/www /var/www none bind,x-systemd.requires=x\n"
+        "/dev/disk/by-label/data\\x20one /srv/data ext4 noauto,x-systemd.automount\nLABEL=data\\040one /mnt ext4 noauto 0 0\n"
+    )
+    with mounted(system) as top:
+        for name in ("@", "@/home", "@/.snapshots"):
+            run("btrfs", "subvolume", "create", top / name)
+        (top / "@" / ".snapshots" / "1").mkdir()
+        root = top / "@" / ".snapshots" / "1" / "snapshot"
+        run("btrfs", "subvolume", "create", root)
+        for name in ("etc", "home", ".snapshots", "srv/data", "var/www", "mnt"):
+            (root / name).mkdir(parents=True)
+        (root / "etc" / "fstab").write_text(table)
+        (top / "@" / "home" / "ann").write_text("hers")
+        run("btrfs", "subvolume", "set-default", root)
+    (data / "www").mkdir(parents=True)
+    (data / "www" / "index").write_text("the page")
+    second = make_ext4(tmp_path / "data.img", data, 8 << 20, "-L", "data one")
+    program.backup("web1", f"vda={system}", f"vdb={second}")
+    found = program.ok("find", "web1:/", "*")
+    paths = {one["path"] for one in found["found"]}
+    assert {"/home/ann", "/srv/data/www/index", "/var/www/index", "/.snapshots/1/snapshot/etc/fstab"} < paths
+    assert "/mnt/www" not in paths
+    assert found["notes"] == ["/mnt is not shown: the guest mounts it when somebody says so; it is vdb:/p0"]
+    assert program.run("cat", "web1:/etc/fstab").out == table
 
 
 @pytest.fixture(scope="module")

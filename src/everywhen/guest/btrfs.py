@@ -23,6 +23,7 @@ from everywhen.guest.tree import Content, Entry, Kind, Readable, Span, Stream, T
 
 _LONGEST_TARGET = 4096
 _FIRST_INDEX = 2
+_DEFAULT = b"default"
 
 
 class BtrfsFileSystem:
@@ -85,6 +86,20 @@ class BtrfsFileSystem:
     def metadata(self, entry: Entry) -> tuple[Span, ...]:
         del entry  # they are copied with every change
         return ()
+
+    def subvolume(self, number: int | None) -> Entry:
+        with parsing("the subvolumes of this Btrfs"):
+            number = self._default() if number is None else number
+            if number in (0, btrfs.TOP_LEVEL):
+                return self.root
+            return self._entry("", number, self._subvolume(number)[1])
+
+    def _default(self) -> int:
+        """The subvolume that is mounted when none is said: an entry of a folder that only the tree of roots has."""
+        head = self._devices.superblock
+        key = Key(btrfs.ROOTS_FOLDER, btrfs.DIR_ITEM, btrfs.name_hash(_DEFAULT))
+        found = btrfs.decode_entries(self._devices.get(Tree(head.root, head.root_level), key) or b"")
+        return next((one.key.object for one in found if one.name == _DEFAULT), btrfs.TOP_LEVEL)
 
     def _subvolume(self, number: int) -> tuple[Tree, int]:
         """The tree of a subvolume, and the inode of its folder."""

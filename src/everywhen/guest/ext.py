@@ -42,14 +42,10 @@ class ExtFileSystem(ListedFolders[tuple[int, bytes]]):
             self.kind = head.kind
             self.label = from_bytes(head.label)
             self.uuid = str(UUID(bytes=head.uuid)) if any(head.uuid) else ""
-            self._root = self._entry("", ext.ROOT)
+            self.root = self._entry("", ext.ROOT)
         self.notes: tuple[str, ...] = ()
         if head.incompatible & ext.RECOVER:
             self.notes = ("It was not unmounted, and its journal is not replayed: the last changes may be missing.",)
-
-    @property
-    def root(self) -> Entry:
-        return self._root
 
     def open(self, entry: Entry, stream: str = "") -> Content:
         demand_file(entry, stream)

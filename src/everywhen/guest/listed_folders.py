@@ -22,6 +22,7 @@ class ListedFolders(ABC, Generic[_R]):
     """The questions of a FileSystem (guest/tree.py) that are about names, over records of whatever type."""
 
     case_sensitive: bool
+    root: Entry
 
     def __init__(self) -> None:
         self._lookups = Lookups(self._keyed)
@@ -67,6 +68,11 @@ class ListedFolders(ABC, Generic[_R]):
             if found is not None and not name_error(known := self._name(found)):
                 return self._made(known, found)
         raise NoSuchPath(name, folder.name or "/")
+
+    def subvolume(self, number: int | None) -> Entry:
+        """There are none, but on Btrfs."""
+        del number
+        return self.root
 
     def streams(self, entry: Entry) -> tuple[Stream, ...]:
         """None, but on NTFS."""

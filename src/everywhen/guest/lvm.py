@@ -33,11 +33,15 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class LogicalVolume:
-    """`vg-lv` (dashes in either doubled, as under /dev/mapper), the disks it lies on, and its content or why there is none."""
+    """`vg-lv` (dashes in either doubled, as under /dev/mapper), the disks it lies on, and its content or why there is none.
+
+    `uuid` as the device mapper has it: `LVM-`, the ids of group and volume without their dashes.
+    """
 
     name: str
     disks: tuple[str, ...]
     content: Readable | GuestError
+    uuid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +171,7 @@ class _Group:
 
     def __init__(self, name: str, section: lvm.Section, members: Mapping[str, Member]) -> None:
         self._name = name
+        self._identity = str(section.get("id", ""))
         self._extent = int(section["extent_size"]) * lvm.SECTOR
         if self._extent <= 0:
             raise Corrupt("extents of no size")
@@ -189,7 +194,8 @@ class _Group:
             except GuestError as error:
                 content = error
             full = f"{self._name.replace('-', '--')}-{name.replace('-', '--')}"
-            yield LogicalVolume(full, tuple(sorted(disks)), content)
+            uuid = f"LVM-{self._identity}{section.get('id', '')}".replace("-", "").replace("LVM", "LVM-", 1)
+            yield LogicalVolume(full, tuple(sorted(disks)), content, uuid)
 
     def _open(self, name: str, disks: set[str], depth: int) -> Readable:
         self._opened += 1

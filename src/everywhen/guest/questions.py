@@ -9,6 +9,7 @@ that were not at their end) only saves time.
 |---|---|---|
 | volumes | | volumes, problems of partition tables by disk |
 | open | | kind, label, uuid, notes, local_times, case_sensitive, root |
+| subvolume | number, or none | entry |
 | entries | entry, from | entries from this one on, more |
 | child | entry, name | entry |
 | content | entry, stream | size; where it is small, and can be read, runs, and the bytes are the body |
@@ -75,6 +76,7 @@ class Answering:
         self._answers: dict[str, Callable[[Json], Message]] = {
             "volumes": self._list_volumes,
             "open": self._open,
+            "subvolume": self._subvolume,
             "entries": self._entries,
             "child": self._child,
             "content": self._content,
@@ -138,6 +140,10 @@ class Answering:
                 "root": sound_entry_json(system.root),
             }
         )
+
+    def _subvolume(self, question: Json) -> Message:
+        number = whole(question, "number") if "number" in question else None
+        return Message({"entry": sound_entry_json(self._system(question).subvolume(number))})
 
     def _entries(self, question: Json) -> Message:
         entry, system = _entry(question), self._system(question)

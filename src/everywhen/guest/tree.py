@@ -178,6 +178,12 @@ class FileSystem(Protocol):
     def root(self) -> Entry:
         """Its name is empty."""
 
+    def subvolume(self, number: int | None) -> Entry:
+        """The folder that is mounted for the subvolume of this number, or (None) where none is said: of Btrfs the default one.
+
+        Where there are no subvolumes it is the root. Raises GuestError.
+        """
+
     def entries(self, folder: Entry) -> Iterator[Entry | Unreadable]:
         """What is in a folder, in the order it is there, without `.` and `..`. Lazily: a folder may have millions.
 

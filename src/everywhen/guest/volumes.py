@@ -41,7 +41,8 @@ class Volume:
     content: Readable
     problem: GuestError | None = None
     part_uuid: str = ""
-    """Of the partition, as mount tables write it (`1a2b3c4d-01`, or that of a GPT); empty where there is none."""
+    """Of the partition, as mount tables write it (`1a2b3c4d-01`, or that of a GPT); of a logical volume `LVM-` and two ids
+    (lvm.py); empty where there is none."""
     part_label: str = ""
 
 
@@ -74,10 +75,10 @@ def find_volumes(disks: Mapping[str, Readable]) -> Volumes:
     volumes.problems += [("", problem) for problem in problems]
     for one in logical:
         if isinstance(one.content, GuestError):
-            volumes.found.append(Volume(one.name, one.disks, 0, "unknown", Role.UNKNOWN, _Nothing(), one.content))
+            volumes.found.append(Volume(one.name, one.disks, 0, "unknown", Role.UNKNOWN, _Nothing(), one.content, one.uuid))
         else:
             kind, role = recognise(one.content)
-            volumes.found.append(Volume(one.name, one.disks, one.content.size, kind, role, one.content))
+            volumes.found.append(Volume(one.name, one.disks, one.content.size, kind, role, one.content, None, one.uuid))
     return volumes
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from everywhen.guest.errors import GuestError, GuestUnsupported
-from everywhen.guest.tree import Kind
+from everywhen.guest.tree import Entry, Kind
 from everywhen.guest.volumes import find_volumes, open_file_system
 from everywhen.guest.walking import find
 from tests.guest_images import (
@@ -177,7 +177,9 @@ def test_subvolumes_and_snapshots_are_folders(tmp_path: Path) -> None:
         run("btrfs", "subvolume", "snapshot", "-r", folder / "home", folder / "snapshot")
         (folder / "home" / "file").write_bytes(b"after")
 
-    system = opened(Image(made(form, tmp_path, [subvolumes])))
+    image = made(form, tmp_path, [subvolumes])
+    system = opened(Image(image))
+    assert system.subvolume(None) == system.subvolume(5) == system.root
     file, old = (find(system, f"/{name}/file").entry for name in ("home", "snapshot"))
     assert file.number == old.number
     assert file.identity != old.identity
@@ -185,6 +187,15 @@ def test_subvolumes_and_snapshots_are_folders(tmp_path: Path) -> None:
     assert find(system, "/home").entry.kind is Kind.FOLDER
     assert find(system, "/home/nested/file").entry.size == 6
     assert list(system.entries(find(system, "/snapshot/nested").entry)) == []  # as in Linux
+    nested = find(system, "/home/nested").entry
+    assert system.subvolume(nested.subvolume).identity == nested.identity
+    with pytest.raises(GuestError, match="subvolume 999 is not there"):
+        system.subvolume(999)
+    with mounted(image) as inside:
+        run("btrfs", "subvolume", "set-default", inside / "home" / "nested")
+    system = opened(Image(image))
+    assert system.subvolume(None).identity == nested.identity
+    assert [one.name for one in system.entries(system.subvolume(None)) if isinstance(one, Entry)] == ["file"]
 
 
 @pytest.mark.parametrize("profile", ["raid0", "raid1", "raid10", "raid5", "raid6"] if SOAK else ["raid0"])

@@ -72,7 +72,7 @@ def test_mbr_with_logical_partitions(tmp_path: Path) -> None:
     assert volumes.problems == []
     assert labels(volumes) == {"p1": "first", "p5": "second"}
     assert [one.part_uuid for one in volumes.found] == ["1a2b3c4d-01", "1a2b3c4d-05", "1a2b3c4d-06"]
-    with pytest.raises(GuestUnsupported, match="p6 of vda: the guest's swap space"):
+    with pytest.raises(GuestUnsupported, match="p6 of vda is the guest's swap space"):
         open_file_system(volumes.found[2])
 
 
@@ -163,7 +163,7 @@ def test_a_file_system_without_a_table_is_p0(tmp_path: Path) -> None:
         (("vdb",), "p0", "unknown"),
         (("vdc",), "p0", "unknown"),
     ]
-    with pytest.raises(GuestUnsupported, match="p0 of vdb: no file system that is known here; its device can be used"):
+    with pytest.raises(GuestUnsupported, match="p0 of vdb has no file system that is known here; its device can be used"):
         open_file_system(volumes.found[1])
     with pytest.raises(NoSuchPath, match="/nothing: no such file or folder; what exists of the way to it is /"):
         find(open_file_system(volumes.found[0]), "/nothing")

@@ -53,6 +53,7 @@ ROOT_REF: Final = 156
 CHUNK: Final = 228
 FIRST_CHUNK_TREE: Final = 256
 TOP_LEVEL: Final = 5
+ROOTS_FOLDER: Final = 6
 RAID0: Final = 1 << 3
 RAID1: Final = 1 << 4 | 1 << 9 | 1 << 10
 DUP: Final = 1 << 5

@@ -85,6 +85,15 @@ class JoinedTree:
         _, system, inner = self._inward(entry)
         return system.metadata(inner)
 
+    def subvolume(self, number: int | None) -> Entry:
+        del number  # here they are folders
+        return self.root
+
+    def mounted_at(self, entry: Entry) -> Mounted:
+        """What is shown there, to be shown in another place too: without what is mounted below it, as `mount --bind` does."""
+        _, system, inner = self._inward(entry)
+        return system, inner
+
     def _inward(self, entry: Entry) -> tuple[int, FileSystem, Entry]:
         """Which file system, and its own entry; of a folder that something is mounted on, the root of that."""
         point = self._points.get(entry.identity)
@@ -139,6 +148,10 @@ class Drives:
             if isinstance(one, Entry) and one.name.casefold() == name.casefold():
                 return one
         raise NoSuchPath(name, "/")
+
+    def subvolume(self, number: int | None) -> Entry:
+        del number
+        return self.root
 
     def open(self, entry: Entry, stream: str = "") -> Content:
         raise WrongKind(f"{entry.name}{stream and ':'}{stream}: a folder has no content")

@@ -32,6 +32,15 @@ class RemoteFileSystem:
         self._place = {"disk": disk, "volume": volume}
         self.asked("open", self._describe)
 
+    def subvolume(self, number: int | None) -> Entry:
+        if self.kind != "btrfs":
+            return self.root
+
+        def decoded(answer: Message) -> Entry:
+            return values.entry_of(mapping(answer.head, "entry"), root=True)
+
+        return self.asked("subvolume", decoded, **({} if number is None else {"number": number}))
+
     def entries(self, folder: Entry) -> Iterator[Entry | Unreadable]:
         def decoded(answer: Message) -> list[Entry | Unreadable]:
             return [values.listed_of(one) for one in objects(answer.head, "entries")]

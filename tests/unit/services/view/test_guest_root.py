@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -41,6 +42,16 @@ def system(files: dict[str, str], kind: str = "ext4", *, label: str = "", uuid: 
     return made
 
 
+def subvolumes(paths: dict[str, int], files: dict[str, str]) -> MemoryFileSystem:
+    """A Btrfs with UUID b; the numbers of its subvolumes are put into `paths`."""
+    made = system({}, "btrfs", uuid="b")
+    for number, path in enumerate(paths, 256):
+        paths[path] = made.add(path, Kind.FOLDER, subvolume=number).entry.number
+    for path, content in files.items():
+        made.add(path, content=content.encode())
+    return made
+
+
 def text(tree: FileSystem, path: str) -> str:
     return tree.open(find(tree, path).entry).read(0, 1 << 20).decode()
 
@@ -55,6 +66,8 @@ SPECS: list[tuple[str, Callable[[], MemoryFileSystem]]] = [
     ("PARTUUID=1A2B3C4D-vdb-p1", lambda: system({"x": "data"})),
     ("/dev/disk/by-partuuid/1a2b3c4d-vdb-p1", lambda: system({"x": "data"})),
     ('PARTLABEL="the\\040p1\\040of\\040vdb"', lambda: system({"x": "data"})),
+    ("/dev/disk/by-label/my\\x20data", lambda: system({"x": "data"}, label="my data")),
+    ("LABEL=my\\040data", lambda: system({"x": "data"}, label="my data")),
     ("/dev/sdb1", lambda: system({"x": "data"})),
     ("/dev/vdb1", lambda: system({"x": "data"})),
     ("/dev/nvme1n1p1", lambda: system({"x": "data"})),
@@ -71,12 +84,71 @@ def test_devices_of_a_mount_table(spec: str, data: Callable[[], MemoryFileSystem
     assert tree.notes == ()
 
 
-@pytest.mark.parametrize("spec", ["/dev/mapper/v--g-home", "/dev/v-g/home"])
+@pytest.mark.parametrize("spec", ["/dev/vdb", "/dev/sdb", "/dev/nvme1n1"])
+def test_disks_without_partitions(spec: str) -> None:
+    root = system({"etc/fstab": f"/dev/vda1 / ext4\n{spec} /srv ext4\n", "srv/.keep": ""})
+    found: Found_ = [(volume("vda", "p1"), root), (volume("vdb", "p0"), system({"x": "data"}))]
+    assert text(joined(found), "/srv/x") == "data"
+
+
+LOGICAL = ("/dev/mapper/v--g-home", "/dev/v-g/home", "/dev/disk/by-id/dm-name-v--g-home", "/dev/disk/by-id/dm-uuid-LVM-AbC")
+
+
+@pytest.mark.parametrize("spec", LOGICAL)
 def test_logical_volumes(spec: str) -> None:
     root = system({"etc/fstab": f"/dev/mapper/v--g-root / xfs\n{spec} /home xfs\n", "home/.keep": ""})
     home = system({"ann": "hers"})
-    found: Found_ = [(volume("vda", "v--g-root"), root), (volume("vda", "v--g-home"), home)]
+    found: Found_ = [(volume("vda", "v--g-root"), root), (replace(volume("vda", "v--g-home"), part_uuid="LVM-AbC"), home)]
     assert text(joined(found), "/home/ann") == "hers"
+
+
+def test_what_is_mounted_by_hand_is_said() -> None:
+    """Where systemd mounts it when somebody looks, it is there."""
+    table = (
+        "# LABEL=a /b ext4\n/dev/vda1 / ext4\nLABEL=a#b /a ext4 noauto,user\n"
+        "LABEL=c /c/ ext4 nofail,noauto,x-systemd.automount,x-systemd.device-timeout=5 0 0\n"
+    )
+    root = system({"etc/fstab": table, "a/x": "covered", "b/x": "free", "c/.keep": ""})
+    found: Found_ = [(volume("vda", "p1"), root)]
+    found += [(volume("vda", f"p{n}"), system({"x": "data"}, label=label)) for n, label in ((2, "a#b"), (3, "c"))]
+    tree = joined(found)
+    assert [text(tree, path) for path in ("/a/x", "/b/x", "/c/x")] == ["covered", "free", "data"]
+    assert tree.notes == ("/a is not shown: the guest mounts it when somebody says so; it is vda:/p2",)
+
+
+def test_bind_mounts() -> None:
+    """A folder of a volume that is mounted further down in the table; what is mounted in it shows in its own place alone."""
+    table = (
+        "/dev/vda1 / ext4\n/srv/disk/home /home none bind 0 0\nLABEL=ann /home/ann ext4\nLABEL=srv /srv/disk ext4\n"
+        "/ /mirror none rbind\n/nowhere /gone none bind\n/etc/fstab /file none bind\n"
+    )
+    root = system(
+        {"etc/fstab": table, "file": "outer", "home/.keep": "", "srv/disk/.keep": "", "mirror/.keep": "", "gone/.keep": ""}
+    )
+    srv = system({"home/bob": "his", "home/ann/.keep": ""}, label="srv")
+    srv.add("/home/up", Kind.LINK, target="../srv/disk/home/bob")
+    found: Found_ = [
+        (volume("vda", "p1"), root),
+        (volume("vdb", "p1"), srv),
+        (volume("vdc", "p1"), system({"x": "hers"}, label="ann")),
+    ]
+    tree = joined(found)
+    for path, content in {"/home/bob": "his", "/home/ann/x": "hers", "/home/up": "his", "/file": "outer"}.items():
+        assert text(tree, path) == content
+    names = {
+        path: [one.name for one in tree.entries(find(tree, path).entry)]
+        for path in ("/home/ann", "/srv/disk/home/ann", "/mirror", "/mirror/home", "/mirror/mirror")
+    }
+    assert names == {
+        "/home/ann": ["x"],
+        "/srv/disk/home/ann": [".keep"],
+        "/mirror": ["etc", "file", "home", "srv", "mirror", "gone"],
+        "/mirror/home": [".keep"],
+        "/mirror/mirror": [".keep"],
+    }
+    with pytest.raises(NoSuchPath):
+        list(tree.entries(find(tree, "/gone").entry))
+    assert tree.notes == ()
 
 
 def test_the_root_is_the_one_whose_table_says_so() -> None:
@@ -91,10 +163,30 @@ def test_the_root_is_the_one_whose_table_says_so() -> None:
 
 def test_subvolumes_of_btrfs() -> None:
     table = "UUID=b / btrfs subvol=/@,ro\nUUID=b /home btrfs subvol=@home\n"
-    found = system({"@/etc/fstab": table, "@/home/.keep": "", "@home/ann": "hers"}, "btrfs", uuid="b")
+    found = subvolumes({"@": 0, "@home": 0}, {"@/etc/fstab": table, "@/home/.keep": "", "@home/ann": "hers"})
     tree = joined([(volume("vda", "p1", "btrfs"), found)])
     assert text(tree, "/home/ann") == "hers"
     assert [one.name for one in tree.entries(tree.root)] == ["etc", "home"]
+
+
+def test_the_default_subvolume() -> None:
+    """As openSUSE has it; a table that says which one it is wins against it."""
+    table = "UUID=b / btrfs defaults\nUUID=b /home btrfs subvolid={home}\nUUID=b /top btrfs subvolid=5\n"
+    paths = {"@": 0, "@/snapshots/1": 0, "@/home": 0}
+    found = subvolumes(paths, {"@/snapshots/1/home/.keep": "", "@/snapshots/1/top/.keep": "", "@/home/ann": "hers"})
+    found.add("@/snapshots/1/etc/fstab", content=table.format(home=paths["@/home"]).encode())
+    found.default = paths["@/snapshots/1"]
+    tree = joined([(volume("vda", "p1", "btrfs"), found)])
+    assert text(tree, "/home/ann") == "hers"
+    assert text(tree, "/top/@/home/ann") == "hers"
+    assert [one.name for one in tree.entries(tree.root)] == ["home", "top", "etc"]
+    # Of several that look like a root, the one that its own table means.
+    mine = "UUID=b / btrfs subvol=/@\n"
+    for path in ("@/etc/fstab", "@/home/etc/fstab"):
+        found.add(path, content=mine.encode())
+    found.default = paths["@/home"]
+    tree = joined([(volume("vda", "p1", "btrfs"), found)])
+    assert [one.name for one in tree.entries(tree.root)] == ["snapshots", "home", "etc"]
 
 
 def test_mounts_within_mounts_links_across_them_and_the_way_back() -> None:
@@ -142,7 +234,7 @@ def test_what_cannot_be_mounted_is_said() -> None:
 
 def test_a_subvolume_that_is_not_there_fails_its_folder_alone() -> None:
     table = "UUID=b / btrfs subvol=@\nUUID=b /home btrfs subvol=@gone\n"
-    tree = joined([(volume("vda", "p1", "btrfs"), system({"@/etc/fstab": table, "@/home/.keep": ""}, "btrfs", uuid="b"))])
+    tree = joined([(volume("vda", "p1", "btrfs"), subvolumes({"@": 0}, {"@/etc/fstab": table, "@/home/.keep": ""}))])
     assert text(tree, "/etc/fstab") == table
     with pytest.raises(NoSuchPath):
         list(tree.entries(find(tree, "/home").entry))
