@@ -40,16 +40,18 @@ class LibvirtCapture:
             self.process.kill()
             ended(self.process)
 
-    def start(self, *more: str) -> Self:
+    def start(self, *more: str, prefix: tuple[str, ...] = ()) -> Self:
         """Capture, until it follows every write."""
-        self.begin(*more)
+        self.begin(*more, prefix=prefix)
         self.follows()
         return self
 
-    def begin(self, *more: str) -> None:
-        """Capture; nothing is waited for."""
+    def begin(self, *more: str, prefix: tuple[str, ...] = ()) -> None:
+        """Capture; nothing is waited for. `prefix`: it is an argument of another program."""
         uri, domain = self.guest.libvirtd.uri, self.guest.name
-        self.process = self.program.start("protect", VM, "--libvirt", uri, "--domain", domain, "--pace", "0", *more)
+        self.process = self.program.start(
+            "protect", VM, "--libvirt", uri, "--domain", domain, "--pace", "0", *more, prefix=prefix
+        )
 
     def refused(self, *arguments: str) -> Done:
         """What a capture says that does not begin; one that does begin ends with the test."""

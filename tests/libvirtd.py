@@ -81,6 +81,12 @@ class Libvirtd:
         self._do("stop")
 
     @property
+    def inside(self) -> tuple[str, ...]:
+        """A prefix with which a program sees the files of this host that libvirtd sees, as its folders below /var/lib."""
+        user = () if os.geteuid() == 0 else ("--user", "--preserve-credentials")
+        return ("nsenter", f"--target={self._init.pid}", "--mount", *user)
+
+    @property
     def connection(self) -> Any:
         """libvirt's own object."""
         assert self.host is not None, "it is stopped"

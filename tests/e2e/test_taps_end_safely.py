@@ -17,11 +17,12 @@ from typing import Any, Self
 
 import pytest
 
-from everywhen.capture import leftovers
+from everywhen.capture import bitmaps, leftovers
 from everywhen.capture.nodes import find_disks
 from everywhen.capture.qmp import MonitorError, QmpMonitor
 from everywhen.capture.reception import Reception
 from everywhen.capture.tap import Tap, TapEnded, all_stand
+from everywhen.formats.ids import PointId
 from tests.hypervisor import eventually
 from tests.long_forms import in_soak
 from tests.receptions import reception
@@ -194,6 +195,8 @@ def test_a_disk_that_cannot_be_read_is_no_end_of_its_push(tmp_path: Path) -> Non
             eventually(lambda: sink.taken > began + 100, "writes come all the same")
             disk.writer.kill()  # a storage daemon has no guest that could be stopped
             disk.writer.wait()
+            # What it had under way goes on without it. New bitmaps are begun when that is over.
+            bitmaps.begin(monitor, {"disk": "disk"}, PointId("p-0123456789ab"))
             assert sink.let_go()
             leftovers.clear(monitor, answered=True)
         assert disk.daemon.poll() is None

@@ -242,6 +242,7 @@ def contents(repository: Repository, point: RecoveryPoint) -> list[bytes]:
     return [PointDisk(repository.fetcher, point.disks[name].tree).read(0, SIZE) for name in NAMES]
 
 
+@pytest.mark.timeout(1800 if SOAK else 120)
 @settings(max_examples=EXAMPLES, deadline=None)
 @example(  # a disk has grown, and another one's copy is interrupted before its turn
     filled=[(0, SIZE - 700, 700, 4), (1, SIZE - 700, 700, 3)],
