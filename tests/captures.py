@@ -88,7 +88,10 @@ class Capture:
     def stop(self) -> None:
         """It ends in order."""
         self.process.send_signal(signal.SIGINT)
-        assert self.process.wait(60) == 0, self.said
+        try:
+            assert self.process.wait(60) == 0, self.said
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it did not end for 60 s; it is {self.state()}, and said: {self.said}") from None
 
     def _until(self, done: Callable[[], bool], what: str) -> None:
         try:
