@@ -122,6 +122,7 @@ class Everywhen(Tool):
             "EVERYWHEN_REPO": str(self.places.repository),
             "EVERYWHEN_PASSPHRASE_FILE": str(self.passphrase),
             "EVERYWHEN_CACHE": str(self.cache),
+            "EVERYWHEN_STATE": str(self.places.state / "everywhen-state"),
         }
 
     def create(self) -> None:

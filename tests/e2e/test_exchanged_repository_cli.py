@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def exchanged(tmp_path: Path) -> Program:
     program.backup("web1", "vda=disk.img")
     shutil.rmtree(program.repo)
     del program.environment["EVERYWHEN_PASSPHRASE_FILE"]
-    return program.init()
+    Program(tmp_path, more={name: str(tmp_path / "theirs") for name in ("EVERYWHEN_STATE", "EVERYWHEN_CACHE")}).init()
+    return program
 
 
 def test_no_secret_is_left_aside(exchanged: Program) -> None:
@@ -51,7 +53,42 @@ def refused(program: Program, *arguments: str) -> None:
     assert "somebody has replaced its superblock" in done.error["what"]
 
 
-def test_without_a_secret_it_is_a_repository_like_any_other(exchanged: Program) -> None:
+def test_who_would_have_typed_the_passphrase_is_refused_where_the_repository_was_encrypted(exchanged: Program) -> None:
+    """Nobody asks for it any more; this computer remembers."""
+    for arguments in (("backup", "web1", "vda=disk.img"), ("status",), ("restore", "web1", "--to", "out"), ("gc",)):
+        remembered(exchanged, *arguments)
+    assert not list(exchanged.repo.glob("packs/*/*"))
+
+    shutil.rmtree(exchanged.folder / "cache")  # caches may be deleted at any time
+    (note,) = (exchanged.folder / "host" / "_encrypted").iterdir()
+    assert f"remove {note}" in str(remembered(exchanged, "status")["do"])
+    note.unlink()
+    exchanged.backup("web1", "vda=disk.img")
+
+
+def test_the_same_repository_is_remembered_by_another_way_to_it(exchanged: Program) -> None:
+    """One without encryption, and with the id of the encrypted one."""
+    (note,) = (exchanged.folder / "host" / "_encrypted").iterdir()
+    identity = exchanged.ok("key", "list")["repository"]
+    note.write_text(json.dumps({"url": "/another/way", "repository": identity}))
+    remembered(exchanged, "backup", "web1", "vda=disk.img")
+
+
+def test_who_makes_it_anew_without_encryption_knows_what_he_does(exchanged: Program) -> None:
+    shutil.rmtree(exchanged.repo)
+    exchanged.init()
+    exchanged.backup("web1", "vda=disk.img")
+
+
+def remembered(program: Program, *arguments: str) -> dict[str, object]:
+    done = program.run(*arguments, "--json")
+    assert done.code == 7, (arguments, done)
+    assert "it was when it was opened here before" in done.error["what"]
+    return done.error
+
+
+def test_on_a_computer_that_never_opened_it_it_is_a_repository_like_any_other(exchanged: Program) -> None:
     """What cannot be noticed, and docs/threat-model.md says so: nobody gave a passphrase."""
+    exchanged.environment["EVERYWHEN_STATE"] = str(exchanged.folder / "elsewhere")
     exchanged.backup("web1", "vda=disk.img")
     assert list(exchanged.repo.glob("packs/*/*"))

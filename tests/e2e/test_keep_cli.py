@@ -42,6 +42,7 @@ class Shell:
             "TZ": "Europe/Berlin",
             "EVERYWHEN_REPO": str(folder / "repository"),
             "EVERYWHEN_CACHE": str(folder / "cache"),
+            "EVERYWHEN_STATE": str(folder / "state"),
             "EVERYWHEN_PASSPHRASE_FILE": str(folder / "passphrase"),
         }
 

@@ -41,6 +41,7 @@ def test_first_use_as_the_readme_says(tmp_path: Path) -> None:
         "HOME": str(tmp_path),
         "TZ": "UTC",
         "EVERYWHEN_CACHE": str(tmp_path / "cache"),
+        "EVERYWHEN_STATE": str(tmp_path / "state"),
     }
     image = tmp_path / "web1.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), "2G"], check=True)

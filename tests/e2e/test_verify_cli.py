@@ -68,6 +68,7 @@ def machine(tmp_path: Path) -> Machine:
         "PATH": os.environ["PATH"],
         "EVERYWHEN_REPO": str(tmp_path / "repo"),
         "EVERYWHEN_CACHE": str(tmp_path / "cache"),
+        "EVERYWHEN_STATE": str(tmp_path / "state"),
         "EVERYWHEN_PASSPHRASE_FILE": str(secret),
         "TZ": "UTC",
     }

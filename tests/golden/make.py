@@ -32,7 +32,12 @@ def secret(folder: Path) -> dict[str, str]:
 
 
 def run(folder: Path, *arguments: str) -> dict[str, object]:
-    environment = {**os.environ, "EVERYWHEN_CACHE": str(folder / "cache"), **secret(folder)}
+    environment = {
+        **os.environ,
+        "EVERYWHEN_CACHE": str(folder / "cache"),
+        "EVERYWHEN_STATE": str(folder / "state"),
+        **secret(folder),
+    }
     command = [str(Path(sys.executable).parent / "everywhen"), *arguments, "--json"]
     done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, check=True)
     answer: dict[str, object] = json.loads(done.stdout)

@@ -346,12 +346,12 @@ def _roots_of_the_beginning(patch: pytest.MonkeyPatch) -> None:
 
 def _condemned_is_ignored(patch: pytest.MonkeyPatch) -> None:
     """The writer uses what is condemned."""
-    listed = condemned.list_condemned
+    read = condemned.read_condemned
 
-    def for_collectors(documents: Documents) -> list[Condemnation]:
-        return [] if threading.current_thread().name.startswith("writer") else listed(documents)
+    def for_collectors(documents: Documents) -> tuple[list[Condemnation], list[str]]:
+        return ([], []) if threading.current_thread().name.startswith("writer") else read(documents)
 
-    patch.setattr(repository, "list_condemned", for_collectors)
+    patch.setattr(repository, "read_condemned", for_collectors)
 
 
 def _no_tombstones(patch: pytest.MonkeyPatch) -> None:
@@ -483,7 +483,7 @@ GUIDED: list[tuple[Callable[[pytest.MonkeyPatch], None], Cast, list[Cue]]] = [
         _uncondemned,
         stalled_and_overtaken,
         [
-            Cue("gc2", "put packs/", "gc", hours=1),
+            Cue("gc2", "delete packs/", "gc", hours=1),  # after its last look at what is condemned
             Cue("gc", "delete lock/", "writer", hours=1),
             Cue("writer", "put points/", "gc2", hours=1),
         ],

@@ -8,12 +8,14 @@ and a twin that turns up late, or alone, does no harm: what it names is avoided,
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from everywhen.formats.errors import Corrupt
+from everywhen.formats.errors import Corrupt, FormatError
 from everywhen.formats.fields import Json, texts, whole
 from everywhen.formats.ids import PackId
 from everywhen.repository.documents import Documents
+from everywhen.repository.errors import Damaged
 from everywhen.storage.base import ObjectNotFound
 
 PREFIX = "condemned/"
@@ -53,11 +55,27 @@ def withdraw(documents: Documents, run: str) -> None:
 
 
 def list_condemned(documents: Documents) -> list[Condemnation]:
-    """All that is condemned now. Raises FormatError when one cannot be read: then nothing may be written."""
-    found = []
+    """All that is condemned now. Raises Damaged when one cannot be read: then nothing may be written, nor deleted."""
+    found, unreadable = read_condemned(documents)
+    if unreadable:
+        raise Damaged(f"{unreadable[0]}. What gc is about to delete is not known, so nothing was done")
+    return found
+
+
+def read_condemned(documents: Documents) -> tuple[list[Condemnation], list[str]]:
+    """`list_condemned` for who only reads: with a sentence for each document of which neither copy can be read."""
+    found, unreadable = [], []
     for run in documents.names(PREFIX):
         try:
             found.append(Condemnation.from_json(run, documents.get(PREFIX + run)))
         except ObjectNotFound:
             continue  # that run ended since the listing, its packs are gone
-    return found
+        except FormatError as error:
+            unreadable.append(f"{PREFIX}{run} cannot be read: {error}")
+    return found, unreadable
+
+
+def still_published(documents: Documents, condemned: Iterable[Condemnation]) -> list[Condemnation]:
+    """Those of which a copy is there yet. The others were withdrawn by another gc, or given up by a person."""
+    there = set(documents.names(PREFIX))
+    return [one for one in condemned if one.run in there]

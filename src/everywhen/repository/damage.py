@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from everywhen.formats.errors import Corrupt
+from everywhen.formats.errors import Corrupt, FormatError
 from everywhen.formats.fields import whole
 from everywhen.formats.ids import PackId
 from everywhen.repository.documents import Documents
@@ -42,8 +42,9 @@ def forget(documents: Documents, pack: PackId) -> None:
     documents.delete(PREFIX + pack.hex())
 
 
-def damaged_copies(documents: Documents) -> dict[PackId, list[int]]:
-    """Offsets of bad records by pack."""
+def damaged_copies(documents: Documents, unreadable: list[str] | None = None) -> dict[PackId, list[int]]:
+    """Offsets of bad records by pack. Raises FormatError where a note cannot be read: who writes, or deletes, might rely on
+    what is bad. Who only reads meets the damage itself, and gives `unreadable`: a list that gets a sentence for each."""
     found = {}
     for name in documents.names(PREFIX):
         try:
@@ -52,6 +53,8 @@ def damaged_copies(documents: Documents) -> dict[PackId, list[int]]:
             found[PackId(bytes.fromhex(name))] = [whole({"offset": int(key)}, "offset") for key in offsets]
         except ObjectNotFound:
             continue
-        except (ValueError, AttributeError, TypeError) as error:
-            raise Corrupt(f"{PREFIX}{name}: not a list of offsets") from error
+        except (FormatError, ValueError, AttributeError, TypeError) as error:
+            if unreadable is None:
+                raise Corrupt(f"{PREFIX}{name} cannot be read: {error}") from error
+            unreadable.append(f"{PREFIX}{name} cannot be read: {error}")
     return found

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from everywhen.formats.errors import FormatError
 from everywhen.formats.fields import mapping, whole
 from everywhen.formats.point import RecoveryPoint
+from everywhen.repository.alone import alone
 from everywhen.repository.documents import Documents
 from everywhen.repository.errors import ForeignClaim
 from everywhen.repository.presence import Holder
@@ -53,8 +54,13 @@ def claimed(documents: Documents, vm: str) -> list[int]:
 def claim(repository: Repository, vm: str, *, above: int) -> int:
     """The next number, above `above`, all that are claimed and those of all the VM's points; nobody else gets it.
 
-    Raises ForeignClaim, StorageError.
+    Raises ForeignClaim, Busy (`alone`), StorageError.
     """
+    with alone(repository, "capture"):
+        return _claim(repository, vm, above)
+
+
+def _claim(repository: Repository, vm: str, above: int) -> int:
     holder, now = repository.surroundings.holder, repository.surroundings.clock()
     value = {"kind": "epoch", "holder": holder.to_json(), "since_ns": now}
     taken = claimed(repository.documents, vm)

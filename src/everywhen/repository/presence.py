@@ -99,16 +99,20 @@ class Presence:
 
 
 def list_presences(documents: Documents, prefix: str) -> list[Presence]:
-    """All sessions (`sessions/`) or leases (`leases/`); one that cannot be read counts as just refreshed."""
+    """All sessions (`sessions/`) or leases (`leases/`), or what is below `lock/`.
+
+    One that cannot be read is of an unknown host, and was refreshed when the store says that it was put: being torn is no sign
+    of being dead, but whoever is alive writes it again.
+    """
     found = []
-    for name in documents.names(prefix):
+    for name, listed in documents.listed(prefix).items():
         try:
             found.append(Presence.from_json(prefix + name, documents.get(prefix + name)))
         except ObjectNotFound:
             continue  # it ended meanwhile
         except FormatError:
-            # Being torn is no sign of being dead: take it for alive, of an unknown host.
-            found.append(Presence(prefix + name, Holder("", "", 0, ""), "unknown", [], 0, 1 << 62))
+            put_ns = listed.modified_ns if listed is not None else 0
+            found.append(Presence(prefix + name, Holder("", "", 0, ""), "unknown", [], 0, put_ns))
     return found
 
 

@@ -17,7 +17,7 @@ from everywhen.formats.point import Tree
 from everywhen.repository.blockmap import BlockMap
 from everywhen.repository.cache_place import in_caches
 from everywhen.repository.chunk import ChunkCodec
-from everywhen.repository.condemned import list_condemned
+from everywhen.repository.condemned import read_condemned
 from everywhen.repository.damage import damaged_copies
 from everywhen.repository.documents import Documents
 from everywhen.repository.fetch import ChunkFetcher
@@ -73,6 +73,10 @@ class Repository:
         self.similarity = Similarity(self.fingerprints, self.index, self.fetcher)
         self.condemned_points: frozenset[str] = frozenset()
         """Points that gc is about to delete, as of the last `refresh`: not to be opened or built upon any more."""
+        self.unreadable_condemned: list[str] = []
+        """Sentences, as of the last `refresh`: documents that condemn nobody knows what. Who writes must not go on."""
+        self.unreadable_notes: list[str] = []
+        """The same for what is noted as damaged: who writes might rely on it."""
         self.unreadable_packs: dict[PackId, str] = {}
         """Packs whose index could be read neither from the end nor by a scan, with the reason."""
         self._refreshing = threading.Lock()
@@ -145,12 +149,14 @@ class Repository:
             strays = self.index.known_packs() - known - listed.keys() - self._stored
             self.index.exclude(strays)
             self.fingerprints.exclude(strays)
-            for pack, offsets in damaged_copies(self.documents).items():
+            unreadable: list[str] = []
+            for pack, offsets in damaged_copies(self.documents, unreadable).items():
                 self.index.exclude_copies(pack, offsets)
+            self.unreadable_notes = unreadable
 
     def look_for_condemned(self) -> None:
         """The part of `refresh` that a reader needs whose points' packs are known: what gc is about to delete."""
-        condemned = list_condemned(self.documents)
+        condemned, self.unreadable_condemned = read_condemned(self.documents)
         self.condemned_points = frozenset(point for one in condemned for point in one.points)
         excluded = {pack for one in condemned for pack in one.packs}
         self.index.exclude(excluded)

@@ -10,6 +10,7 @@ from everywhen.block.device import BlockDevice, Extent
 from everywhen.formats.ids import PointId, new_point_id
 from everywhen.formats.point import ParentLink, RecoveryPoint, Tree
 from everywhen.repository.alone import Turn, alone
+from everywhen.repository.errors import Damaged
 from everywhen.repository.ingest import ChunkSink
 from everywhen.repository.intake import Intake, Ranges, take_disk
 from everywhen.repository.repository import Repository
@@ -70,7 +71,7 @@ class PointWriter:
     def commit(self, point: RecoveryPoint) -> None:
         """Make everything durable, then the point: the commit. Raises Fenced, StorageError."""
         self._sink.finish()
-        self._turn.demand(self.point)
+        self._turn.demand(self._repository.points, self.point)
         self._repository.points.commit(point)
 
     def close(self) -> None:
@@ -83,7 +84,7 @@ def write_point(repository: Repository, what: str, *, first_copy: bool) -> Itera
     """A session: begun (W1), index fresh (W2, W3), ended (W6) when the body ends.
 
     A body that raises leaves its session behind: gc fences it in its time and keeps for a day what it stored, so that
-    the next try stores none of it again. Raises LowOnSpace, Busy (`alone`).
+    the next try stores none of it again. Raises LowOnSpace, Busy (`alone`), Damaged.
     """
     demand_room(repository.store, first_copy=first_copy)
     repository.unlocked.superblock.require("write")
@@ -93,6 +94,7 @@ def write_point(repository: Repository, what: str, *, first_copy: bool) -> Itera
         session.begin(if_absent=True)
         try:
             repository.refresh()
+            _demand_known(repository)
             writer = PointWriter(repository, point, turn)
             try:
                 yield writer
@@ -102,6 +104,16 @@ def write_point(repository: Repository, what: str, *, first_copy: bool) -> Itera
             session.abandon()
             raise
         session.end()
+
+
+def _demand_known(repository: Repository) -> None:
+    """Nothing is built upon what may be about to be deleted, or is damaged. Raises Damaged."""
+    for why in repository.unreadable_condemned:
+        raise Damaged(f"{why}. What gc is about to delete is not known, so nothing was done")
+    for why in repository.unreadable_notes:
+        raise Damaged(
+            f"{why}. Which copies are damaged is not known, so nothing was done (everywhen verify --repair removes it)"
+        )
 
 
 def parent_link(repository: Repository, parent: RecoveryPoint | None) -> ParentLink | None:

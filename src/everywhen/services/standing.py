@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from everywhen.formats.point import RecoveryPoint
+from everywhen.repository.condemned import read_condemned
 from everywhen.repository.damage import damaged_copies
 from everywhen.repository.errors import Damaged
 from everywhen.repository.ledger import Drop, Hold, Vm
@@ -110,7 +111,7 @@ def state(
     Raises StorageError, FormatError.
     """
     now = repository.surroundings.clock()
-    unreadable = list(catalog.unreadable)
+    unreadable = [*catalog.unreadable, *read_condemned(repository.documents)[1]]
     moments = {vm.vm: _newest_ns(repository, catalog.history_of(vm), captures.get(vm.name), unreadable) for vm in vms}
     drops = pending(catalog, now)
     look = _Look(catalog, policies, drops, now, max_age_ns)
@@ -127,7 +128,10 @@ def state(
         unreadable=unreadable,
         drops=drops,
     )
+    damaged = damaged_copies(repository.documents, unreadable)
     found.needs.extend(_needs(repository, found))
+    if damaged:
+        found.needs.append(f"damage was found in {len(damaged)} packs: everywhen verify")
     return found
 
 
@@ -192,7 +196,7 @@ def at_work(repository: Repository, prefix: str, now_ns: int) -> list[Work]:
     """Who has a session (`sessions/`) or a lease (`leases/`), with those who are no longer there. Raises StorageError."""
     here = repository.surroundings.holder
     found = list_presences(repository.documents, prefix)
-    # One that cannot be read counts as just refreshed, far ahead of any clock: it is silent for no time.
+    # The clock by which one was refreshed may be ahead of ours.
     return [Work(one, max(0, now_ns - one.refreshed_ns), not one.expired(here, now_ns)) for one in found]
 
 
@@ -207,9 +211,6 @@ def _needs(repository: Repository, found: State) -> list[str]:
         needs.append(f"{len(dead)} unfinished, silent for {age(longest)}: run the backup again, or everywhen gc clears it")
     if found.unreadable:
         needs.append(f"{len(found.unreadable)} moments or records cannot be read: everywhen verify")
-    damaged = damaged_copies(repository.documents)
-    if damaged:
-        needs.append(f"damage was found in {len(damaged)} packs: everywhen verify")
     if repository.unlocked.outdated:
         needs.append("key slots are outdated: everywhen key list")
     return needs

@@ -11,7 +11,8 @@ import pytest
 
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.formats.point import Tombstone
-from everywhen.repository.alone import PREFIX
+from everywhen.repository.alone import PREFIX, alone, alone_in_need, at_keys
+from everywhen.repository.epochs import claim
 from everywhen.repository.errors import Busy, Fenced
 from everywhen.repository.gc import gc
 from everywhen.repository.keys import keys
@@ -36,7 +37,7 @@ class Careless(ForwardingStore):
 class Place:
     def __init__(self, folder: Path, *, one_writer: bool = True) -> None:
         self.world = World(folder)
-        self.store = Careless(MemoryStore())
+        self.store = Careless(MemoryStore(clock_ns=self.world.clock))
         keys.create(self.store, self.world.mint(), passphrase=None, one_writer=one_writer)
 
     def open(self, host: str) -> Repository:
@@ -108,3 +109,37 @@ def test_elsewhere_nobody_takes_turns(tmp_path: Path) -> None:
     with place.open("h1") as one, place.open("h2") as two, write_point(one, "backup", first_copy=True):
         assert not any(name.startswith(PREFIX) for name in place.turns)
         place.world.back_up(two, {"vda": DISK})
+
+
+def test_who_changes_keys_takes_a_turn(tmp_path: Path) -> None:
+    """Two rotations at once would each drop the other's slots."""
+    place = Place(tmp_path)
+    with place.open("h1") as one, place.open("h2") as two:
+        keys_alone = at_keys(place.store, two.unlocked, two.surroundings)
+        with alone(one, "key"), pytest.raises(Busy, match="key on h1"), alone_in_need(keys_alone, "key"):
+            pytest.fail("it is the other one's turn")
+        with alone_in_need(keys_alone, "key"), pytest.raises(Busy, match="key on h2"):
+            place.world.back_up(one, {"vda": DISK})
+    assert place.turns == []
+
+
+def test_who_claims_a_capture_takes_a_turn(tmp_path: Path) -> None:
+    """Without put-if-absent two claims of one number would both succeed."""
+    place = Place(tmp_path)
+    with place.open("h1") as one, place.open("h2") as two:
+        with alone(one, "capture"), pytest.raises(Busy, match="capture on h1"):
+            claim(two, "0" * 32, above=0)
+        assert claim(two, "0" * 32, above=0) == 1
+        assert claim(one, "0" * 32, above=0) == 2
+    assert place.turns == []
+
+
+def test_a_turn_that_cannot_be_read_ends_as_others_do(tmp_path: Path) -> None:
+    """Its holder would have put it anew long ago."""
+    place = Place(tmp_path)
+    with place.open("h1") as one:
+        place.store.put(f"{PREFIX}torn", [b"torn"])
+        refused(place, one)
+        place.world.clock.advance(601)
+        place.world.back_up(one, {"vda": DISK})
+    assert place.turns == []

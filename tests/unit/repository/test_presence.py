@@ -75,7 +75,7 @@ def test_what_an_earlier_program_wrote_is_read() -> None:
 
 
 def test_listed_torn_and_ended(tmp_path: Path) -> None:
-    world, store = World(tmp_path), MemoryStore()
+    world, store = World(tmp_path), MemoryStore(clock_ns=lambda: NOW)
     with world.open(store, world.create(store, encrypted=False)) as repository:
         attendance = repository.attend("sessions/p-1", "backup web1", ["p-1"])
         attendance.begin(if_absent=True)
@@ -85,7 +85,8 @@ def test_listed_torn_and_ended(tmp_path: Path) -> None:
         assert (found.what, found.points, found.holder) == ("backup web1", ["p-1"], repository.surroundings.holder)
         store.put("sessions/p-2", [b"torn"])
         torn = {one.name: one for one in list_presences(repository.documents, "sessions/")}["sessions/p-2"]
-        assert not torn.expired(HERE, NOW)
+        assert not torn.expired(HERE, NOW), "whoever is alive puts it again"
+        assert torn.expired(HERE, NOW + SESSION_EXPIRY + 1), "nobody has"
         attendance.end()
         assert [one.name for one in list_presences(repository.documents, "sessions/")] == ["sessions/p-2"]
         left = repository.attend("leases/x", "restore", [])

@@ -12,12 +12,14 @@ import pytest
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.formats.ids import ChunkName
 from everywhen.repository.condemned import list_condemned
+from everywhen.repository.errors import Damaged
+from everywhen.repository.reading import opened_points
 from everywhen.repository.repository import Repository
 from everywhen.repository.twins import twin_of
 from everywhen.repository.verify.repair_sources import DeviceSource, RepositorySource
 from everywhen.storage.posix import PosixStore
 from tests import damage_recipes as broken
-from tests.laboratory import SparseDisk, block, shrink_packs
+from tests.laboratory import SparseDisk, block, shrink_packs, truth_of
 from tests.unit.repository.verify_lab import SIZE, BrokenLab
 
 
@@ -130,6 +132,11 @@ class TestFromTheRepositoryAlone:
         lab.verify(read_data=True)
         note = next(found.name for found in lab.store.list("damage/"))
         broken.flip(lab.store, note, 60)
+        with lab.open() as repository:
+            with opened_points(repository, "restore", [lab.other]):
+                assert truth_of(repository, lab.other) == lab.world.truths[lab.other.point]
+            with pytest.raises(Damaged, match=f"{note} cannot be read: .*nothing was done"):
+                lab.world.back_up(repository, {"vda": lab.disk})
         lab.repair()
         assert not [found for found in lab.store.list("damage/") if found.name == note]
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from pathlib import Path
 
 from everywhen.block.device import BLOCK_SIZE
@@ -52,9 +53,9 @@ class BrokenLab:
         with repository or self.open() as opened, judging(opened, WATCHING, read_data=read_data) as judgement:
             return judgement.verdict
 
-    def repair(self, *sources: Source, read_data: bool = False) -> tuple[Verdict, Repaired]:
+    def repair(self, *sources: Source, read_data: bool = False, give_up: Collection[str] = ()) -> tuple[Verdict, Repaired]:
         with self.open() as opened, judging(opened, WATCHING, read_data=read_data) as judgement:
-            repaired = repair(opened, judgement, list(sources), lambda *_: None)
+            repaired = repair(opened, judgement, list(sources), lambda *_: None, give_up)
             return judgement.verdict, repaired
 
     def contents(self) -> dict[str, bytes]:

@@ -16,11 +16,14 @@ from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+from everywhen.formats.superblock import Superblock
 from everywhen.interfaces.cli.output import Output
 from everywhen.interfaces.cli.progress import Progress, Style, progress
+from everywhen.repository.alone import alone_in_need, at_keys
 from everywhen.repository.keys.keys import Unlocked, read_superblock, unlock
 from everywhen.repository.presence import Holder
 from everywhen.repository.repository import Repository, Surroundings
+from everywhen.services.encrypted_before import note_encrypted, noted_encrypted
 from everywhen.services.failures import NotAllowed, NotFound, WrongUsage
 from everywhen.services.translation import failing
 from everywhen.storage.base import ObjectStore
@@ -76,9 +79,36 @@ class Context:
         # One that is at hand is never left aside: whoever swaps the superblock could else make us write in the clear.
         secret = self.secret() if superblock.encrypted or self._secret_file() else None
         unlocked = unlock(store, superblock, secret)
+        self.recollect(store, superblock)
         for slot in unlocked.outdated:
             self.output.warn(f"key slot {slot} is outdated or damaged: everywhen key list")
         return unlocked
+
+    def recollect(self, store: ObjectStore, superblock: Superblock) -> None:
+        """Compare what the superblock says of encryption with what it said here before. Raises NotAllowed."""
+        state, identity = self.state_folder(), superblock.repository_id.hex()
+        if superblock.encrypted:
+            try:
+                note_encrypted(state, store.url, identity)
+            except OSError as error:
+                if not self._secret_file():  # who gives one notices by that
+                    self.output.warn(f"this computer cannot remember that {store.url} is encrypted ({error})")
+            return
+        note = noted_encrypted(state, store.url, identity)
+        if note is not None:
+            raise NotAllowed(
+                f"{store.url} says that it is not encrypted, but it was when it was opened here before: somebody has replaced "
+                "it, or its superblock.",
+                on=store.url,
+                safe="Nothing was read from it, and nothing written.",
+                do=[f"If you made it anew yourself, without encryption: remove {note}"],
+            )
+
+    @contextmanager
+    def changing_keys(self, store: ObjectStore, unlocked: Unlocked) -> Iterator[None]:
+        """While keys are changed: in a turn of ours, where the store keeps no two writers apart. Raises Busy."""
+        with alone_in_need(at_keys(store, unlocked, self.surroundings()), "key"):
+            yield
 
     def secret(self) -> str:
         """Passphrase or recovery key: from a file, or typed in. Never from an argument. Raises NotAllowed."""

@@ -13,6 +13,7 @@ from everywhen.interfaces.cli.app import RUN, AsJson, PassphraseFile, Quiet, app
 from everywhen.repository.folders import FOLDERS
 from everywhen.repository.keys.keys import Mint, create
 from everywhen.repository.space import want_reserve
+from everywhen.services.encrypted_before import forget_encrypted
 from everywhen.services.failures import WrongUsage
 from everywhen.services.translation import failing
 from everywhen.storage.posix import PosixStore
@@ -42,6 +43,9 @@ def init(
         exclusive = traits.put_if_absent and traits.consistent_list
         mint = Mint(surroundings.randomness, surroundings.clock())
         created = create(store, mint, passphrase=passphrase, one_writer=not exclusive)
+        if passphrase is None:
+            forget_encrypted(context.state_folder(), store.url)
+        context.recollect(store, created.unlocked.superblock)
         reserved = no_reserve or want_reserve(store)
     output = context.output
     superblock = created.unlocked.superblock

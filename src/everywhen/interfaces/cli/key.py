@@ -117,7 +117,9 @@ def change(
         )
     ):
         replaces = _slot_of(keys.list_slots(store, unlocked.superblock), slot) if slot else None
-        made = keys.change_passphrase(store, unlocked, mint, new_secret(context, new_passphrase_file), replaces=replaces)
+        secret = new_secret(context, new_passphrase_file)
+        with context.changing_keys(store, unlocked):
+            made = keys.change_passphrase(store, unlocked, mint, secret, replaces=replaces)
     context.output.document({"slot": made.slot, "label": made.label})
     context.output.line(f"The new repository passphrase opens slot {made.slot}; the one before opens nothing any more.")
 
@@ -135,7 +137,9 @@ def add(
     """One more repository passphrase, for somebody else or for a script."""
     context = context_of(locals())
     with opened(context) as (store, unlocked, mint):
-        made = keys.add_passphrase(store, unlocked, mint, new_secret(context, new_passphrase_file), label=label)
+        secret = new_secret(context, new_passphrase_file)
+        with context.changing_keys(store, unlocked):
+            made = keys.add_passphrase(store, unlocked, mint, secret, label=label)
     context.output.document({"slot": made.slot, "label": made.label})
     context.output.line(f"Slot {made.slot} is opened by the new passphrase. Those before go on opening theirs.")
 
@@ -156,7 +160,8 @@ def remove(
     with opened(context) as (store, unlocked, _):
         chosen = _slot_of(keys.list_slots(store, unlocked.superblock), slot)
         if not dry_run:
-            keys.remove_slot(store, unlocked, chosen, force=force)
+            with context.changing_keys(store, unlocked):
+                keys.remove_slot(store, unlocked, chosen, force=force)
     context.output.document({"removed": chosen, "dry_run": dry_run})
     context.output.line(f"Slot {chosen} would be removed (--dry-run)." if dry_run else f"Slot {chosen} is removed.")
 
@@ -195,7 +200,8 @@ def rotate(
             label: new_secret(context, new_passphrase_file),
             **{name: read_secret(file) for name, file in wanted.items()},
         }
-        rotated = keys.rotate(store, unlocked, mint, secrets)
+        with context.changing_keys(store, unlocked):
+            rotated = keys.rotate(store, unlocked, mint, secrets)
     generation = rotated.unlocked.keyset.current
     context.output.document({"generation": generation, "recovery_key": rotated.recovery_key, "dropped": dict(rotated.dropped)})
     context.output.line(f"Key generation {generation}. {len(rotated.dropped)} older slots opened it before and do no more.")
@@ -213,7 +219,7 @@ def recovery(
 ) -> None:
     """One more recovery key, shown once. Older ones go on opening until `key remove`."""
     context = context_of(locals())
-    with opened(context) as (store, unlocked, mint):
+    with opened(context) as (store, unlocked, mint), context.changing_keys(store, unlocked):
         slot, text = keys.add_recovery_key(store, unlocked, mint, label=label)
     context.output.document({"slot": slot.slot, "label": slot.label, "recovery_key": text})
     context.show_recovery_key(text)

@@ -135,7 +135,8 @@ def _recovery_key(context: Context, store: ObjectStore, superblock: Superblock, 
     if new:
         unlocked = context.unlock(store)
         surroundings = context.surroundings()
-        return keys.add_recovery_key(store, unlocked, Mint(surroundings.randomness, surroundings.clock()))[1]
+        with context.changing_keys(store, unlocked):
+            return keys.add_recovery_key(store, unlocked, Mint(surroundings.randomness, surroundings.clock()))[1]
     if context.recovery_key_file:
         typed = read_secret(context.recovery_key_file)
     elif sys.stdin.isatty():

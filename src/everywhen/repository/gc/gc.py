@@ -10,7 +10,6 @@ that are very small, and saving what a writer came to need of a pack that was al
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -18,8 +17,7 @@ from everywhen.formats.errors import FormatError
 from everywhen.formats.ids import PackId, PointId, pack_object, pack_of_object, random_word
 from everywhen.formats.point import Tombstone
 from everywhen.repository import damage
-from everywhen.repository.alone import alone
-from everywhen.repository.condemned import Condemnation, list_condemned, publish, withdraw
+from everywhen.repository.condemned import Condemnation, list_condemned, publish, still_published, withdraw
 from everywhen.repository.errors import Busy, CacheFull, Damaged
 from everywhen.repository.folders import FOLDERS
 from everywhen.repository.gc.journals import sweep_journals
@@ -27,16 +25,16 @@ from everywhen.repository.gc.live import mark_live
 from everywhen.repository.gc.marking import Marker
 from everywhen.repository.gc.marks import Marks, PackUse
 from everywhen.repository.gc.minutes import thin_minutes
+from everywhen.repository.gc.only_one import only_one
 from everywhen.repository.gc.rescue import Vanished, rescue, second_copies
 from everywhen.repository.gc.roots import Roots, find_roots
 from everywhen.repository.packs import PACK_SIZE
-from everywhen.repository.presence import SECOND, Attendance, Presence, list_presences
+from everywhen.repository.presence import SECOND, Presence, list_presences
 from everywhen.repository.repository import Repository
-from everywhen.repository.space import has_reserve, make_reserve, release_reserve, with_reserve
+from everywhen.repository.space import release_reserve
 from everywhen.repository.twins import TWINS, delete_twice, twin_of
-from everywhen.storage.base import AlreadyExists, ObjectNotFound, OutOfSpace
+from everywhen.storage.base import ObjectNotFound, OutOfSpace
 
-LOCK = "lock/gc"
 GRACE = 24 * 3600 * SECOND
 """How long what a fenced writer stored is kept, so that its next try need not store it again."""
 
@@ -91,7 +89,7 @@ class Collected:
 def collect(repository: Repository, *, wait: bool, dry_run: bool, note: Note, pause: Callable[[float], None]) -> Collected:
     """Free what nobody needs. `pause` sleeps (seconds). Raises Busy, Damaged, StorageError, FormatError."""
     repository.unlocked.superblock.require("gc")
-    with _only_one(repository, dry_run=dry_run):
+    with only_one(repository, dry_run=dry_run):
         collected = Collected()
         try:
             _Run(repository, note, pause, collected).run(wait=wait, dry_run=dry_run)
@@ -269,12 +267,14 @@ class _Run:
     def _finish(self, condemned: list[Condemnation]) -> None:
         """G7 to G10, for everything that was condemned before we waited, whoever condemned it. Raises Vanished."""
         repository = self._repository
+        condemned = still_published(self._documents, condemned)
         # From here on no writer depends on a condemned pack that the points listed now do not show.
         repository.refresh()
         twinned = self._twinned()
         points = {point for condemnation in condemned for point in condemnation.points}
         roots, marks = self._marked(lambda: self._roots().spare(points), twinned)
         self._result.missing = marks.missing.count + marks.broken.count
+        self._demand_published(condemned)
         self._delete_points(roots)
         kept: dict[PackId, str] = {}
         for batch in self._batches(marks, {pack for condemnation in condemned for pack in condemnation.packs}):
@@ -282,11 +282,17 @@ class _Run:
             rescued = rescue(repository, marks, needed, twinned, self._run, self._note)
             self._result.bytes_copied += rescued.bytes_copied
             kept |= rescued.damaged
+            self._demand_published(condemned)
             self._delete_packs([pack for pack in batch if pack not in kept], twinned)
         self._result.damaged = list(kept.values())
         for condemnation in condemned:
             if not condemnation.packs & kept.keys() and not condemnation.points & roots.leased:
                 withdraw(self._documents, condemnation.run)
+
+    def _demand_published(self, condemned: list[Condemnation]) -> None:
+        """What is not condemned any more, since a person gave it up while we stood still, others may use. Raises Vanished."""
+        if len(still_published(self._documents, condemned)) < len(condemned):
+            raise Vanished("a condemnation")
 
     def _batches(self, marks: Marks, packs: set[PackId]) -> Iterator[list[PackId]]:
         """The packs to empty and delete, so many together that little room is needed.
@@ -356,37 +362,3 @@ class _Run:
 
 def _committed(roots: Roots) -> set[str]:
     return {point.point for point in (*roots.live, *roots.doomed)}
-
-
-@contextmanager
-def _only_one(repository: Repository, *, dry_run: bool) -> Iterator[None]:
-    """G1. Also gives up the reserve when there is no room for the lock, and makes it again at the end.
-
-    With `dry_run` only if it was there before: where nothing is to be done, gigabytes must not be written.
-    """
-    remake = not dry_run or has_reserve(repository.store)
-    now = repository.surroundings.clock()
-    presence = Presence(LOCK, repository.surroundings.holder, "gc", [], now, now)
-    attendance = Attendance(repository.documents, presence, repository.surroundings.clock)
-    with_reserve(repository.store, lambda: _take(repository, attendance))
-    try:
-        with ExitStack() as turn:
-            with_reserve(repository.store, lambda: turn.enter_context(alone(repository, "gc")))
-            yield
-    finally:
-        attendance.end()
-        if remake:
-            make_reserve(repository.store)
-
-
-def _take(repository: Repository, attendance: Attendance) -> None:
-    try:
-        attendance.begin(if_absent=True)
-    except AlreadyExists:
-        for other in list_presences(repository.documents, "lock/"):
-            if other.name == LOCK and not other.expired(repository.surroundings.holder, repository.surroundings.clock()):
-                raise Busy(
-                    f"gc is running on {other.holder.host} (pid {other.holder.pid}). Backups and restores are not "
-                    "affected; a second gc cannot start."
-                ) from None
-        attendance.begin()

@@ -114,7 +114,7 @@ def check_settings(repository: Repository, suspicions: Suspicions) -> None:
 
 
 def check_condemned(repository: Repository, suspicions: Suspicions) -> None:
-    """`condemned/` can be read: everybody who opens the repository has to, and who cannot, stops."""
+    """`condemned/` can be read: who writes or deletes has to, and else stops."""
     _each(repository, suspicions, condemned.PREFIX, Condemnation.from_json)
 
 

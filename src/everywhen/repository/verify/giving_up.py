@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from everywhen.formats.ids import random_word
-from everywhen.repository.condemned import list_condemned
+from everywhen.repository.condemned import PREFIX, read_condemned
+from everywhen.repository.gc.only_one import only_one
 from everywhen.repository.ledger import Drop, Ledger, Undone
 from everywhen.repository.repository import Repository
 from everywhen.repository.verify.findings import Finding, Remedy
@@ -21,6 +22,7 @@ _MEANINGS = {
     "drops/": "what it dropped and is still there are moments again",
     "undone/": "what it took back is not known: all that was dropped and is still there are moments again",
     "vms/": "that VM's name, policy and group are lost; its moments are there under a name that begins with unnamed-",
+    "condemned/": "what it had chosen to delete, and is still there, is in use again; not while a gc runs anywhere",
     "settings/": "what was set is lost, and what is built in stands until it is set anew",
 }
 _WHY = "given up: it could not be read"
@@ -31,8 +33,15 @@ def meaning(name: str) -> str:
     return next((words for prefix, words in _MEANINGS.items() if name.startswith(prefix)), "")
 
 
+def of_condemned(name: str) -> bool:
+    """Whether the document condemns: as long as nobody knows what, nothing may be stored anew."""
+    return name.startswith(PREFIX)
+
+
 def give_up(repository: Repository, findings: Collection[Finding], wanted: Collection[str]) -> int:
-    """Give up the documents that are `wanted` and that are found to be unreadable; gives how many. Raises StorageError."""
+    """Give up the documents that are `wanted` and that are found to be unreadable; gives how many.
+
+    Raises Busy, StorageError."""
     # Drops last: points that are given up are not theirs to explain.
     chosen = sorted(
         (one for one in findings if one.remedy is Remedy.GIVE_UP and one.object in wanted),
@@ -44,11 +53,21 @@ def give_up(repository: Repository, findings: Collection[Finding], wanted: Colle
             _put_drop(repository, random_word(repository.surroundings.randomness, 16), [word])
         if kind == "undone":
             _take_all_back(repository)
-        repository.documents.delete(finding.object)
+        if of_condemned(finding.object):
+            _uncondemn(repository, finding.object)
+        else:
+            repository.documents.delete(finding.object)
         finding.repaired = f"given up: {meaning(finding.object)}"
         if kind == "drops":
             _explain(repository, word, findings)
     return len(chosen)
+
+
+def _uncondemn(repository: Repository, name: str) -> None:
+    """Let what was condemned be used again. That is as if it never had been, for what no gc deletes any more: so none may be at
+    work, and one that was taken for dead looks once more before it deletes (`gc.py`)."""
+    with only_one(repository, dry_run=True):
+        repository.documents.delete(name)
 
 
 def _put_drop(repository: Repository, word: str, points: list[str]) -> None:
@@ -71,7 +90,7 @@ def _take_all_back(repository: Repository) -> None:
     """Nobody knows what was taken back: so everything is that gc has not begun to delete."""
     documents, now, holder = repository.documents, repository.surroundings.clock(), repository.surroundings.holder
     there = set(documents.names("points/"))
-    there -= {point for one in list_condemned(documents) for point in one.points}
+    there -= {point for one in read_condemned(documents)[0] for point in one.points}
     ledger = Ledger(documents, unreadable=[])
     for drop in ledger.all_drops():
         points = [point for point in drop.points if point in there]

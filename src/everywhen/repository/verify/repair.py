@@ -63,7 +63,7 @@ def repair(
 ) -> Repaired:
     """Repair what can be repaired, remove the unreadable documents that `give_up` names; bring the findings up to date.
 
-    Raises StorageError, LowOnSpace, Damaged."""
+    Raises StorageError, LowOnSpace, Damaged, Busy."""
     repository.unlocked.superblock.require("write")
     done = Repaired()
     findings = judgement.verdict.findings
@@ -80,6 +80,8 @@ def repair(
             gone = forget_minutes(repository, finding.object)
             finding.repaired = "removed: it was statistics only" if gone else "a capture has written it anew"
             done.objects += gone
+    condemned = {name for name in give_up if giving_up.of_condemned(name)}
+    done.objects += giving_up.give_up(repository, findings, condemned)
     hopeless = _mend(repository, judgement, done)
     with Survey(repository) as survey:
         survey.look()
@@ -88,7 +90,7 @@ def repair(
         if hopeless or _lost(judgement, survey):
             _store_anew(repository, judgement, survey, hopeless, sources, done, step)
         _update(repository, judgement, survey)
-    done.objects += giving_up.give_up(repository, findings, give_up)
+    done.objects += giving_up.give_up(repository, findings, set(give_up) - condemned)
     return done
 
 

@@ -25,7 +25,7 @@ from everywhen.formats.ids import PackId, pack_object, random_word
 from everywhen.formats.pack import Record
 from everywhen.formats.point import RecoveryPoint
 from everywhen.repository import damage
-from everywhen.repository.condemned import Condemnation, list_condemned
+from everywhen.repository.condemned import Condemnation, read_condemned
 from everywhen.repository.errors import Damaged
 from everywhen.repository.gc.live import mark_live
 from everywhen.repository.gc.marking import Marker
@@ -304,10 +304,7 @@ def _noted_before(repository: Repository) -> dict[tuple[PackId, int], str]:
 
 
 def _condemned(repository: Repository) -> Condemnation:
-    """All packs and points that nobody relies on any more; none when that cannot be read, which is a finding of its own."""
-    try:
-        found = list_condemned(repository.documents)
-    except FormatError:
-        found = []
+    """All packs and points that nobody relies on any more, as far as that can be read; what cannot is a finding of its own."""
+    found, _ = read_condemned(repository.documents)
     packs = frozenset(pack for condemnation in found for pack in condemnation.packs)
     return Condemnation("", packs, frozenset(point for condemnation in found for point in condemnation.points), 0)
