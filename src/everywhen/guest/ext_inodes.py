@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from everywhen.formats.filesystems import ext, ext_attributes
 from everywhen.guest.content import Inline, Stored
 from everywhen.guest.errors import GuestDamaged, GuestUnsupported
+from everywhen.guest.footprint import taking_down
 from everywhen.guest.reading import piece
 from everywhen.guest.tree import Content, Readable, Run, Span
 
@@ -38,7 +39,9 @@ class ExtInodes:
         table = self._tables.get(group)
         if table is None:
             where = head.descriptor_place(group)
-            table = ext.inode_table_block(piece(self.volume, where, head.descriptor_size, f"the descriptor of group {group}"))
+            with taking_down(None):  # tables of inodes stay where they are; what else a descriptor has changes all the time
+                descriptor = piece(self.volume, where, head.descriptor_size, f"the descriptor of group {group}")
+            table = ext.inode_table_block(descriptor)
             self._tables[group] = table
             if len(self._tables) > _KEPT_GROUPS:
                 self._tables.popitem(last=False)

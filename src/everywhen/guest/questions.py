@@ -17,9 +17,11 @@ that were not at their end) only saves time.
 | device | offset, length | bytes of the volume itself, as they are on its disks, are the body |
 | runs | entry, stream, from, begin | runs from this one on, which begins there, more |
 | streams, attributes, metadata | entry | streams · names and lengths, values in the body · spans |
+| forget | | from here on the disks are another moment's: nothing that is kept is true |
+| noted | | what was read of each disk since `forget` (`footprint.py`); fails where this process was never asked to forget |
 
-All but the first name the volume, by `disk` and `volume`. An answer that has `failed` has nothing else, but for `entries`
-and `runs`: there it is what ended the list.
+All but the first and the last two name the volume, by `disk` and `volume`. An answer that has `failed` has nothing else, but
+for `entries` and `runs`: there it is what ended the list.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from typing import Any, Generic, TypeVar
 from everywhen.block.device import DeviceError
 from everywhen.formats.fields import Json, mapping, text, whole
 from everywhen.guest.errors import GuestError, GuestLimit, NoSuchPath, parsing
+from everywhen.guest.ext_journal import ReplayedVolume
+from everywhen.guest.footprint import Footprint, taking_down
 from everywhen.guest.messages import CHUNK, LARGEST, SMALL, Message
 from everywhen.guest.replaying import replayed
 from everywhen.guest.tree import Content, Entry, FileSystem, Readable
@@ -41,6 +45,7 @@ from everywhen.guest.volumes import Volume, Volumes, find_volumes, open_file_sys
 _BATCH = 256
 """Entries in an answer; as many of the longest names and targets as there are fit into a message."""
 _RUNS = 8192
+_MOST_RANGES = 100_000
 _CONTENTS = 64
 _LISTINGS = 64
 
@@ -73,6 +78,7 @@ class Answering:
         self._notes: dict[tuple[str, str], tuple[str, ...]] = {}
         self._contents: _Kept[Content] = _Kept(_CONTENTS)
         self._listings: _Kept[Iterator[Any]] = _Kept(_LISTINGS)
+        self._footprint: Footprint | None = None
         self._answers: dict[str, Callable[[Json], Message]] = {
             "volumes": self._list_volumes,
             "open": self._open,
@@ -86,21 +92,41 @@ class Answering:
             "streams": self._streams,
             "attributes": self._attributes,
             "metadata": self._metadata,
+            "forget": self._forget,
+            "noted": self._noted,
         }
 
     def answer(self, question: Json) -> bytes:
         """The answer, as it is sent; what fails is one, too. Raises KeyError, Corrupt for what is no question."""
         answer = self._answers[text(question, "ask")]
         try:
-            with parsing("this file system"):
+            with taking_down(self._footprint), parsing("this file system"):
                 return answer(question).encode()
         except (GuestError, DeviceError) as error:
             return Message({"failed": error_json(error)}).encode()
 
     def _found(self) -> Volumes:
         if self._volumes is None:
-            self._volumes = find_volumes(self._disks)
+            with taking_down(None):
+                self._volumes = find_volumes(self._disks)
         return self._volumes
+
+    def _forget(self, question: Json) -> Message:
+        del question
+        self._volumes = None
+        self._systems, self._notes = {}, {}
+        self._contents, self._listings = _Kept(_CONTENTS), _Kept(_LISTINGS)
+        self._footprint = Footprint()
+        return Message({})
+
+    def _noted(self, question: Json) -> Message:
+        del question
+        if self._footprint is None:
+            raise GuestLimit("nobody knows what was read before this process was begun")
+        ranges = self._footprint.ranges()
+        if sum(map(len, ranges.values())) > _MOST_RANGES:
+            raise GuestLimit(f"more than {_MOST_RANGES:,} places were read")
+        return Message({"noted": [{"disk": disk, "ranges": [list(one) for one in found]} for disk, found in ranges.items()]})
 
     def _list_volumes(self, question: Json) -> Message:
         del question
@@ -116,8 +142,12 @@ class Answering:
         disk, name = text(question, "disk"), text(question, "volume")
         system = self._systems.get((disk, name))
         if system is None:
-            volume, self._notes[disk, name] = replayed(self._volume(question))
-            system = self._systems[disk, name] = open_file_system(volume, self._found().found)
+            volume, opening = self._volume(question), Footprint()
+            with taking_down(opening):
+                shown, self._notes[disk, name] = replayed(volume)
+                system = self._systems[disk, name] = open_file_system(shown, self._found().found)
+            if self._footprint is not None and not _opened_in_passing(volume, shown):
+                self._footprint.take(opening)
         return system
 
     def _volume(self, question: Json) -> Volume:
@@ -217,6 +247,15 @@ class Answering:
         if more:
             self._listings.put((*key, first + most), listing)
         return Message({what: found, "more": more})
+
+
+def _opened_in_passing(volume: Volume, shown: Volume) -> bool:
+    """Whether what is read to open a file system only leads to what says what is in it.
+
+    Not in Btrfs, whose superblock names the newest of all its trees; nor where a log was laid over the volume, but that of
+    ext, whose copies of blocks are read where they lie in it whenever the blocks are.
+    """
+    return volume.kind != "btrfs" and (shown.content is volume.content or isinstance(shown.content, ReplayedVolume))
 
 
 def _place(question: Json) -> tuple[str, str, str]:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.guest.errors import GuestDamaged
+from everywhen.guest.footprint import note
 from everywhen.guest.tree import Readable
 
 _CACHED_BLOCKS = 256
@@ -33,10 +34,14 @@ class Window:
 
 
 class Cached:
-    """The same bytes, the blocks last read kept. Large reads go past it. For one thread at a time."""
+    """The same bytes, the blocks last read kept. Large reads go past it. For one thread at a time.
 
-    def __init__(self, disk: Readable) -> None:
+    `name`: of the disk, for who wants to know what was read of it (`footprint.py`).
+    """
+
+    def __init__(self, disk: Readable, name: str = "") -> None:
         self._disk = disk
+        self._name = name
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
 
     @property
@@ -46,6 +51,7 @@ class Cached:
     def read(self, offset: int, length: int) -> bytes:
         if offset < 0 or length < 0 or offset + length > self.size:
             raise ValueError(f"{offset} + {length} is outside of {self.size} bytes")
+        note(self._name, offset, length)
         if length > _LARGE:
             return self._disk.read(offset, length)
         first, begin = divmod(offset, BLOCK_SIZE)

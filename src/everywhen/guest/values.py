@@ -163,6 +163,21 @@ def spans_of(source: Json) -> tuple[Span, ...]:
     return tuple(Span(_natural(place), _natural(length)) for place, length in spans)
 
 
+def places_of(source: Json, key: str) -> list[tuple[int, int]]:
+    """Offsets and lengths, ascending and not touching each other."""
+    found = []
+    end = -1
+    for one in _list(source, key):
+        if not isinstance(one, list) or len(one) != 2:
+            raise Corrupt("a place that is none")
+        offset, length = _natural(one[0]), _natural(one[1])
+        if offset <= end or not length:
+            raise Corrupt("places that do not follow each other")
+        end = offset + length
+        found.append((offset, length))
+    return found
+
+
 def streams_of(source: Json) -> tuple[Stream, ...]:
     """Named streams; their names become names of files."""
     found = tuple(Stream(text(one, "name"), whole(one, "size", most=_LARGEST)) for one in objects(source, "streams"))

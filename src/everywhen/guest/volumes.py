@@ -69,7 +69,7 @@ def find_volumes(disks: Mapping[str, Readable]) -> Volumes:
     """The volumes of these disks, by name. Raises DeviceError where a disk cannot be read."""
     volumes = Volumes()
     for name, disk in disks.items():
-        _partitions(volumes, name, Cached(disk))
+        _partitions(volumes, name, Cached(disk, name))
     members = [Member(one.disks[0], one.content) for one in volumes.found if one.role is Role.LVM]
     logical, problems = logical_volumes(members)
     volumes.problems += [("", problem) for problem in problems]

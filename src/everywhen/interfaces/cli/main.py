@@ -23,6 +23,7 @@ ALONE = {
     "doctor": "doctor",
     "find": "find",
     "gc": "gc",
+    "history": "history",
     "hold": "hold",
     "init": "initialize",
     "key": "key",
@@ -46,7 +47,7 @@ ALONE = {
     "verify": "verify",
 }
 """Commands that need no other command's module, and theirs. Loading one instead of all saves 50 ms at each start."""
-LINUX_ONLY = {"boot", "cat", "cp", "diff", "doctor", "find", "ls", "mount", "protect", "unprotect"}
+LINUX_ONLY = {"boot", "cat", "cp", "diff", "doctor", "find", "history", "ls", "mount", "protect", "unprotect"}
 """Modules of commands that reach into hypervisors or the kernel, or have guests' files parsed by a process that it confines."""
 MODULES = sorted({*ALONE.values(), "completion", "habits", "help_topics"} - (set() if sys.platform == "linux" else LINUX_ONLY))
 """All modules of commands that there are; the three describe or stand for all others."""

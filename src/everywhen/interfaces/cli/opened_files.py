@@ -111,7 +111,7 @@ def guest_time(time_ns: int | None, zone: tzinfo) -> str:
         return "?"
 
 
-def _time_document(time_ns: int | None) -> str | None:
+def time_document(time_ns: int | None) -> str | None:
     """The same for programs; None where it is beyond the years that can be written."""
     try:
         return None if time_ns is None else rfc3339(time_ns)
@@ -129,10 +129,10 @@ def entry_document(entry: Entry) -> dict[str, object]:
         "uid": entry.uid,
         "gid": entry.gid,
         "links": entry.links,
-        "modified": _time_document(entry.times.modified),
-        "changed": _time_document(entry.times.changed),
-        "accessed": _time_document(entry.times.accessed),
-        "created": _time_document(entry.times.created),
+        "modified": time_document(entry.times.modified),
+        "changed": time_document(entry.times.changed),
+        "accessed": time_document(entry.times.accessed),
+        "created": time_document(entry.times.created),
         "target": entry.target,
         "allocated": entry.allocated,
     }

@@ -13,10 +13,11 @@ from threading import RLock
 from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json, mapping, objects, text, whole
 from everywhen.guest.errors import NoSuchPath
+from everywhen.guest.footprint import Ranges
 from everywhen.guest.messages import Message
 from everywhen.guest.recognition import Role
 from everywhen.guest.tree import FileSystem
-from everywhen.guest.values import error_of, short, shorts
+from everywhen.guest.values import error_of, places_of, short, shorts
 from everywhen.guest.walking import Found, find
 from everywhen.nbd.devices import Device
 from everywhen.services.view.guest_root import guest_tree
@@ -60,6 +61,23 @@ class GuestFiles:
     def close(self) -> None:
         """End what reads them."""
         self._parser.close()
+
+    def forget(self) -> None:
+        """Of the disks, which are another moment's from here on, nothing is known any more. Raises GuestError."""
+        with self._lock:
+            self._volumes, self._tree, self.problems = None, None, []
+            self._systems.clear()
+            self._parser.ask({"ask": "forget"}, lambda _: True)
+
+    def noted(self) -> dict[str, Ranges]:
+        """By disk, the bytes on which all that was answered since `forget` rests: the same bytes, the same answers.
+
+        Raises GuestError where that cannot be told.
+        """
+        found, ended = self._parser.ask({"ask": "noted"}, _decode_noted)
+        if ended is not None:
+            raise ended
+        return found
 
     @property
     def volumes(self) -> list[GuestVolume]:
@@ -115,6 +133,10 @@ class GuestFiles:
             return [volume.name for volume in self.volumes if disk in volume.disks]
         place = self.place(disk, nearest)
         return [one.name for one in place.system.entries(place.found.entry)]
+
+
+def _decode_noted(answer: Message) -> dict[str, Ranges]:
+    return {short(one, "disk"): places_of(one, "ranges") for one in objects(answer.head, "noted")}
 
 
 def _decode_volumes(answer: Message) -> tuple[list[GuestVolume], list[str]]:

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What a path leads to at one moment, and on which bytes of the disks that rests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from everywhen.guest.errors import GuestError, NoSuchPath, WrongKind
+from everywhen.guest.footprint import Ranges
+from everywhen.guest.tree import Content, Entry, Kind
+from everywhen.nbd.devices import Device
+from everywhen.services.view.files import GuestFiles, Place
+
+READ = 64 << 20
+"""Bytes of a content up to which it is read and compared; of larger ones size and times stand for it."""
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """`state` is the same as long as the content is. `entry`: None where there is none. `footprint`: by disk; None: nobody
+    knows, so it may be all of them. `notes`: what whoever looks must know. `problem`: why it cannot be read.
+    """
+
+    state: tuple[object, ...]
+    entry: Entry | None
+    footprint: Mapping[str, Ranges] | None
+    notes: tuple[str, ...] = ()
+    problem: str = ""
+
+
+def look(files: GuestFiles, disk: str | None, path: str) -> Sight:
+    """What `path` leads to in files of which nothing is known yet. Raises what disks raise."""
+    try:
+        place = files.place(disk, path)
+    except (NoSuchPath, WrongKind):
+        return Sight(("not there",), None, _noted(files))
+    except GuestError as error:
+        return Sight(("unreadable", str(error)), None, _noted(files), problem=str(error))
+    entry, problem = place.found.entry, ""
+    try:
+        state = _state(place, entry)
+    except GuestError as error:
+        state, problem = ("unreadable", entry.size, entry.times.modified, str(error)), str(error)
+    return Sight(state, entry, _noted(files), (*files.problems, *place.system.notes), problem)
+
+
+def _state(place: Place, entry: Entry) -> tuple[object, ...]:
+    if entry.kind is not Kind.FILE:
+        return entry.kind, entry.target, entry.device
+    if entry.size > READ:
+        return entry.kind, entry.size, entry.times.modified, entry.times.changed
+    return entry.kind, entry.size, _digest(place.system.open(entry))
+
+
+def _digest(content: Content) -> bytes:
+    hasher = blake3()
+    at = 0
+    while piece := content.read(at, _PIECE):
+        hasher.update(piece)
+        at += len(piece)
+    return hasher.digest()
+
+
+def _noted(files: GuestFiles) -> Mapping[str, Ranges] | None:
+    try:
+        return files.noted()
+    except GuestError:
+        return None  # the process that read it has ended meanwhile
+
+
+class _Turned:
+    """A Device that is a disk of one moment, then of another one of the same size."""
+
+    def __init__(self, disk: Device) -> None:
+        self.disk = disk
+        self.size = disk.size
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self.disk.read(offset, length)
+
+    def read_cached(self, offset: int, length: int) -> bytes | None:
+        return self.disk.read_cached(offset, length)
+
+    def status(self, offset: int, length: int) -> Iterable[tuple[int, bool]]:
+        return self.disk.status(offset, length)
+
+
+class TurningFiles:
+    """The files of one moment after the other, parsed by one process: its start takes as long as twenty moments."""
+
+    def __init__(self, failures: tuple[type[Exception], ...]) -> None:
+        """`failures`: what disks raise when they cannot be read."""
+        self._failures = failures
+        self._turned: dict[str, _Turned] = {}
+        self._files: GuestFiles | None = None
+
+    def at(self, disks: Mapping[str, Device]) -> GuestFiles:
+        """The files of the moment with these disks, until the next one is asked for. Raises GuestError."""
+        if self._files is None or {name: disk.size for name, disk in disks.items()} != self._sizes():
+            self.close()
+            self._turned = {name: _Turned(disk) for name, disk in disks.items()}
+            self._files = GuestFiles(self._turned, self._failures)
+        for name, disk in disks.items():
+            self._turned[name].disk = disk
+        self._files.forget()
+        return self._files
+
+    def _sizes(self) -> dict[str, int]:
+        return {name: turned.size for name, turned in self._turned.items()}
+
+    def close(self) -> None:
+        """End the process."""
+        if self._files is not None:
+            self._files.close()
+            self._files = None

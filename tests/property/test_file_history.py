@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The history of a file against what is seen when every single moment is opened: an ext4 that the kernel writes to, each of its
+writes a moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from everywhen.block.patched import Patches
+from everywhen.formats.point import RecoveryPoint, Tree
+from everywhen.formats.segment import Group
+from everywhen.repository.block_differences import BlockDifferences
+from everywhen.repository.repository import Repository
+from everywhen.repository.writer import write_point
+from everywhen.services.history.line import At, Line
+from everywhen.services.history.sight import TurningFiles
+from everywhen.services.history.traces import Traces
+from everywhen.services.history.versions import History
+from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
+from everywhen.services.replay import Replay
+from everywhen.services.view.blocks import Blocks
+from everywhen.services.view.moments import FAILURES
+from everywhen.storage.memory import MemoryStore
+from tests.guest_images import empty, mounted, need, run
+from tests.laboratory import World
+from tests.long_forms import SOAK
+from tests.recorded_disk import FLUSH, recorded
+from tests.records import Made, group, mark, put_segment, write
+
+BLOCK = 65536
+SIZE = 16 << 20
+STREAM = "cd" * 16
+ORIGIN = Origin("f" * 32, 1, STREAM, {})
+STEPS = 60 if SOAK else 9
+
+
+def use(folder: Path, chance: random.Random) -> None:
+    """One change, of the file itself more often than of what lies beside it; on the disk afterwards."""
+    file, beside = folder / "folder" / "file", folder / "folder" / f"beside {chance.randrange(4)}"
+    match chance.choice(("write", "write", "append", "replace", "remove", "beside", "beside", "gone", "touch", "move")):
+        case "write":
+            file.write_bytes(chance.randbytes(chance.choice((0, 5, 5000, 90_000))))
+        case "append":
+            with file.open("ab") as opened:
+                opened.write(b"more")
+        case "replace":
+            beside.write_bytes(chance.randbytes(300))
+            beside.rename(file)
+        case "remove":
+            file.unlink(missing_ok=True)
+        case "beside":
+            beside.write_bytes(chance.randbytes(6000))
+        case "gone":
+            beside.unlink(missing_ok=True)
+        case "touch":
+            file.touch()
+        case "move":
+            if file.exists():
+                file.rename(beside)
+    os.sync()
+
+
+@contextlib.contextmanager
+def recording(image: Path, record: Path) -> Iterator[Path]:
+    """The image as a file whose writes are written down."""
+    folder = image.with_suffix(".shown")
+    folder.mkdir()
+    command = [sys.executable, str(Path(__file__).parents[1] / "recorded_disk.py"), str(image), str(record), str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 30
+        while not (folder / "disk").exists():
+            assert process.poll() is None, "FUSE does not work here"
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        shown = image.with_suffix(".recorded")
+        shown.symlink_to(folder / "disk")
+        yield shown
+    finally:
+        subprocess.run(["fusermount3", "-u", str(folder)], check=False)
+        process.wait(30)
+
+
+def written(folder: Path, seed: int) -> tuple[bytes, list[tuple[int, bytes]]]:
+    """The image before, and the kernel's writes to it."""
+    need("fusermount3")
+    if os.geteuid() or not os.path.exists("/dev/fuse"):
+        pytest.skip("only root may mount")
+    image, chance = folder / "disk.img", random.Random(seed)
+    run("mkfs.ext4", "-q", "-J", "size=1", "-O", "^resize_inode", empty(image, SIZE))
+    before = image.read_bytes()
+    with recording(image, folder / "record") as disk, mounted(disk) as top:
+        (top / "folder").mkdir()
+        for _ in range(STEPS):
+            use(top, chance)
+    return before, [(offset, data) for offset, data in recorded(folder / "record") if offset != FLUSH]
+
+
+def journalled(
+    repository: Repository, before: bytes, writes: list[tuple[int, bytes]], chance: random.Random
+) -> list[RecoveryPoint]:
+    """Points at some of the writes, all of which are in the journal; the last ones after the newest point."""
+    seed: list[Made] = [mark(0, "tap opened")]
+    blocks = ((at, before[at : at + BLOCK]) for at in range(0, SIZE, BLOCK))
+    seed += [write(0, at, data) for at, data in blocks if any(data)]
+    first = group(0, *seed, mark(0, "complete"))
+    groups, number = [first], len(first)
+    for at in range(0, len(writes), 9):
+        some = writes[at : at + 9]
+        groups.append(group(number, *(write(0, offset, data) for offset, data in some)))
+        number += len(groups[-1])
+    put_segment(repository, STREAM, 0, *groups)
+    with write_point(repository, "test", first_copy=True) as writer:
+        sealer = Sealer(
+            repository, writer, [SealedDisk("vda", SIZE, Tree(SIZE, None))], Replay([Patches()], 0, following=False)
+        )
+        sealer.feed(first)
+        points = [sealer.commit(None, ORIGIN, 0)]
+    waiting: list[Group] = []
+    for one in groups[1:]:
+        waiting.append(one)
+        if chance.random() < 0.35:
+            points.append(sealed(repository, points[-1], waiting))
+            waiting = []
+    return points
+
+
+def sealed(repository: Repository, before: RecoveryPoint, groups: list[Group]) -> RecoveryPoint:
+    """The next point."""
+    assert before.journal is not None
+    with write_point(repository, "test", first_copy=False) as writer:
+        sealer = Sealer.after(repository, writer, before, before.journal)
+        for one in groups:
+            sealer.feed(one)
+        return sealer.commit(before, ORIGIN, 0)
+
+
+def every_moment(line: Line, newest: At) -> Iterator[At]:
+    """All of them, the oldest first; what a point shows as the point's own."""
+    at = line.at_point(0)
+    while at < newest:
+        yield at
+        at = line.after(at)
+        records = line.records(at.index)
+        if records and records.reaches and at.sequence == records.end:
+            at = line.at_point(at.index + 1)
+    yield newest
+
+
+@pytest.mark.parametrize("seed", range(20 if SOAK else 1))
+def test_history_is_what_is_seen_at_every_moment(tmp_path: Path, seed: int) -> None:
+    before, writes = written(tmp_path, seed)
+    world, store = World(tmp_path), MemoryStore()
+    with world.open(store, world.create(store, encrypted=False)) as repository:
+        points = journalled(repository, before, writes, random.Random(seed))
+        blocks = Blocks(repository.fetcher)
+        line = Line(repository, points, blocks)
+        files = TurningFiles(FAILURES)
+        try:
+            traces = Traces(line, BlockDifferences(repository.fetcher.read_many), blocks, lambda _: None)
+            found = History(line, traces, files, "vda", "/p0/folder/file")
+            versions = list(found.versions(line.newest()))
+            moments = list(every_moment(line, line.newest()))
+            states = [(at, found.look(at).state) for at in moments]
+        finally:
+            files.close()
+            blocks.close()
+    expected = [(state, next(of)[0]) for state, of in itertools.groupby(states, key=lambda one: one[1])]
+    told = [(one.sight.state, normal(line, one.first)) for one in reversed(versions)]
+    assert told == [(state, at) for state, at in expected]
+    assert len(versions) > 3
+
+
+def normal(line: Line, at: At) -> At:
+    """The last record before a point is that point."""
+    records = line.records(at.index)
+    return line.at_point(at.index + 1) if records and records.reaches and at.sequence == records.end else at
