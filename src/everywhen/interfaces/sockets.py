@@ -42,8 +42,9 @@ def unix_socket(path: str, stack: ExitStack) -> socket.socket:
     return listening
 
 
-def tcp_socket(where: str, *, proven: bool) -> socket.socket:
-    """Listening at HOST:PORT; `proven`: clients must prove who they are. Raises WrongUsage, NotAllowed, Failed."""
+def tcp_socket(where: str, *, proven: bool, proof: list[str]) -> socket.socket:
+    """Listening at HOST:PORT; `proven`: clients must prove, in secret, who they are; `proof`: how they would, for whoever has
+    not asked that of them. Raises WrongUsage, NotAllowed, Failed."""
     host, colon, port = where.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
@@ -54,7 +55,7 @@ def tcp_socket(where: str, *, proven: bool) -> socket.socket:
             raise NotAllowed(
                 f"{where} can be reached by others, and whoever reaches it could read every disk.",
                 on=where,
-                do=["With certificates: --tls-cert FILE --tls-key FILE --tls-clients FILE", "Or --listen 127.0.0.1:0"],
+                do=[*proof, "Or --listen 127.0.0.1:0"],
             )
         listening = socket.socket(family, kind, protocol)
     except OSError as error:

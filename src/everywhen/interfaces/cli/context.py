@@ -190,18 +190,18 @@ def holder() -> Holder:
     return Holder(socket.gethostname(), boot, os.getpid(), user, pids)
 
 
-def read_secret(path: str) -> str:
-    """The first line of a file, or of a pipe. Raises NotAllowed."""
+def read_secret(path: str, what: str = "passphrase") -> str:
+    """The first line of a file, or of a pipe; `what` it is, for messages. Raises NotAllowed."""
     try:
         with open(path, "rb") as file:
             content = file.read(_LONGEST_SECRET + 1)  # a device in its place may have no end
         lines = content.decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise NotAllowed(f"{path}: the passphrase file cannot be read ({error}).", on=path) from error
+        raise NotAllowed(f"{path}: the {what} file cannot be read ({error}).", on=path) from error
     if len(content) > _LONGEST_SECRET:
-        raise NotAllowed(f"{path} has more than {_LONGEST_SECRET} bytes: that is no passphrase file.", on=path)
+        raise NotAllowed(f"{path} has more than {_LONGEST_SECRET} bytes: that is no {what} file.", on=path)
     if not lines or not lines[0]:
-        raise NotAllowed(f"{path}: the passphrase file is empty.", on=path)
+        raise NotAllowed(f"{path}: the {what} file is empty.", on=path)
     return lines[0]
 
 
