@@ -16,6 +16,7 @@ import numpy as np
 from everywhen.formats.ids import CHUNK_NAME_SIZE
 from everywhen.repository.errors import RepositoryError
 from everywhen.repository.fetch import ChunkFetcher
+from everywhen.storage.allocator import use_few_arenas
 from everywhen.storage.base import StorageError
 
 CACHE_BYTES = 256 << 20
@@ -33,6 +34,7 @@ class Blocks:
 
     def __init__(self, fetcher: ChunkFetcher, *, limit: int = CACHE_BYTES) -> None:
         """`limit`: bytes of content that are kept."""
+        use_few_arenas()
         self._fetcher = fetcher
         self._limit = limit
         self._size = 0
