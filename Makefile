@@ -30,6 +30,7 @@ bench: setup  ## side by side with borg, restic and qemu-img; writes docs/benchm
 	@scripts/bench
 
 soak: servers  ## the long forms: random tests at length, and what `make test` leaves out (an hour)
+	@scripts/install-packages scripts/packages-soak.txt
 	EVERYWHEN_SOAK=1 .venv/bin/pytest --timeout 7200 $$(grep -rlE --include='test_*.py' '^from tests.long_forms import' tests)
 
 clean:  ## remove what setup and tests made

@@ -30,6 +30,9 @@ import mfusepy
 _THREADS = 16
 """At most so many requests are answered at once; each that waits for a store that is far away takes one."""
 _SECTOR = 512
+_BLOCK = 65536
+_LONGEST_NAME = 1024
+"""Bytes; NTFS has names of 255 characters, and some of three bytes each."""
 _MOST_SAID = 1000
 """Of so many lines it is known that they were printed: the kernel asks for what is damaged again and again."""
 
@@ -77,6 +80,10 @@ class Mount:
             return _attributes(file.node)
         with self._errors(path):
             return _attributes(self._folders.look_up(path))
+
+    def statfs(self, _path: str) -> dict[str, int]:
+        """Of a full file system: Samba takes one without a size for a broken one."""
+        return {"f_bsize": _BLOCK, "f_frsize": _BLOCK, "f_blocks": 1, "f_namemax": _LONGEST_NAME}
 
     def readlink(self, path: str) -> str:
         """Where a link leads."""
