@@ -252,10 +252,12 @@ class Answering:
 def _opened_in_passing(volume: Volume, shown: Volume) -> bool:
     """Whether what is read to open a file system only leads to what says what is in it.
 
-    Not in Btrfs, whose superblock names the newest of all its trees; nor where a log was laid over the volume, but that of
-    ext, whose copies of blocks are read where they lie in it whenever the blocks are.
+    Not in Btrfs, whose superblock names the newest of all its trees; nor in XFS, whose log has, or had a moment before, what is
+    nowhere else. That of ext has copies of blocks, which are read where they lie in it whenever the blocks are.
     """
-    return volume.kind != "btrfs" and (shown.content is volume.content or isinstance(shown.content, ReplayedVolume))
+    return volume.kind not in ("btrfs", "xfs") and (
+        shown.content is volume.content or isinstance(shown.content, ReplayedVolume)
+    )
 
 
 def _place(question: Json) -> tuple[str, str, str]:

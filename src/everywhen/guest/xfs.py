@@ -20,7 +20,6 @@ from everywhen.guest.modes import KINDS
 from everywhen.guest.names import from_bytes
 from everywhen.guest.tree import Content, Entry, Kind, Readable, Span, Times, Unreadable
 from everywhen.guest.xfs_inodes import XfsInodes
-from everywhen.guest.xfs_log import is_clean
 
 
 class XfsFileSystem(ListedFolders[tuple[int, bytes]]):
@@ -29,6 +28,7 @@ class XfsFileSystem(ListedFolders[tuple[int, bytes]]):
     kind = "xfs"
     local_times = False
     case_sensitive = True
+    notes: tuple[str, ...] = ()
 
     def __init__(self, volume: Readable) -> None:
         super().__init__()
@@ -38,10 +38,6 @@ class XfsFileSystem(ListedFolders[tuple[int, bytes]]):
             self.label = from_bytes(head.label)
             self.uuid = str(UUID(bytes=head.uuid))
             self.root = self._entry("", head.root)
-            clean = is_clean(volume, head)
-        self.notes: tuple[str, ...] = ()
-        if not clean:
-            self.notes = ("It was not unmounted, and its log is not replayed: the last changes may be missing.",)
 
     def open(self, entry: Entry, stream: str = "") -> Content:
         demand_file(entry, stream)

@@ -85,7 +85,7 @@ def decode_block(block: bytes) -> tuple[list[XfsAttribute], list[int]]:
 
 
 def _in_leaf(block: bytes, place: int, flags: int) -> XfsAttribute:
-    if place + 9 > len(block):
+    if place + (3 if flags & _LOCAL else 9) > len(block):
         raise Corrupt("an attribute of XFS outside of its leaf")
     if flags & _LOCAL:
         length, name_length = struct.unpack_from(">HB", block, place)
