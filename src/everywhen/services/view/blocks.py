@@ -80,6 +80,7 @@ class Blocks:
 
     def ahead(self, names: list[bytes]) -> None:
         """Have chunks fetched that will be asked for soon, if there is time."""
+        names = list(dict.fromkeys(names))  # blocks of the same content have one name
         for at in range(0, len(names), _AHEAD_TOGETHER):
             with self._lock:
                 portion = [

@@ -196,6 +196,22 @@ def test_who_reads_in_order_finds_the_next_blocks_at_hand(disk: MomentDisk, sour
     assert len(counted.asked) == len(set(counted.asked))
 
 
+def test_blocks_of_the_same_content_are_fetched_ahead_once(world: World, repository: Repository) -> None:
+    source = SparseDisk(40 * BLOCK_SIZE, {number: block("same" if number > 3 else number) for number in range(40)})
+    point = world.back_up(repository, {"vda": source})
+    counted = Counted(repository.fetcher)
+    blocks = Blocks(counted)  # type: ignore[arg-type]
+    disk = MomentDisk(repository.fetcher, blocks, point.disks["vda"].tree)
+    with ThreadPoolExecutor(1) as reader:
+        try:
+            for number in range(40):
+                reading = reader.submit(disk.read, number * BLOCK_SIZE, BLOCK_SIZE)
+                assert reading.result(30) == source.read(number * BLOCK_SIZE, BLOCK_SIZE)
+        finally:
+            blocks.close()
+    assert len(counted.asked) == len(set(counted.asked))
+
+
 def test_who_jumps_has_nothing_fetched_ahead(disk: MomentDisk, counted: Counted) -> None:
     for number in (8, 2, 5, 0):
         disk.read(number * BLOCK_SIZE, 4096)
