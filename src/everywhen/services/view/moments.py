@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import tzinfo
 
@@ -28,6 +28,9 @@ from everywhen.storage.base import StorageError
 
 FAILURES = (RepositoryError, StorageError, FormatError, DeviceError, OSError)
 """What a moment's disks raise when they cannot be read."""
+
+_MOST_UNUSED = 8
+"""Of those that nobody uses so many stay open: a client may ask about each of a thousand exports; one takes up to 100 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,9 @@ class OpenMoments:
         Raises NotFound, WrongUsage, Damaged, StorageError.
         """
         name = _name(address)
+        if name not in self._open:
+            with suppress(StorageError):  # of another one's lease, which ends by itself then
+                self.tidy()
         with self._lock:  # one at a time: another one who asks for the same must find it open
             found = self._open.get(name)
             if found is None:
@@ -115,11 +121,18 @@ class OpenMoments:
             self.release(address)
 
     def tidy(self) -> None:
-        """Let go of what nobody has used for a while. Raises StorageError where a lease cannot be deleted."""
+        """Let go of what nobody has used for a while, and of what is too much. Raises StorageError where a lease cannot be
+        deleted.
+        """
         now = self._monotonic()
         with self._lock:
-            ended = [name for name, one in self._open.items() if not one.users and now - one.unused_since >= self._linger_s]
-            leases = [self._open.pop(name).lease for name in ended]
+            unused = sorted((one.unused_since, name) for name, one in self._open.items() if not one.users)
+            too_many = len(unused) - _MOST_UNUSED
+            leases = [
+                self._open.pop(name).lease
+                for place, (since, name) in enumerate(unused)
+                if place < too_many or now - since >= self._linger_s
+            ]
         with ExitStack() as all_of_them:
             for lease in leases:
                 all_of_them.push(lease)

@@ -114,6 +114,17 @@ def test_a_point_of_another_process_is_found(watched: Watched) -> None:
         assert view.disks["vda"].read(0, disk.size) == disk.read(0, disk.size)
 
 
+def test_who_asks_about_many_does_not_keep_them_open(watched: Watched) -> None:
+    for _ in range(9):
+        watched.back_up()
+    for point in watched.points:
+        with watched.moments.used(parse_address(f"web1@{point.point}")):
+            watched.now += 0.1
+    assert sorted(watched.leases) == sorted([point.point] for point in watched.points[-9:])
+    watched.moments.tidy()
+    assert sorted(watched.leases) == sorted([point.point] for point in watched.points[-8:])
+
+
 def test_what_cannot_be_opened_is_not_left_open(watched: Watched) -> None:
     for text in ("web1@2001-01-01", "wbe1", "web1/vdb@latest"):
         with pytest.raises(NotFound):
