@@ -18,7 +18,7 @@ from everywhen.interfaces.webdav.gate import Gate
 from everywhen.interfaces.webdav.names import shown
 from everywhen.interfaces.webdav.resources import Shared
 from everywhen.interfaces.webdav.share import Share
-from everywhen.interfaces.webdav.tree import PINNED_S, SharedTree
+from everywhen.interfaces.webdav.tree import LONGEST_PINNED_S, PINNED_S, SharedTree
 from everywhen.repository.errors import Damaged
 from everywhen.services.failures import Failure, NotFound
 from everywhen.services.view.folders import Folders
@@ -182,6 +182,9 @@ def test_ranges() -> None:
         assert (part.status, part.body) == (206, expected)
         assert part.headers["ETag"] == whole.headers["ETag"]
     assert served.ask("GET", f"/{path}/vda.raw", range="bytes=10-19").headers["Content-Range"] == "bytes 10-19/256"
+    for date in ("Wed, 18 Nov 20266 11:06:40", "yesterday"):
+        assert served.ask("GET", f"/{path}/vda.raw", if_modified_since=date, if_unmodified_since=date).status == 200
+        assert served.ask("GET", f"/{path}/vda.raw", range="bytes=0-9", if_range=date).body == content
     for ignored in ("bytes=1-2,5-6", "bytes=-0", "blocks=1-2", "bytes=b-c", "bytes=-"):
         assert served.ask("GET", f"/{path}/vda.raw", range=ignored).status == 200
     assert served.ask("GET", f"/{path}/vda.raw", range="bytes=256-").status == 416
@@ -242,6 +245,7 @@ def test_only_what_reads_is_answered() -> None:
         for method in ("GET", "HEAD", "PROPFIND"):
             assert served.ask(method, missing, depth="0").status == 404
     assert served.ask("GET", "/../etc").status == 400
+    assert served.ask("OPTIONS", "*").status == 200
     assert served.said == []
 
 
@@ -257,6 +261,11 @@ def test_words_for_moments_stay_what_they_mean_while_they_are_used() -> None:
         assert served.ask("HEAD", "/web1/@latest/a").headers["Content-Length"] == "1"
     served.now += PINNED_S
     assert served.ask("HEAD", "/web1/@latest/a").headers["Content-Length"] == "2"
+    served.folders.there["web1/@latest"] = Link(POINT.removeprefix("web1/"), TIME)
+    begun = served.now
+    while served.ask("HEAD", "/web1/@latest/a").headers["Content-Length"] == "2":
+        served.now += PINNED_S / 2
+    assert served.now - begun == LONGEST_PINNED_S
 
 
 def test_links_of_a_guest() -> None:

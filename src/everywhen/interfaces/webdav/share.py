@@ -5,13 +5,12 @@ None of wsgidav's own middleware is used. Its error page is put behind what was 
 something cannot be read ends before its length, with its connection, and a line is said where the command runs.
 
 Whatever is answered goes to browsers, too: nothing that a guest has written is run, shown in place, or kept by others.
-Sources: PEP 3333; RFC 4918, 9.1 (depth); RFC 9110, 14.2 (ranges).
+Source: PEP 3333 (WSGI).
 """
 
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
@@ -21,13 +20,13 @@ from wsgidav.dav_error import DAVError
 from wsgidav.request_resolver import RequestResolver
 from wsgidav.wsgidav_app import WsgiDAVApp
 
+from everywhen.interfaces.webdav.asked import prepare
 from everywhen.interfaces.webdav.gate import Gate, Refused
 from everywhen.interfaces.webdav.resources import UNDO, Environ, Shared, StartResponse
 from everywhen.services.failures import Busy, Failure, Interrupted, NotFound, WrongUsage
 
 _BLOCK = 1 << 18
 """Bytes of a file that are read, and wait to be sent, at once."""
-_ONE_RANGE = re.compile(r"\s*bytes\s*=\s*(?:\d{1,20}-\d{0,20}|-0*[1-9]\d{0,19})\s*", re.ASCII)
 _ALWAYS = [
     ("X-Content-Type-Options", "nosniff"),
     ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; sandbox allow-downloads"),
@@ -90,20 +89,15 @@ class Share:
 
     def _answered(self, environ: Environ, answer: _Answer) -> Generator[bytes, None, None]:
         """What wsgidav answers those who may ask. Raises Refused, DAVError, Failure."""
-        environ["wsgidav.auth.user_name"] = self._gate.enter(environ)
         try:
-            path = environ["PATH_INFO"].encode("latin-1").decode("utf-8")
-        except UnicodeError as error:
-            raise Refused(HTTPStatus.NOT_FOUND) from error
-        if ".." in path.split("/"):
-            raise Refused(HTTPStatus.BAD_REQUEST)  # no client sends it; wsgidav's answer would not be one
-        if not _ONE_RANGE.fullmatch(environ.get("HTTP_RANGE", "")):
-            environ.pop("HTTP_RANGE", None)  # of several wsgidav would give one; the whole is right, too
+            environ["wsgidav.auth.user_name"] = self._gate.enter(environ)
+        except Failure as failure:  # of the file of accounts, which is not for those who have none to know
+            self._tell(environ, failure)
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE) from failure
+        prepare(environ)
         if environ["REQUEST_METHOD"] != "PROPFIND":
             yield from self._dav(environ, answer)
             return
-        if environ.get("HTTP_DEPTH", "infinity").lower() not in ("0", "1"):
-            raise Refused(HTTPStatus.FORBIDDEN)
         with ExitStack() as undo:
             environ[UNDO] = undo
             described = b"".join(self._dav(environ, answer))

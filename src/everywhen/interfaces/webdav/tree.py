@@ -2,7 +2,8 @@
 """The tree of all moments as clients of a share may see it: without links, which WebDAV does not have.
 
 *A word for a moment* (`@latest`, `@-10m`) is a folder. What it means is decided when somebody asks for it, and stays until
-nobody has asked for anything in it for a minute: a client takes what it fetches in a hundred requests for one thing.
+nobody has asked for anything in it for a minute: a client takes what it fetches in a hundred requests for one thing. After an
+hour it is decided anew all the same, or who asks every half minute would never see a newer one.
 
 *A guest's link to a file* is that file. One to a folder is not listed, since a client that copies a folder goes into all that
 is listed in it, and `a -> .` has no end; whoever names a path that leads through one comes where it leads.
@@ -13,18 +14,19 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from everywhen.interfaces.webdav.names import meant, shown_together
 from everywhen.services.failures import Failed, Failure, NotFound, WrongUsage
 from everywhen.services.translation import failing
 from everywhen.services.view.folders import Folders
-from everywhen.services.view.nodes import File, Folder, Link, OpenFile
+from everywhen.services.view.nodes import File, Folder, Link, Node, OpenFile
 
 PINNED_S = 60.0
 """So long after the last request a word for a moment means the same."""
 MOST_LISTED = 100_000
 """Names in one folder: what WebDAV wants to be said of so many takes 300 MB while it is made."""
+LONGEST_PINNED_S = 3600.0
 _MOST_PINNED = 1000
 _MOST_LINKS = 40
 """On the way of one path, as in Linux."""
@@ -47,6 +49,18 @@ class Unreadable:
     failure: Failure
 
 
+@dataclass(frozen=True, slots=True)
+class _Pinned:
+    """The name of the moment that a word means; by the monotonic clock, since when, and until when if nobody asks."""
+
+    name: str
+    since: float
+    until: float
+
+    def holds(self, now: float) -> bool:
+        return now < min(self.until, self.since + LONGEST_PINNED_S)
+
+
 class SharedTree:
     """Safe to use from several threads. All raise Failure alone: NotFound where nothing is at a path."""
 
@@ -55,7 +69,7 @@ class SharedTree:
         self._folders = folders
         self._url = url
         self._monotonic = monotonic
-        self._pinned: dict[tuple[str, str], tuple[str, float]] = {}
+        self._pinned: dict[tuple[str, str], _Pinned] = {}
         self._lock = threading.Lock()
 
     def find(self, shown: str) -> Found:
@@ -89,10 +103,12 @@ class SharedTree:
     def _walk(self, begin: tuple[str, ...], names: list[str], *, listing: bool = False) -> Found:
         """Where names lead from a folder."""
         way, ahead, links = list(begin), deque(names), 0
+        there: Node | None = None
         while ahead:
             name = ahead.popleft()
             if name == ".." and links and len(way) > _MOMENT:
                 way.pop()
+                there = None
                 continue
             if name in (".", "..") or "/" in name or "\0" in name:
                 raise _nothing(*way, name)
@@ -105,7 +121,9 @@ class SharedTree:
                 ahead.extendleft(reversed([part for part in target.split("/") if part not in ("", ".")]))
             else:
                 way.append(name)
-        there = self._folders.look_up("/".join(way))
+                there = node
+        if there is None:
+            there = self._folders.look_up("/".join(way))
         hidden = listing and links > 0 and len(begin) >= _MOMENT
         if not isinstance(there, File) and (hidden or not isinstance(there, Folder)):
             raise _nothing(*way)
@@ -115,13 +133,13 @@ class SharedTree:
         """The name of the moment that a word means for now."""
         now = self._monotonic()
         with self._lock:
-            name, until = self._pinned.get((vm, word), (link.target, 0.0))
-            if now >= until:
-                name = link.target
+            known = self._pinned.get((vm, word))
+            if known is None or not known.holds(now):
+                known = _Pinned(link.target, now, now)
             if len(self._pinned) >= _MOST_PINNED:
-                self._pinned = {key: one for key, one in self._pinned.items() if now < one[1]}
-            self._pinned[vm, word] = (name, now + PINNED_S)
-            return name
+                self._pinned = {key: one for key, one in self._pinned.items() if one.holds(now)}
+            self._pinned[vm, word] = replace(known, until=now + PINNED_S)
+            return known.name
 
 
 def _nothing(*path: str) -> NotFound:
