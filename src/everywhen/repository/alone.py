@@ -89,8 +89,8 @@ def alone(place: Place, what: str) -> Iterator[Turn]:
     try:
         for other in _others(place, name):
             raise Busy(
-                f"{other.what} on {other.holder.host} (pid {other.holder.pid}) is writing to {place.documents.store.url}, and "
-                "this store cannot keep two writers apart: they take turns. Nothing was touched."
+                f"{other.what} is writing to {place.documents.store.url} {other.where}, and this store cannot keep two writers "
+                "apart: they take turns. Nothing was touched."
             )
         yield Turn(place, name)
     finally:

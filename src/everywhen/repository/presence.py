@@ -92,6 +92,13 @@ class Presence:
             whole(value, "refreshed_ns"),
         )
 
+    @property
+    def where(self) -> str:
+        """Who it is, in a sentence about what is at work."""
+        if not self.holder.host:
+            return "somewhere: who it is cannot be read, so it counts for ten minutes after it was put"
+        return f"on {self.holder.host} (pid {self.holder.pid})"
+
     def expired(self, here: Holder, now_ns: int) -> bool:
         """Whether nobody seems to be there any more."""
         limit = LEASE_EXPIRY if self.name.startswith("leases/") else SESSION_EXPIRY
@@ -112,7 +119,7 @@ def list_presences(documents: Documents, prefix: str) -> list[Presence]:
             continue  # it ended meanwhile
         except FormatError:
             put_ns = listed.modified_ns if listed is not None else 0
-            found.append(Presence(prefix + name, Holder("", "", 0, ""), "unknown", [], 0, put_ns))
+            found.append(Presence(prefix + name, Holder("", "", 0, ""), "somebody", [], 0, put_ns))
     return found
 
 

@@ -40,6 +40,8 @@ _REPOSITORY: tuple[tuple[type[RepositoryError], type[Failure], tuple[str, ...]],
     (keyerrors.NoSuchSlot, failures.NotFound, ("everywhen key list",)),
     (keyerrors.AmbiguousSlot, failures.WrongUsage, ("everywhen key list",)),
     (keyerrors.LastSlot, failures.NotAllowed, ()),
+    (keyerrors.NoKeySlot, failures.Damage, ()),  # verify cannot open it, either
+    (keyerrors.NoSuperblock, failures.Damage, ()),
     (keyerrors.KeysChanged, failures.Busy, ("everywhen key list",)),
     (keyerrors.RepositoryExists, failures.Failed, ()),
     (NotARepository, failures.NotFound, ()),

@@ -25,11 +25,14 @@ from everywhen.repository.keys.keyerrors import (
     LastSlot,
     NoKeySlot,
     NoSuchSlot,
+    NoSuperblock,
     NotEncrypted,
     RepositoryExists,
     UnusablePassphrase,
     WrongPassphrase,
 )
+from everywhen.services.failures import Exit
+from everywhen.services.translation import as_failure
 from everywhen.storage.base import ObjectStore
 from everywhen.storage.memory import MemoryStore
 
@@ -254,6 +257,12 @@ def test_a_superblock_with_both_copies_ruined_says_what_is_wrong(store: MemorySt
     store.put("twins/everywhen", [b""])
     with pytest.raises(UnsupportedVersion, match="format 2"):
         keys.read_superblock(store)
+    store.put("everywhen", [b"{ruined"])
+    with pytest.raises(NoSuperblock, match=r"its twin cannot be read .* from a copy or replica") as ruined:
+        keys.read_superblock(store)
+    failure = as_failure(ruined.value, url="memory:")
+    assert failure is not None
+    assert (failure.exit, failure.do) == (Exit.DAMAGED, []), "verify cannot open it, either"
 
 
 def test_slots_of_another_repository_open_nothing_and_do_not_count(store: MemoryStore, created: keys.Created) -> None:

@@ -44,7 +44,6 @@ def _take(repository: Repository, attendance: Attendance) -> None:
         for other in list_presences(repository.documents, "lock/"):
             if other.name == LOCK and not other.expired(repository.surroundings.holder, repository.surroundings.clock()):
                 raise Busy(
-                    f"gc is running on {other.holder.host} (pid {other.holder.pid}). Backups and restores are not "
-                    "affected; a second gc cannot start."
+                    f"gc is running {other.where}. Backups and restores are not affected; a second gc cannot start."
                 ) from None
         attendance.begin()

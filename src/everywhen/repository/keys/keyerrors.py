@@ -11,7 +11,8 @@ RepositoryError
 ├── KeysChanged          somebody else changed the keys meanwhile, or is about to
 ├── RepositoryExists     `init` where a repository is
 └── Damaged
-    └── NoKeySlot        not one key slot can be read
+    ├── NoKeySlot        not one key slot can be read
+    └── NoSuperblock     what tells how to read a repository cannot be read itself
 """
 
 from __future__ import annotations
@@ -57,3 +58,7 @@ class RepositoryExists(RepositoryError):
 
 class NoKeySlot(Damaged):
     """Every key slot is missing or damaged, and so is its twin."""
+
+
+class NoSuperblock(Damaged):
+    """Both copies of the superblock are damaged."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from everywhen.formats.errors import BadMagic, FormatError
+from everywhen.formats.errors import BadMagic, FormatError, UnsupportedVersion
 from everywhen.formats.keyslot import KEY_SIZE, MAX_GENERATIONS, PASSPHRASE, RECOVERY, Keyset, KeySlot, slot_name
 from everywhen.formats.recoverykey import RecoveryKeyTypo, read_recovery_key
 from everywhen.formats.superblock import ENCRYPTED, ONE_WRITER, PLAIN, SUPERBLOCK_NAME, Superblock
@@ -28,6 +28,7 @@ from everywhen.repository.keys.keyerrors import (
     LastSlot,
     NoKeySlot,
     NoSuchSlot,
+    NoSuperblock,
     NotEncrypted,
     RepositoryExists,
     UnusablePassphrase,
@@ -131,9 +132,16 @@ def create(store: ObjectStore, mint: Mint, *, passphrase: str | None, label: str
 
 
 def read_superblock(store: ObjectReader) -> Superblock:
-    """The superblock or its twin. Raises NotARepository, FormatError; its mac is checked by `unlock`."""
+    """The superblock or its twin. Raises NotARepository, NoSuperblock, UnsupportedVersion; its mac is checked by `unlock`."""
     try:
         return get_either(store, SUPERBLOCK_NAME, Superblock.decode)
+    except UnsupportedVersion:
+        raise
+    except FormatError as error:
+        raise NoSuperblock(
+            f'{store.url}: "{SUPERBLOCK_NAME}" and its twin cannot be read ({error}). The backups are not touched; that file '
+            "from a copy or replica of this repository opens them again."
+        ) from error
     except ObjectNotFound as error:
         raise NotARepository(f'{store.url} is not an Everywhen repository (no object "{SUPERBLOCK_NAME}").') from error
 
