@@ -23,6 +23,8 @@ MIB = 1 << 20
 OVMF = Path("/usr/share/OVMF")
 UEFI = f"<loader readonly='yes' type='pflash'>{OVMF}/OVMF_CODE_4M.fd</loader><nvram>{{folder}}/vars.fd</nvram>"
 TPM = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
+_KIB = 128 << 10
+"""Its memory: with 32 MiB the firmware does not come to its variables."""
 WITH_ITS_FILES = libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
 
 
@@ -30,6 +32,8 @@ WITH_ITS_FILES = libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
 def guest(libvirtd: Libvirtd) -> Iterator[Guest]:
     with Guest(libvirtd, "uefi", [(MIB, "raw")], os_more=UEFI, more=TPM) as made:
         shutil.copy(OVMF / "OVMF_VARS_4M.fd", variables(made))
+        for flag in (libvirt.VIR_DOMAIN_MEM_MAXIMUM, 0):
+            made.raw.setMemoryFlags(_KIB, flag | libvirt.VIR_DOMAIN_AFFECT_CONFIG)
         made.start()
         yield made
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,6 +57,38 @@ def test_a_disk_attached_and_detached_in_a_pause(capture: LibvirtCapture, guest:
     assert "sda" not in capture.points()[0]["disks"]
     guest.write(0, 6 * MIB, 4096, 9)
     assert "capture was lost" not in capture.stop().err
+    capture.same()
+
+
+def test_what_works_beside_capture_works_in_a_pause(capture: LibvirtCapture, guest: Guest) -> None:
+    def defined_anew(raw: Any) -> None:
+        xml = raw.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
+        raw.undefine()
+        guest.libvirtd.connection.defineXML(xml)
+
+    def started_anew(raw: Any) -> None:
+        raw.destroy()
+        guest.start()
+
+    done: list[Callable[[Any], Any]] = [
+        lambda raw: raw.checkpointCreateXML("<domaincheckpoint><name>c</name></domaincheckpoint>"),
+        lambda raw: raw.checkpointLookupByName("c").delete(),
+        lambda raw: raw.resume(),
+        lambda raw: raw.suspend(),
+        lambda raw: raw.reset(),
+        lambda raw: raw.setBlockIoTune("vda", {"total_iops_sec": 10_000}, libvirt.VIR_DOMAIN_AFFECT_LIVE),
+        lambda raw: raw.blockStats("vda"),
+        defined_anew,
+        started_anew,
+    ]
+    capture.start()
+    for number, operation in enumerate(done):
+        capture.pause()
+        operation(guest.raw)
+        guest.write(0, 65536 * number, 4096, 50 + number)
+        capture.resume()
+        guest.write(1, 65536 * number, 4096, 70 + number)
+    assert "warning" not in capture.stop().err
     capture.same()
 
 

@@ -89,6 +89,15 @@ def backup(guest: Guest) -> None:
     eventually(lambda: guest.raw.jobInfo()[0] == libvirt.VIR_DOMAIN_JOB_NONE, "it is backed up")
 
 
+def backup_pulled(guest: Guest) -> None:
+    guest.folder.chmod(0o777)  # QEMU makes its socket there
+    server = f"<server transport='unix' socket='{guest.folder}/pull'/>"
+    scratch = f"<disk name='vda' type='file' backupmode='full'><scratch file='{guest.folder}/scratch'/></disk>"
+    disks = f"<disks>{scratch}<disk name='vdb' backup='no'/></disks>"
+    guest.raw.backupBegin(f"<domainbackup mode='pull'>{server}{disks}</domainbackup>", None)
+    guest.raw.abortJob()
+
+
 Operation = Callable[[Guest], None]
 REFUSED: list[tuple[Operation, str]] = [
     (external_snapshot, "in use by block job: mirror"),
@@ -98,6 +107,7 @@ REFUSED: list[tuple[Operation, str]] = [
     (blockcopy, "Need a root block node"),
     (blockresize, "is in use"),
     (backup, "in use by block job: mirror"),
+    (backup_pulled, "in use by block job: mirror"),
 ]
 
 

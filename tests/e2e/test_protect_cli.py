@@ -382,7 +382,16 @@ def test_a_monitor_that_is_none(program: Program, tmp_path: Path, kind: str) -> 
     listening.close()
     assert done.code == 1, done
     assert "cannot be captured" in done.err
+    assert ("serves one client at a time" in done.err) == (kind == "silent")
     assert "Traceback" not in done.err
+
+
+def test_a_folder_that_can_have_no_sockets_is_named(program: Program, tmp_path: Path) -> None:
+    program.environment["EVERYWHEN_STATE"] = str(tmp_path / ("x" * 80))
+    done = program.run("protect", "web1", "--qmp", tmp_path / "qmp.sock")
+    assert done.code == 2, done
+    assert "which no socket's name may be" in done.err
+    assert "EVERYWHEN_STATE" in done.err
 
 
 def spooled(folder: Path) -> int:

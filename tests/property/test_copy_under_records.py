@@ -27,6 +27,7 @@ from everywhen.repository.repository import Repository
 from everywhen.repository.writer import PointWriter, write_point
 from everywhen.services.protect import sealing
 from everywhen.services.protect.closing_gap import GapCloser
+from everywhen.services.protect.local_recipient import LocalDisk
 from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
 from everywhen.services.replay import Replay
 from everywhen.storage.memory import MemoryStore
@@ -217,11 +218,11 @@ def copied(
     disks = [SealedDisk(name, SIZE, trees.get(name) or Tree(SIZE, None)) for name in NAMES]
     sealer = Sealer(repository, writer, disks, Replay([Patches(), Patches()], 0, following=False))
     consumed: Any = Consumed(guest, sealer, iter(due))
-    closer = GapCloser("", writer, consumed, trees, {})
+    closer = GapCloser("", consumed, {})
     at_attach = [bytes(disk) for disk in guest.disks]
     for number, disk in enumerate(disks):
         ranges = changed(before[1][number], at_attach[number]) if before else None
-        closer.copy(Exported(guest, number), ranges, disk, lambda _: None)
+        closer.copy(Exported(guest, number), ranges, LocalDisk(writer, disk, trees.get(disk.name)), SIZE, lambda _: None)
         guest.records.append(mark(number, "complete"))
     if (group := guest.group(sealer.replay.sequence)) is not None:
         sealer.feed(group)

@@ -27,13 +27,12 @@ from typing import Self
 from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json, parse_json, text, whole
 from everywhen.repository.index.process_lock import try_lock
-from everywhen.services.failures import Busy
+from everywhen.services.failures import Busy, WrongUsage
+from everywhen.services.protect.socket_names import LONGEST, too_long
 from everywhen.services.protect.wishes import ANSWER_S, GRANTED_S, LONGEST_PAUSE_S, End, Mark, Pause, Reply, Resume, Ship, Wish
 
 NAME = "control.sock"
 _LONGEST = 1 << 16
-_LONGEST_PATH = 107
-"""Bytes: the kernel's limit."""
 _FAREWELL_S = 2.0
 _AGAIN_S = 0.1
 """After a connection that could not be taken: a process that is out of descriptors would turn in circles."""
@@ -57,7 +56,7 @@ def ask(folder: Path, request: Json, *, patience_s: float = ANSWER_S) -> Json:
     if not hasattr(socket, "AF_UNIX"):
         raise NobodyThere("nothing is captured on such a system")
     path = str(folder / NAME)
-    if len(os.fsencode(path)) > _LONGEST_PATH:
+    if len(os.fsencode(path)) > LONGEST:
         raise NobodyThere(f"no capture can be at {path}: the name is too long for a socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(patience_s)
@@ -82,13 +81,21 @@ class Listener:
     """Takes wishes at a socket, and the wish to end from its own process; is `services.wishes.Wishes`."""
 
     def __init__(self, folder: Path, status: Callable[[], Json]) -> None:
-        """`status`: what a capture says of itself at any time. Raises Busy where one is in this folder already; OSError."""
+        """`status`: what a capture says of itself at any time. Raises Busy where one is in this folder already; WrongUsage
+        where the names of sockets in it would be too long; OSError."""
         self._status = status
         self._wishes: queue.Queue[tuple[Wish, float] | None] = queue.Queue()
         self._ending = threading.Event()
         self._closed = threading.Event()
         self._end_wish: End | None = None
         self._serving: dict[threading.Thread, queue.Queue[Json]] = {}
+        if (longest := too_long(folder)) is not None:
+            raise WrongUsage(
+                f"{longest} is longer than {LONGEST} bytes, which no socket's name may be.",
+                on=str(folder),
+                safe="Nothing was changed.",
+                do=["Set EVERYWHEN_STATE to a shorter one."],
+            )
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = _locked(folder)
         self._path = folder / NAME

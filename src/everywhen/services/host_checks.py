@@ -14,13 +14,12 @@ from everywhen.repository.keys.keys import read_superblock
 from everywhen.services.ages import SECOND, span
 from everywhen.services.diagnosis import Check, Verdict
 from everywhen.services.keep.brakes import CLOCK_TOLERANCE
+from everywhen.services.protect.socket_names import LONGEST, too_long
 from everywhen.services.sizes import size
 from everywhen.services.times import rfc3339
 from everywhen.services.translation import failing
 from everywhen.storage.base import ObjectStore
 
-_LONGEST_SOCKET = 107
-"""Bytes of a unix socket's path (Linux, unix(7): sun_path has 108, with a NUL)."""
 _LITTLE = 0.05
 
 
@@ -30,9 +29,8 @@ def check_folder(folder: Path, images: Iterable[str]) -> list[Check]:
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         words = f"{there} is no folder" if not there.is_dir() else f"{there} cannot be written to by this user"
         return [Check("folder", Verdict.NO, words, "Set EVERYWHEN_STATE to another one, or run this as another user.")]
-    longest = folder.absolute() / "sockets" / "export.sock"
-    if len(os.fsencode(longest)) > _LONGEST_SOCKET:
-        words = f"{longest} is longer than {_LONGEST_SOCKET} bytes, which no socket's name may be"
+    if (longest := too_long(folder.absolute())) is not None:
+        words = f"{longest} is longer than {LONGEST} bytes, which no socket's name may be"
         return [Check("folder", Verdict.NO, words, "Set EVERYWHEN_STATE to a shorter one.")]
     usage = shutil.disk_usage(there)
     words = f"{folder}: {size(usage.free)} of {size(usage.total)} free"

@@ -40,6 +40,7 @@ from everywhen.services.failures import Failure, WrongUsage
 from everywhen.services.naming import is_name
 from everywhen.services.protect.capture_order import CaptureOrder, Figures, Time
 from everywhen.services.protect.capture_state import CaptureState
+from everywhen.services.protect.local_recipient import LocalRecipient
 from everywhen.services.protect.protection import protect
 from everywhen.services.sizes import parse_size, size
 
@@ -184,7 +185,7 @@ def protect_command(
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
         with _noted(order.folder, repository):
-            point = protect(repository, vm, order, state, Time(time.monotonic, time.sleep), wishes)
+            point = protect(LocalRecipient(repository), vm, order, state, Time(time.monotonic, time.sleep), wishes)
     context.output.document({"vm": vm, "point": point.point if point else None})
     context.output.line(f"{vm}: capture ended; newest recovery point {point.point if point else 'none'}")
 

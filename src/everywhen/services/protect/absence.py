@@ -13,11 +13,9 @@ from everywhen.block.device import DeviceError
 from everywhen.block.image_errors import ImageError
 from everywhen.capture.qmp import MonitorError
 from everywhen.formats.point import RecoveryPoint
-from everywhen.repository.repository import Repository
-from everywhen.services.backup import BackupOrder, back_up
-from everywhen.services.catalog import read_catalog
 from everywhen.services.failures import Failure
 from everywhen.services.protect.capture_order import REPOSITORY_FAILS, CaptureOrder, Stopped, Time, Told
+from everywhen.services.protect.recipient import Recipient
 from everywhen.services.protect.wishes import Pause, Resume, Wishes, refuse
 
 _LOOK_S = 2.0
@@ -30,7 +28,7 @@ class Absence:
     """One time that a VM is off. `seen`: its images (`images_seen`) when it ended; `complete`: the newest point, when it shows
     all that was written until then; `until_ns`: the last instant at which the VM was seen off."""
 
-    repository: Repository
+    recipient: Recipient
     name: str
     order: CaptureOrder
     told: Told
@@ -59,7 +57,7 @@ class Absence:
                 self._tell(why)
             if not self._is_off():
                 return
-            self.until_ns = self.repository.surroundings.clock()
+            self.until_ns = self.recipient.surroundings.clock()
             if rest(_LOOK_S, self.time, self.wishes, self.told):
                 self._tell(why)
 
@@ -74,7 +72,7 @@ class Absence:
 
     def _read(self) -> bool:
         """A point of the images; whether it was made: not while somebody has them open, nor when the VM starts meanwhile."""
-        wanted, next_look = self.order.disks, self.time.monotonic() + _LOOK_S
+        next_look = self.time.monotonic() + _LOOK_S
 
         def report(done: int, total: int | None) -> None:
             nonlocal next_look
@@ -90,22 +88,7 @@ class Absence:
             self.told.copying(done, total or 0)
 
         try:
-            disks = {name: disk for name, disk in self.order.hypervisor.images().items() if not wanted or name in wanted}
-            unread = next((f"{name}: {disk.why_not}" for name, disk in disks.items() if disk.why_not), None)
-            if unread is not None or not disks or (wanted and disks.keys() != wanted.keys()):
-                self._obstacle = unread or "which disks are meant is seen only while it runs"
-                return True  # nor can they be later
-            order = BackupOrder(
-                vm=self.name,
-                images={name: disk.path for name, disk in disks.items()},
-                state=self.order.folder.parent,
-                # libvirt takes an image for raw where nothing is said, and so must we: what is in it is the guest's.
-                formats={name: disk.image_format or "raw" for name, disk in disks.items()},
-                contents=self.order.hypervisor.definition(),
-                allow_outside=True,
-                yields=True,
-            )
-            result = back_up(self.repository, read_catalog(self.repository), order, report)
+            made = self.recipient.back_up(self.name, self.order, report)
         except Stopped:
             return False
         except Failure as failure:
@@ -114,9 +97,12 @@ class Absence:
         except (MonitorError, ImageError, DeviceError, OSError, *REPOSITORY_FAILS) as error:
             self._obstacle = str(error)
             return False
+        if isinstance(made, str):
+            self._obstacle = made
+            return True  # nor can they be later
         self._obstacle = ""
-        self.told.sealed(result.point, 0)
-        self.complete = result.point
+        self.told.sealed(made, 0)
+        self.complete = made
         return True
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from everywhen.block.patched import Patches
 from everywhen.capture import bitmaps, leftovers
 from everywhen.capture.counters import FINE, NO_ROOM, SPOOL_FAILED, SPOOL_FULL, SPOOL_SLOW
 from everywhen.capture.export import Pace
@@ -23,12 +22,8 @@ from everywhen.capture.spool_reader import SpoolDamaged
 from everywhen.capture.spool_room import room
 from everywhen.capture.tap import Tap, all_stand
 from everywhen.formats.ids import PointId
-from everywhen.formats.point import Gap, RecoveryPoint, Tree
-from everywhen.repository import epochs
+from everywhen.formats.point import Gap, RecoveryPoint
 from everywhen.repository.ledger import Vm
-from everywhen.repository.minutes import add_minutes
-from everywhen.repository.repository import Repository
-from everywhen.repository.writer import PointWriter, write_point
 from everywhen.services.ages import SECOND
 from everywhen.services.protect.absence import images_seen
 from everywhen.services.protect.capture_order import (
@@ -49,15 +44,11 @@ from everywhen.services.protect.farewell import shut_down
 from everywhen.services.protect.following import follow
 from everywhen.services.protect.instants import Cut, Instants
 from everywhen.services.protect.latencies import Latencies
-from everywhen.services.protect.lineage import claimed_epoch, demand_line, demand_parent
 from everywhen.services.protect.pushing import Push
-from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
+from everywhen.services.protect.recipient import Making, PointFacts, Recipient
 from everywhen.services.protect.sink_orders import joined_clock, sink_order
-from everywhen.services.protect.spool_import import import_spool
-from everywhen.services.protect.spooling import Spool
 from everywhen.services.protect.taps_standing import demand_taps, take_off
 from everywhen.services.protect.wishes import Wishes, refuse
-from everywhen.services.replay import Replay
 
 _WHY = {
     FINE: "the sink ended, or was taken away because it hung",
@@ -87,8 +78,9 @@ class _Stretch:
 class Capture:
     """One stretch of capture, from attaching to the loss of the taps or the wish to end."""
 
-    def __init__(self, repository: Repository, order: CaptureOrder, told: Told, time: Time, wishes: Wishes) -> None:
-        self.repository = repository
+    def __init__(self, recipient: Recipient, order: CaptureOrder, told: Told, time: Time, wishes: Wishes) -> None:
+        self._recipient = recipient
+        self._clock = recipient.surroundings.clock
         self.order = order
         self.told = told
         self.time = time
@@ -97,7 +89,7 @@ class Capture:
         """The VM's newest point."""
         self.known: dict[PointId, int] = {}
         """Numbers of the points since each of which the changes up to the newest one are those of the disks here."""
-        self.apart = ""  # as `Origin.apart`
+        self.apart = ""  # as `PointFacts.apart`
         self.stood = False
         """Whether all taps were attached, and a point was made."""
         self._in_order = False
@@ -105,7 +97,7 @@ class Capture:
         """Whether the VM ended in order while every write was captured, and the newest point has the last one."""
         self.images: tuple[object, ...] = ()
         """Its images as they were seen when it had ended in order (`images_seen`)."""
-        self._stream = repository.surroundings.randomness(16).hex()
+        self._stream = recipient.surroundings.randomness(16).hex()
         self.epoch = 0
         """What was claimed for it; 0: nothing yet."""
         self._begin = 0
@@ -114,8 +106,8 @@ class Capture:
         """Every write until then is known to be durable on this host."""
         self._seen = (0, 0)
         """An instant, and the number of the record after the last one that was taken by then."""
-        self._clock = ""
-        """The one that its sink shares with those of other VMs."""
+        self._common = ""
+        """The clock that its sink shares with those of other VMs."""
         self._latencies = Latencies()
         self._left: Exception | None = None
         """Why something of it is left in QEMU."""
@@ -130,8 +122,8 @@ class Capture:
         """
         self.vm, self.parent, self.known, self._gap = vm, parent, known, gap
         self.order.spool.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.epoch = claimed_epoch(self.repository, vm.vm, parent, self.order.spool)
-        self._spool = Spool(self.repository, self.order.spool, self.epoch, self._stream)
+        self.epoch = self._recipient.claim(vm.vm, parent, self.order.spool)
+        self._spool = self._recipient.consumption(vm, self.epoch, self._stream, self.order.spool)
         try:
             self._run()
         except (*ENDS, Paused) as end:
@@ -153,7 +145,7 @@ class Capture:
             if not self.stood:
                 self._spool.remove()  # there was no moment yet
             with suppress(*REPOSITORY_FAILS):  # then the next one tidies up
-                epochs.leave(self.repository, vm.vm, self.epoch, stood=self.stood)
+                self._recipient.leave(vm.vm, self.epoch, stood=self.stood)
         self._last_words()
 
     def _run(self) -> None:
@@ -176,8 +168,8 @@ class Capture:
         nodes = list(choice.disks.values())
         self.order.sockets.mkdir(mode=0o700, exist_ok=True)
         self.order.hypervisor.admit(self.order.sockets, monitor)
-        self._clock = joined_clock(self.repository, self.order) if self.vm.group else ""
-        order = sink_order(self.repository, self.order, nodes, (self._stream, self.epoch), self._clock)
+        self._common = joined_clock(self._recipient.surroundings, self.order) if self.vm.group else ""
+        order = sink_order(self._recipient.key, self.order, nodes, (self._stream, self.epoch), self._common)
         with Reception(self.order.sink, order) as reception:
             try:
                 self._receive(monitor, choice, reception)
@@ -198,7 +190,7 @@ class Capture:
             if tap not in pushed:
                 tap.attach(str(reception.socket_path))
         self.told.attached(names, choice.left_out)
-        instants = Instants(reception, self.order.quieting, self.time, self.repository.surroundings.clock)
+        instants = Instants(reception, self.order.quieting, self.time, self._clock)
         self._stretch = _Stretch(monitor, choice, nodes, names, reception, taps, instants)
         try:
             self._close_gap(reader, pushed)
@@ -247,34 +239,29 @@ class Capture:
     def _last_words(self) -> None:
         """A point of the last moment that the spool has: what was written while the taps went, or before QEMU ended."""
         if self.stood and self.parent is not None:
-            made = import_spool(self.repository, self.parent, self._spool, self._begin, self.told.alive)
-            if made is not None:
-                self._keep(made.point)
-                self.covered_ns = max(self.covered_ns, made.ended_ns)
-            add_minutes(self.repository.documents, self.vm.vm, self._stream, self._latencies.days(self._stretch.names))
+            point, ended_ns = self._spool.last_point(self.parent, self._begin, self.told.alive)
+            self._keep(point)
+            self.covered_ns = max(self.covered_ns, ended_ns)
+            self._spool.count(self._latencies.days(self._stretch.names))
 
     def _close_gap(self, reader: Reader, pushed: list[Tap]) -> None:
         """Read what the taps cannot know, or let them push it, with the journal over it, and make the first point."""
         stretch, reception = self._stretch, self._stretch.reception
-        before = self.parent.disks if self.parent else {}
-        with write_point(self.repository, f"protect {self.vm.name}", first_copy=self.parent is None) as writer:
-            trees = {name: disk.tree for name, disk in before.items() if writer.usable(disk.tree)}
-            named = list(zip(stretch.names, (node.size for node in stretch.nodes), strict=True))
-            disks = [SealedDisk(name, size, trees.get(name) or Tree(size, None)) for name, size in named]
-            sealer = Sealer(self.repository, writer, disks, Replay([Patches() for _ in disks], 0, following=False))
+        named = list(zip(stretch.names, (node.size for node in stretch.nodes), strict=True))
+        with self._spool.first_point(self.parent, named) as making:
             limit = min(self.order.spool_limit, max(room(self.order.spool), 0))
-            consumer = Consumer(reception, self._spool, sealer, limit, self._until, self.time.monotonic)
+            consumer = Consumer(reception, self._spool, making, limit, self._until, self.time.monotonic)
             progress = CopyProgress([size for _, size in named], self.wishes, self.told, self.look)
             sink = str(reception.socket_path)
-            closer = GapCloser(sink, writer, consumer, trees, self.known)
-            for tap, disk in zip(stretch.taps, disks, strict=True):
+            closer = GapCloser(sink, consumer, self.known)
+            for tap, name, disk in zip(stretch.taps, stretch.names, making.disks, strict=True):
                 if tap not in pushed:
-                    closer.read(reader, tap, disk, progress)
+                    closer.read(reader, tap, name, disk, progress)
             push = Push(sink, self.order, consumer)
             for tap in pushed:
                 closer.push(push, tap, progress)
             progress.end()
-            self._seal(writer, sealer, self._first_mark(), quiet=True)
+            self._seal(making, self._first_mark(), quiet=True)
 
     def _first_mark(self) -> str | None:
         """What the first point is to be called."""
@@ -283,7 +270,7 @@ class Capture:
     def look(self) -> None:
         """Raises CaptureLost when a tap, or what receives from it, has ended, or a disk was taken from the VM."""
         reception = self._stretch.reception
-        now, taken = self.repository.surroundings.clock(), reception.taken
+        now, taken = self._clock(), reception.taken
         self._latencies.look(now, reception.counters)
         if not reception.alive or reception.state != FINE:
             raise CaptureLost(_WHY[reception.state])
@@ -304,7 +291,7 @@ class Capture:
 
     def ship(self) -> None:
         """Put everything that was received into the repository's journal. Raises CaptureLost, StorageError."""
-        demand_line(self.repository, self.vm.vm, self.epoch, self._stream, cheaply=True)
+        self._spool.demand_line(cheaply=True)
         reception = self._stretch.reception
         reception.roll()
         self._until(lambda: reception.rolled)
@@ -329,7 +316,7 @@ class Capture:
     @property
     def common_clock(self) -> Callable[[], int] | None:
         """What tells the time at which all VMs of its group have points; None where it is in none."""
-        return self.repository.surroundings.clock if self.vm.group else None
+        return self._clock if self.vm.group else None
 
     def witness(self) -> None:
         """Let the journal show that nothing is missing up to now. Raises CaptureLost, NbdError."""
@@ -345,53 +332,61 @@ class Capture:
         parent = self.parent
         if parent is None or parent.journal is None:
             return
-        demand_line(self.repository, self.vm.vm, self.epoch, self._stream)
-        demand_parent(self.repository, parent)
+        self._spool.demand_line()
+        self._recipient.demand_parent(parent)
         now = self.order.hypervisor.disks(self._stretch.monitor)
         if self._stretch.choice.changed(now, named=bool(self.order.disks)):
             raise DisksChanged("the VM has other disks now")
         news = self._stretch.instants.is_news(parent.journal.sequence, quiet=quiet)
         if news or mark is not None or at_ns is not None:
-            with write_point(self.repository, f"protect {self.vm.name}", first_copy=False) as writer:
-                sealer = Sealer.after(self.repository, writer, parent, parent.journal)
-                self._seal(writer, sealer, mark, quiet=quiet, at_ns=at_ns)
+            with self._spool.next_point(parent, parent.journal) as making:
+                self._seal(making, mark, quiet=quiet, at_ns=at_ns)
 
-    def _seal(self, writer: PointWriter, sealer: Sealer, mark: str | None, *, quiet: bool, at_ns: int | None = None) -> None:
+    def _seal(self, making: Making, mark: str | None, *, quiet: bool, at_ns: int | None = None) -> None:
         """Begin new bitmaps, make the point of an instant after that, let go of older bitmaps and of the spool up to there."""
         began, stretch, monitor = self.time.monotonic(), self._stretch, self._stretch.monitor
         names = {node.node: name for node, name in zip(stretch.nodes, stretch.names, strict=True)}
         old = {node: bitmaps.recordings(monitor, node) for node in names}
         self._wait_for_sink()
-        bitmaps.begin(monitor, names, writer.point)
+        bitmaps.begin(monitor, names, making.point)
         try:
             cut = stretch.instants.cut(quiet=quiet, at_ns=at_ns)
             demand_taps(self.order.hypervisor, monitor, stretch.taps)  # a guest that has left writes elsewhere, and they stand
             # Now, so they did when the bitmaps were begun, and up to the instant.
             stand = all_stand(monitor, stretch.taps) and not stretch.reception.lets_go
-            self._feed(sealer, cut)
+            self._lay(making, cut)
+            laid = making.laid
             # What was written between the end of a tap and the beginning of these bitmaps is neither here nor there.
-            if sealer.replay.ended or not sealer.replay.is_moment or not stand:
+            if laid.ended or not laid.is_moment or not stand:
                 raise CaptureLost("a tap ended")
-            cut.demand(sealer.replay, self.parent.time_ns if self.parent else 0)
-            sealer.instant_ns = cut.at_ns or 0
+            cut.demand(laid, self.parent.time_ns if self.parent else 0)
             position = self.parent.journal if self.parent else None
-            gap = self.order.gap(self._gap, sealer.replay.time_ns)
+            gap = self.order.gap(self._gap, laid.time_ns)
             of_stream = (position.began_ns, position.gap) if position and self.stood else (0, gap)
-            files = {name: writer.take_file(content) for name, content in self.order.hypervisor.definition().items()}
-            origin = Origin(self.vm.vm, self.epoch, self._stream, files, *of_stream, self._clock or None, self.apart)
-            latencies, now = self._latencies.days(stretch.names), self.repository.surroundings.clock()
-            point = sealer.commit(self.parent, origin, self.time.monotonic() - began, mark, cut.consistency, latencies)
+            facts = PointFacts(
+                self.order.hypervisor.definition(),
+                *of_stream,
+                clock=self._common,
+                apart=self.apart,
+                mark=mark,
+                consistency=cut.consistency,
+                at_ns=cut.at_ns,
+                latencies=self._latencies.days(stretch.names),
+                seconds=self.time.monotonic() - began,
+            )
+            now = self._clock()
+            point = making.commit(self.parent, facts)
         except BaseException:
-            if writer.point not in self.known:
+            if making.point not in self.known:
                 with suppress(CommandFailed, MonitorError):  # where QEMU is gone, so are they
-                    for node, bitmap in bitmaps.begun(names, writer.point).items():
+                    for node, bitmap in bitmaps.begun(names, making.point).items():
                         bitmaps.remove(monitor, node, bitmap)
             raise
         self._latencies.forget(now)
         self._keep(point)
         if not self.stood:
-            self.stood, self._begin, self.covered_ns = True, sealer.replay.sequence, point.time_ns
-        self.told.sealed(point, sealer.replay.writes)
+            self.stood, self._begin, self.covered_ns = True, laid.sequence, point.time_ns
+        self.told.sealed(point, laid.writes)
         for node, recordings in old.items():
             # The point is there. One that stays has more than is needed, and the next point removes it; that the monitor is
             # gone the next look tells.
@@ -407,17 +402,14 @@ class Capture:
                 raise CaptureLost("the sink hangs, and the watchdog did not take it away")
             self.time.sleep(0.01)
 
-    def _feed(self, sealer: Sealer, cut: Cut) -> None:
+    def _lay(self, making: Making, cut: Cut) -> None:
         """All records up to there, as soon as they are durable. Raises CaptureLost."""
-        reception, replay, until = self._stretch.reception, sealer.replay, cut.until
+        reception, until = self._stretch.reception, cut.until
         self._until(lambda: reception.durable >= until)
-        sealer.alive = self.told.alive
-        for group in self._spool.groups(replay.sequence):
-            sealer.feed(group, until, cut.at_ns)
-            if replay.sequence >= until or replay.beyond:
-                break
-        if replay.sequence < until and not (replay.ended or replay.beyond):
-            raise CaptureLost(f"the spool ends at record {replay.sequence}, and {until} were durable")
+        making.lay(self.told.alive, until, cut.at_ns)
+        laid = making.laid
+        if laid.sequence < until and not (laid.ended or laid.beyond):
+            raise CaptureLost(f"the spool ends at record {laid.sequence}, and {until} were durable")
 
     def _keep(self, point: RecoveryPoint | None) -> None:
         if point is not None:

@@ -14,15 +14,13 @@ from everywhen.capture.reading import Reader
 from everywhen.capture.tap import Tap
 from everywhen.formats.fields import canonical_json
 from everywhen.formats.ids import PointId
-from everywhen.formats.point import Tree
 from everywhen.nbd.connection import NbdConnection
 from everywhen.repository.intake import Ranges, with_edges
-from everywhen.repository.writer import PointWriter
 from everywhen.services.protect.bridging import to_look_at, unknown_of
 from everywhen.services.protect.capture_order import Paused, Stopped, Told
 from everywhen.services.protect.consuming import Consumer
 from everywhen.services.protect.pushing import Push
-from everywhen.services.protect.sealing import SealedDisk
+from everywhen.services.protect.recipient import DiskMaking
 from everywhen.services.protect.wishes import Pause, Wishes, refuse
 
 _MARK_S = 10.0
@@ -63,37 +61,34 @@ class CopyProgress:
 
 
 class GapCloser:
-    """Completes disks one after the other. `trees`: of the disks at the VM's newest point, those that can be built upon;
-    `points`: the numbers of its stream's points."""
+    """Completes disks one after the other. `points`: the numbers of those of the VM since which there may be bitmaps."""
 
-    def __init__(
-        self, sink: str, writer: PointWriter, consumer: Consumer, trees: Mapping[str, Tree], points: Mapping[PointId, int]
-    ) -> None:
+    def __init__(self, sink: str, consumer: Consumer, points: Mapping[PointId, int]) -> None:
         """`sink`: the path of its socket."""
         self._sink = sink
-        self._writer = writer
         self._consumer = consumer
-        self._trees = trees
         self._points = points
 
-    def read(self, reader: Reader, tap: Tap, disk: SealedDisk, progress: CopyProgress) -> None:
-        """Copy what the tap, which is attached, cannot know. Raises what the reader, repository, consumer and progress do."""
-        # A bitmap says what changed since a point: of no use where that point's tree is not there to build upon.
-        points = self._points if disk.name in self._trees else {}
-        with unknown_of(reader, tap.disk, disk.name, points) as (device, ranges):
+    def read(self, reader: Reader, tap: Tap, name: str, disk: DiskMaking, progress: CopyProgress) -> None:
+        """Copy what the tap, which is attached, cannot know. Raises what the reader, recipient, consumer and progress do."""
+        # A bitmap says what changed since a point: of no use where what the disk was then is not there to build upon.
+        points = self._points if disk.size_before is not None else {}
+        with unknown_of(reader, tap.disk, name, points) as (device, ranges):
             progress.expect(tap.number, to_look_at(device, ranges))
-            self.copy(device, ranges, disk, progress.advance)
+            self.copy(device, ranges, disk, tap.disk.size, progress.advance)
         self._complete(tap)
 
-    def copy(self, device: BlockDevice, ranges: Ranges | None, disk: SealedDisk, advance: Callable[[int], None]) -> None:
+    def copy(
+        self, device: BlockDevice, ranges: Ranges | None, disk: DiskMaking, size: int, advance: Callable[[int], None]
+    ) -> None:
         """Take in these blocks of a device (None: all), and consume the spool between two pieces whenever it is due.
 
         A piece is read anew from its extents on: what was read before a record must not be taken in after it.
         """
-        tree = self._trees.get(disk.name)
-        # Here and not while taking in: the first records that are laid make the tree as large as the disk.
-        left = ranges if tree is None else with_edges(ranges, tree.size, disk.size)
-        while left := disk.take_in(self._writer, device, left, advance, lambda: self._consumer.is_due):
+        before = disk.size_before
+        # Here and not while taking in: the first records that are laid make it as large as the disk.
+        left = ranges if before is None else with_edges(ranges, before, size)
+        while left := disk.take_in(device, left, advance, lambda: self._consumer.is_due):
             self._consumer.run(advance)
 
     def push(self, push: Push, tap: Tap, progress: CopyProgress) -> None:

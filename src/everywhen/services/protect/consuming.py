@@ -10,20 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from everywhen.capture.reception import Reception
-from everywhen.services.protect.sealing import Sealer
-from everywhen.services.protect.spooling import Spool
+from everywhen.services.protect.recipient import Making, Spooled
 
 _LOOK_S = 1.0
 
 
 class Consumer:
-    """Feeds a sealer with a spool's records, and removes the files: their records came before the first moment."""
+    """Has a spool's records laid into a point in the making, and the files removed: they came before the first moment."""
 
     def __init__(
         self,
         reception: Reception,
-        spool: Spool,
-        sealer: Sealer,
+        spool: Spooled,
+        making: Making,
         limit: int,
         until: Callable[[Callable[[], bool]], None],
         monotonic: Callable[[], float],
@@ -32,7 +31,7 @@ class Consumer:
         that the sink does, and raises CaptureLost; `monotonic`: seconds that never run backwards."""
         self._reception = reception
         self._spool = spool
-        self._sealer = sealer
+        self._making = making
         self._limit = limit
         self._until = until
         self._monotonic = monotonic
@@ -63,11 +62,9 @@ class Consumer:
                 advance(0)
                 looked = self._monotonic()
 
-        self._sealer.alive = alive
         self._reception.roll()
         self._until(lambda: self._reception.rolled)
         # Before the records are read: a file that is closed while they are may hold some that are not.
         closed = self._reception.closed
-        for group in self._spool.groups(self._sealer.replay.sequence):
-            self._sealer.feed(group)
+        self._making.lay(alive)
         self._spool.discard(closed)

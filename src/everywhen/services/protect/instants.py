@@ -17,7 +17,7 @@ from everywhen.nbd.connection import NbdConnection, NbdError
 from everywhen.services.ages import SECOND
 from everywhen.services.protect.capture_order import CaptureLost, MissedInstant, Time
 from everywhen.services.protect.quieting import CRASH, Consistency, Quieting
-from everywhen.services.replay import Replay
+from everywhen.services.protect.recipient import Laid
 
 _FRESH_S = 1.0
 """So soon the sink must answer before the guest is frozen, and while it is."""
@@ -70,13 +70,13 @@ class Cut:
     at_ns: int | None = None
     begun: int = 0
 
-    def demand(self, replay: Replay, parent_ns: int) -> None:
+    def demand(self, laid: Laid, parent_ns: int) -> None:
         """Raises MissedInstant unless the records, fed up to here, make a point of the instant, and later than `parent_ns`."""
         if self.at_ns is None:
             return
-        if replay.sequence < self.begun or self.at_ns <= parent_ns:
+        if laid.sequence < self.begun or self.at_ns <= parent_ns:
             raise MissedInstant("the common instant had passed before the work on its point could begin")
-        if replay.sequence >= self.until:  # not one of them is later than the instant, so more up to it may follow
+        if laid.sequence >= self.until:  # not one of them is later than the instant, so more up to it may follow
             raise MissedInstant("this host's clock was set back before the common instant had passed")
 
 

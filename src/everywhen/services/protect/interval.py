@@ -15,11 +15,10 @@ from everywhen.capture.tap import Tap
 from everywhen.formats.ids import PointId
 from everywhen.formats.point import Gap, RecoveryPoint
 from everywhen.repository.ledger import Vm
-from everywhen.repository.repository import Repository
 from everywhen.services.protect.capture_order import ENDS, CaptureOrder, Figures, Paused, Time, Told
 from everywhen.services.protect.capturing import Capture
 from everywhen.services.protect.choosing import refuse_pushed
-from everywhen.services.protect.lineage import demand_parent, demand_turn
+from everywhen.services.protect.recipient import Recipient
 from everywhen.services.protect.wishes import ANSWER_S, GRANTED_S, End, Mark, Pause, Wish, Wishes, marked, refuse
 
 LATE = "making the points took longer than the time between them"
@@ -32,13 +31,13 @@ class Interval:
     complete = False
     """What was written after the newest point is in none when the VM ends."""
 
-    def __init__(self, repository: Repository, order: CaptureOrder, told: Told, time: Time, wishes: Wishes) -> None:
-        self._repository = repository
+    def __init__(self, recipient: Recipient, order: CaptureOrder, told: Told, time: Time, wishes: Wishes) -> None:
+        self._recipient = recipient
         self._order = order
         self._told = _ToldOnce(told, time)
         self._time = time
         self._wishes = _Patience(wishes)
-        self._statistics = repository.surroundings.randomness(16).hex()
+        self._statistics = recipient.surroundings.randomness(16).hex()
         self.parent: RecoveryPoint | None = None
         self.stood = False
         self.images: tuple[object, ...] = ()
@@ -61,12 +60,12 @@ class Interval:
     def _round(self, vm: Vm, known: dict[PointId, int], gap: Gap | None) -> None:
         """Make a point, for a mark if there is one."""
         wish = self._wishes.next_mark(self._time.monotonic())
-        capture = _Round(self._repository, self._order, self._told, self._time, self._wishes)
+        capture = _Round(self._recipient, self._order, self._told, self._time, self._wishes)
         capture.wish, capture.apart = wish, self._statistics
         try:
             if self.epoch and self.parent is not None:  # between two rounds another capture may begin, or the point be deleted
-                demand_turn(self._repository, vm.vm, self.epoch)
-                demand_parent(self._repository, self.parent)
+                self._recipient.demand_turn(vm.vm, self.epoch)
+                self._recipient.demand_parent(self.parent)
             capture.run(vm, self.parent, known, gap)
         except (*ENDS, Paused) as error:
             for one in self._wishes.marks if capture.stood or wish is None else [wish, *self._wishes.marks]:

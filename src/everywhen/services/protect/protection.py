@@ -1,23 +1,16 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""A running VM under capture into a repository on this host: stretch after stretch, until the end is wanted."""
+"""A running VM under capture, for whoever consumes its spool: stretch after stretch, until the end is wanted."""
 
 from __future__ import annotations
 
 import re
 from typing import NoReturn
 
-from everywhen.capture.qmp import CommandFailed, MonitorError, VmOff, VmUnknown
-from everywhen.capture.spool_reader import SpoolDamaged, spool_files
+from everywhen.capture.qmp import CommandFailed, MonitorBusy, MonitorError, VmOff, VmUnknown
 from everywhen.capture.tap import TapEnded, TapFailed
-from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json
-from everywhen.formats.ids import PointId
 from everywhen.formats.point import Gap, RecoveryPoint
-from everywhen.repository.ledger import Vm
-from everywhen.repository.repository import Repository
-from everywhen.services.catalog import Catalog, read_catalog
 from everywhen.services.failures import Busy, Failed, Failure, NotAllowed, NotFound, WrongUsage
-from everywhen.services.identities import put_into_group, record, vm_of
 from everywhen.services.naming import is_name
 from everywhen.services.protect.absence import Absence, rest
 from everywhen.services.protect.capture_order import (
@@ -36,8 +29,8 @@ from everywhen.services.protect.capture_states import NOT_RUNNING
 from everywhen.services.protect.capturing import Capture
 from everywhen.services.protect.choosing import CannotCapture
 from everywhen.services.protect.interval import Interval
-from everywhen.services.protect.lineage import Displaced, demand_turn, stand_aside
-from everywhen.services.protect.spool_import import Imported, import_left
+from everywhen.services.protect.lineage import Displaced, stand_aside
+from everywhen.services.protect.recipient import Recipient
 from everywhen.services.protect.wishes import Wishes
 from everywhen.services.protect.withdrawal import withdraw
 
@@ -48,7 +41,7 @@ _BACK_OFF_S, _LONGEST_BACK_OFF_S, _LASTED_S = 1.0, 300.0, 600.0
 
 
 def protect(
-    repository: Repository, name: str, order: CaptureOrder, told: Told, time: Time, wishes: Wishes
+    recipient: Recipient, name: str, order: CaptureOrder, told: Told, time: Time, wishes: Wishes
 ) -> RecoveryPoint | None:
     """Capture until the end is wanted, again and again if it is lost; gives the newest point.
 
@@ -56,7 +49,7 @@ def protect(
     """
     if not is_name(name):
         raise WrongUsage(f'"{name}" is not a name for a VM: use a-z, 0-9, dot, dash and underscore.', on=name)
-    newest, missing = _captured(repository, name, order, told, time, wishes)
+    newest, missing = _captured(recipient, name, order, told, time, wishes)
     if missing:
         told.left_behind(f"the last recovery point could not be made ({missing})")
     if (end := wishes.end_wish) is not None:
@@ -65,7 +58,7 @@ def protect(
 
 
 def _captured(
-    repository: Repository, name: str, order: CaptureOrder, told: Told, time: Time, wishes: Wishes
+    recipient: Recipient, name: str, order: CaptureOrder, told: Told, time: Time, wishes: Wishes
 ) -> tuple[RecoveryPoint | None, str]:
     """The newest point; and why what was written at the end is in none, '' where it is."""
     back_off, stood, tries, epoch = _BACK_OFF_S, False, 0, 0
@@ -74,11 +67,11 @@ def _captured(
     complete: RecoveryPoint | None = None
     seen: tuple[object, ...] = ()
     while True:
-        capture = _stretch(repository, order, told, time, wishes)
+        capture = _stretch(recipient, order, told, time, wishes)
         began, missing = time.monotonic(), ""
         try:
-            vm, parent, known, left_ns = _beginning(repository, name, order, told)
-            demand_turn(repository, vm.vm, epoch)
+            vm, parent, known, left_ns = recipient.beginning(name, order, told)
+            recipient.demand_turn(vm.vm, epoch)
             gap = _gap_after(parent, gap, left_ns)
             capture.run(vm, parent, known, gap)
         except Stopped:
@@ -90,7 +83,7 @@ def _captured(
                 _refuse(name, order, off)
             if capture.stood:  # between two points at intervals
                 gap = Gap(capture.covered_ns, str(off))
-            absence = Absence(repository, name, order, told, time, wishes, seen, complete)
+            absence = Absence(recipient, name, order, told, time, wishes, seen, complete)
             absence.sit_out(str(off))
             newest = absence.complete or capture.parent or newest
             if wishes.ending:
@@ -141,70 +134,11 @@ def _back_off(last_s: float, error: Exception, *, lasted_s: float) -> float:
     return _BACK_OFF_S if quick else min(2 * last_s, _LONGEST_BACK_OFF_S)
 
 
-def _stretch(repository: Repository, order: CaptureOrder, told: Told, time: Time, wishes: Wishes) -> Stretch:
+def _stretch(recipient: Recipient, order: CaptureOrder, told: Told, time: Time, wishes: Wishes) -> Stretch:
     """Of every write, or of points alone."""
     if order.interval_s:
-        return Interval(repository, order, told, time, wishes)
-    return Capture(repository, order, told, time, wishes)
-
-
-def _beginning(
-    repository: Repository, name: str, order: CaptureOrder, told: Told
-) -> tuple[Vm, RecoveryPoint | None, dict[PointId, int], int]:
-    """The VM, made known if it is new, its newest point, and the numbers of those whose bitmaps have all that changed since
-    that one, when what other runs left is brought in; and until when that has every write (ns; 0: not known)."""
-    if order.group and not is_name(order.group):
-        what = f'"{order.group}" is not a name for a group: use a-z, 0-9, dot, dash and underscore.'
-        raise WrongUsage(what, on=name, safe="Nothing was done.")
-    catalog = read_catalog(repository)
-    vm, known = vm_of(repository, catalog, name, *order.hypervisor.identity())
-    if not known:
-        record(repository, vm)
-    if order.group is not None and order.group != vm.group:
-        vm = put_into_group(repository, vm, order.group)
-    points = catalog.history_of(vm)
-    # A dropped point comes back for 72 h (I-11), and with it what follows it: that may be all that a spool has.
-    dropped = [point for point in catalog.dropped_points if point.vm == vm.vm]
-    left = _brought_in(repository, order, catalog, [*points, *dropped], told) if order.spool.is_dir() else None
-    if left is not None and left.point is not None:
-        points = sorted([*points, left.point], key=lambda point: (point.time_ns, point.number, point.point))
-        told.sealed(left.point, left.writes)
-    newest = points[-1] if points else None
-    return vm, newest, _line(newest, [*points, *dropped]), left.ended_ns if left else 0
-
-
-def _line(newest: RecoveryPoint | None, points: list[RecoveryPoint]) -> dict[PointId, int]:
-    """Numbers of those points up to the newest one that are of its stream. It may be of a backup, of another host or of another
-    disk by that name: no bitmap here knows of that. A bitmap since a later point, which was dropped, lacks what came before."""
-    end = newest.journal if newest else None
-    return {
-        point.point: point.number
-        for point in points
-        if end and point.journal and point.journal.stream == end.stream and point.journal.sequence <= end.sequence
-    }
-
-
-def _brought_in(
-    repository: Repository, order: CaptureOrder, catalog: Catalog, points: list[RecoveryPoint], told: Told
-) -> Imported | None:
-    """What other runs left. A damaged spool is set aside: what it had beyond the newest point the bitmaps know, too."""
-    try:
-        found = import_left(repository, order.spool, points, told.alive, all_known=not catalog.unreadable_points)
-    except (SpoolDamaged, Corrupt) as error:
-        aside = order.folder / f"spool-damaged-{repository.surroundings.clock()}"
-        order.spool.rename(aside)
-        told.left_behind(
-            f"{error}. What was spooled after the newest recovery point is no moment any more; the files are in {aside}, and "
-            "can be removed"
-        )
-        return None
-    if left := spool_files(order.spool):
-        told.left_behind(
-            f"{len(left)} files in {order.spool} have writes that follow no recovery point that can be read, and "
-            f"{len(catalog.unreadable_points)} cannot be read ({catalog.unreadable_points[0]}). They stay there: repair the "
-            "repository (everywhen verify --repair), and the next protect brings them in"
-        )
-    return found
+        return Interval(recipient, order, told, time, wishes)
+    return Capture(recipient, order, told, time, wishes)
 
 
 def _was_captured(point: RecoveryPoint | None) -> bool:
@@ -230,6 +164,8 @@ def _ways(order: CaptureOrder, error: Exception) -> list[str]:
         return ["Which VMs there are: everywhen doctor"]
     if isinstance(error, MonitorError) and "Permission denied" in str(error):
         return ["Its monitor belongs to another user: try with sudo."]
+    if isinstance(error, MonitorBusy):
+        return ["A monitor serves one client at a time: does another program use it? Then give QEMU a second -qmp for this."]
     if isinstance(error, MonitorError):
         return ["Does it run, and may this user use it? everywhen doctor looks at no more than that."]
     if isinstance(error, TapFailed | CommandFailed) and re.search("Permission denied|No such file", str(error)):

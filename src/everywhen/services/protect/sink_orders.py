@@ -7,21 +7,19 @@ from everywhen.capture.nodes import DiskNode
 from everywhen.capture.shared_clock import join
 from everywhen.capture.sink_process import SinkOrder
 from everywhen.repository.keys.segment_keys import JournalRecipient
-from everywhen.repository.repository import Repository
+from everywhen.repository.repository import Surroundings
 from everywhen.services.protect.capture_order import CaptureOrder
 
 
-def joined_clock(repository: Repository, order: CaptureOrder) -> str:
+def joined_clock(around: Surroundings, order: CaptureOrder) -> str:
     """The clock of this host that stamps the writes of all VMs in groups. Raises OSError."""
-    around = repository.surroundings
     return join(order.folder.parent, str(order.spool), around.clock(), around.randomness)
 
 
 def sink_order(
-    repository: Repository, order: CaptureOrder, nodes: list[DiskNode], stream: tuple[str, int], clock: str
+    recipient: JournalRecipient, order: CaptureOrder, nodes: list[DiskNode], stream: tuple[str, int], clock: str
 ) -> SinkOrder:
-    """Of these disks; its spool is sealed for the repository. `stream`: its name, and the epoch."""
-    recipient = JournalRecipient.of(repository.id, repository.unlocked.keyset)
+    """Of these disks; its spool is sealed for that recipient. `stream`: its name, and the epoch."""
     return SinkOrder(
         sizes=[node.size for node in nodes],
         folder=str(order.spool),

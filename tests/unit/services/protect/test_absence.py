@@ -17,6 +17,7 @@ from everywhen.repository.repository import Repository
 from everywhen.services.protect.absence import Absence, images_seen
 from everywhen.services.protect.capture_order import CaptureOrder, Time
 from everywhen.services.protect.capturing import Capture
+from everywhen.services.protect.local_recipient import LocalRecipient
 from everywhen.services.protect.wishes import Wish
 from everywhen.storage.memory import MemoryStore
 from tests.deaf import Deaf
@@ -88,7 +89,7 @@ def sat_out(repository: Repository, order: CaptureOrder, vm: Off, seen: tuple[ob
     """The point that shows all, after a while."""
     complete = spooled(repository, order.spool)
     time = Time(lambda: vm.now, lambda _: None)
-    absence = Absence(repository, "web1", order, vm, time, vm, seen, complete)
+    absence = Absence(LocalRecipient(repository), "web1", order, vm, time, vm, seen, complete)
     absence.sit_out("it is off")
     return absence.complete
 
@@ -118,7 +119,7 @@ def test_images_are_looked_at_before_the_last_point_is_made(
 ) -> None:
     """That may take minutes: what is written to them meanwhile is none of the VM's."""
     time = Time(lambda: vm.now, lambda _: None)
-    capture = Capture(repository, order, vm, time, vm)
+    capture = Capture(LocalRecipient(repository), order, vm, time, vm)
     before = images_seen(order)
 
     def ended() -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -24,6 +24,8 @@ from everywhen.repository.journal import Journal
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import write_point
 from everywhen.services.protect.consuming import Consumer
+from everywhen.services.protect.local_recipient import LocalMaking
+from everywhen.services.protect.recipient import Making
 from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
 from everywhen.services.protect.spooling import Spool
 from everywhen.services.replay import Replay
@@ -117,8 +119,13 @@ def sealer(repository: Repository) -> Iterator[Sealer]:
         yield Sealer(repository, writer, [SealedDisk("vda", SIZE, Tree(SIZE, None))], Replay([Patches()], 0, following=False))
 
 
+def making(spool: Spool, sealer: Sealer) -> Making:
+    return LocalMaking(("a" * 32, 1, STREAM), sealer._writer, sealer, spool, [])
+
+
 def consumer(receiving: Any, spool: Spool, sealer: Sealer) -> Consumer:
-    return Consumer(receiving, spool, sealer, LIMIT, lambda done: eventually(done, "the sink did it"), monotonic)
+    until = lambda done: eventually(done, "the sink did it")  # noqa: E731
+    return Consumer(receiving, spool, making(spool, sealer), LIMIT, until, monotonic)
 
 
 def content(repository: Repository, sealer: Sealer) -> bytes:
@@ -162,7 +169,8 @@ def test_whoever_waits_is_told_while_the_spool_is_consumed(receiving: Receiving,
     for number in range(12):
         receiving.write(number)
     seconds, at = itertools.count(0, 0.4), list[int]()
-    consuming = Consumer(receiving, spool, sealer, LIMIT, lambda done: eventually(done, "done"), lambda: next(seconds))  # type: ignore[arg-type]
+    there, until = cast("Any", receiving), lambda done: eventually(done, "the sink did it")
+    consuming = Consumer(there, spool, making(spool, sealer), LIMIT, until, lambda: next(seconds))
     consuming.run(lambda _: at.append(sealer.replay.sequence))
     assert 2 <= len(at) < 12
     assert at[0] < at[1] < receiving.taken, "while records were read, and not for each of them"

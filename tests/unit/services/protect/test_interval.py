@@ -79,7 +79,7 @@ def rounds(monkeypatch: pytest.MonkeyPatch) -> None:
         epoch = 0
         wish: Mark | None = None
 
-        def __init__(self, repository: Any, order: World, told: Any, time: Time, wishes: Any) -> None:
+        def __init__(self, recipient: Any, order: World, told: Any, time: Time, wishes: Any) -> None:
             self._world, self._told, self._wishes = order, told, wishes
             self.parent: Made | None = None
 
@@ -110,14 +110,16 @@ def rounds(monkeypatch: pytest.MonkeyPatch) -> None:
                 self._told.sealed(self.parent, 9)
 
     monkeypatch.setattr(interval, "_Round", Round)
-    monkeypatch.setattr(interval, "demand_turn", lambda world, _, epoch: world.demanded.append(epoch))
-    monkeypatch.setattr(interval, "demand_parent", lambda world, parent: world.demanded.append(parent.point))
 
 
 def run(world: World) -> Interval:
     anything = cast("Any", world)
-    repository = cast("Any", SimpleNamespace(surroundings=SimpleNamespace(randomness=bytes), demanded=world.demanded))
-    capture = Interval(repository, cast("CaptureOrder", world), anything, Time(lambda: world.now, lambda _: None), anything)
+    recipient = SimpleNamespace(surroundings=SimpleNamespace(randomness=bytes))
+    recipient.demand_turn = lambda _, epoch: world.demanded.append(epoch)
+    recipient.demand_parent = lambda parent: world.demanded.append(parent.point)
+    capture = Interval(
+        cast("Any", recipient), cast("CaptureOrder", world), anything, Time(lambda: world.now, lambda _: None), anything
+    )
     capture.run(VM, None, {}, None)
     return capture
 

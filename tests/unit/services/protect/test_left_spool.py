@@ -15,8 +15,8 @@ from everywhen.repository.journal import Journal
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.repository.twins import twin_of
-from everywhen.services.protect import protection
 from everywhen.services.protect.capture_order import CaptureOrder
+from everywhen.services.protect.local_recipient import LocalRecipient
 from tests.deaf import Deaf
 from tests.laboratory import World
 from tests.spools import STREAM, WRITES, sealed_further, spooled
@@ -42,7 +42,7 @@ def order(tmp_path: Path) -> CaptureOrder:
 def beginning(
     repository: Repository, order: CaptureOrder, hearing: Hearing
 ) -> tuple[Vm, RecoveryPoint | None, dict[PointId, int], int]:
-    return protection._beginning(repository, "web1", order, hearing)
+    return LocalRecipient(repository).beginning("web1", order, hearing)
 
 
 def test_what_may_follow_a_point_that_cannot_be_read_stays(repository: Repository, order: CaptureOrder) -> None:

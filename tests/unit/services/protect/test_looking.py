@@ -53,8 +53,8 @@ class World:
 
 def capture(world: World) -> Capture:
     surroundings = SimpleNamespace(clock=world.clock, randomness=bytes)
-    repository, order = SimpleNamespace(surroundings=surroundings), SimpleNamespace(hypervisor=world, gap=world.gap)
-    made = Capture(cast("Any", repository), cast("Any", order), cast("Any", world), cast("Time", None), cast("Any", None))
+    recipient, order = SimpleNamespace(surroundings=surroundings), SimpleNamespace(hypervisor=world, gap=world.gap)
+    made = Capture(cast("Any", recipient), cast("Any", order), cast("Any", world), cast("Time", None), cast("Any", None))
     made.stood = True
     made._stretch = cast("Any", SimpleNamespace(reception=world, monitor=None, taps=[]))
     return made
@@ -83,11 +83,12 @@ def test_a_monitor_that_is_busy_ends_no_capture_and_shows_nothing() -> None:
 
 
 def sealed(one: Capture, world: World) -> None:
-    replay = SimpleNamespace(sequence=7, time_ns=5, writes=1, ended=False, is_moment=True, beyond=False)
+    laid = SimpleNamespace(sequence=7, time_ns=5, writes=1, ended=False, is_moment=True, beyond=False)
     point = SimpleNamespace(point="p-1", number=1, time_ns=5, journal=None)
-    sealer = SimpleNamespace(replay=replay, instant_ns=0, commit=lambda *_: point)
-    one._seal(cast("Any", SimpleNamespace(point="p-1")), cast("Any", sealer), None, quiet=True, at_ns=9)
-    assert hasattr(sealer, "alive"), "whoever waits hears that it goes on"
+    told: list[Any] = []
+    making = SimpleNamespace(point="p-1", laid=laid, lay=lambda alive, *_: told.append(alive), commit=lambda *_: point)
+    one._seal(cast("Any", making), None, quiet=True, at_ns=9)
+    assert told == [world.alive], "whoever waits hears that it goes on"
 
 
 @pytest.fixture

@@ -39,6 +39,12 @@ class World(Deaf):
         self.now += seconds
         return None
 
+    def beginning(self, *_: object) -> tuple[Vm, None, dict[str, int], int]:
+        return VM, None, {}, 0
+
+    def demand_turn(self, *_: object) -> None:
+        """It is its turn."""
+
 
 @pytest.mark.parametrize(("in_order", "after"), [(True, 0.0), (False, 2.0)])
 def test_a_vm_that_ended_in_order_is_looked_after_at_once(
@@ -70,7 +76,6 @@ def test_a_vm_that_ended_in_order_is_looked_after_at_once(
 
     monkeypatch.setattr(protection, "Capture", Stretch)
     monkeypatch.setattr(protection, "Absence", Absence)
-    monkeypatch.setattr(protection, "_beginning", lambda *_: (VM, None, {}, 0))
     time = Time(lambda: world.now, lambda _: None)
     anything = cast("Any", world)
     protection.protect(anything, "web1", cast("CaptureOrder", world), anything, time, anything)
@@ -95,8 +100,7 @@ def test_a_try_that_ends_before_its_claim_forgets_none(monkeypatch: pytest.Monke
             raise CaptureLost("the repository was away")
 
     monkeypatch.setattr(protection, "Capture", Stretch)
-    monkeypatch.setattr(protection, "_beginning", lambda *_: (VM, None, {}, 0))
-    monkeypatch.setattr(protection, "demand_turn", lambda _repository, _vm, epoch: asked.append(epoch))
+    monkeypatch.setattr(world, "demand_turn", lambda _vm, epoch: asked.append(epoch))
     anything = cast("Any", world)
     time = Time(lambda: world.now, lambda _: None)
     protection.protect(anything, "web1", cast("CaptureOrder", world), anything, time, anything)
@@ -120,6 +124,12 @@ class Ended:
 
     def wait(self, _: float) -> None:
         self.now += 1
+
+    def beginning(self, *_: object) -> tuple[Vm, None, dict[str, int], int]:
+        return VM, None, {}, 0
+
+    def demand_turn(self, *_: object) -> None:
+        """It is its turn."""
 
     def lost(self, why: str) -> None:
         self.told.append(f"lost: {why}")
@@ -154,8 +164,6 @@ def protected(world: Ended, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(protection, "Interval", Stretch)
     monkeypatch.setattr(protection, "Absence", Absence)
-    monkeypatch.setattr(protection, "_beginning", lambda *_: (VM, None, {}, 0))
-    monkeypatch.setattr(protection, "demand_turn", lambda *_: None)
     monkeypatch.setattr(protection, "withdraw", lambda *_: 3)
     anything = cast("Any", world)
     protection.protect(anything, "web1", anything, anything, Time(lambda: world.now, lambda _: None), anything)
