@@ -22,6 +22,7 @@ from pathlib import Path
 from bench import (
     amplification,
     far_store,
+    file_history,
     first_backup,
     history,
     host_load,
@@ -64,6 +65,7 @@ def _tap(lab: Lab) -> None:
 
 ON_THEIR_OWN: tuple[Step, ...] = (
     (("P2c",), next_backup.measure_sparse),
+    (("P4b",), file_history.measure),
     (("P7",), many_vms.measure_clones),
     (("P7b",), many_vms.measure_installed),
     (("P6",), index_size.measure),

@@ -72,6 +72,7 @@ TARGETS = (
     Target("P4 cached", "P4", "then random reads of 4 KiB over NBD, from the cache", "/s", 15_000),
     Target("P4 beside", "P4", "the same, beside the cache", "/s", 4_000),
     Target("P4 sequential", "P4", "the same, in order", "MB/s", 800),
+    Target("P4b history", "P4b", "every version of a file of 5 KB in 1,000 points", "s", 2.0),
     Target("P5 4k 1", "P5", "tap: writes/s against nbdkit null, 4 KiB random, 1 at once", "of", 0.85),
     Target("P5 4k 16", "P5", "the same, 16 at once", "of", 0.85),
     Target("P5 4k seq", "P5", "the same, 4 KiB sequential, 16 at once", "of", 0.85),

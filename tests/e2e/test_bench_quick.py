@@ -21,6 +21,7 @@ KEYS = {
     "P2b": {"P2b borg"},
     "P2c": {"P2c time", "P2c stored"},
     "P3": {"P3 borg", "P3 restic", "P3 qemu-img"},
+    "P4b": {"P4b history"},
     "P5": {"P5 4k 1", "P5 4k 16", "P5 4k seq", "P5 1M seq", "P5 host", "P5 sealing", "P5 lag"},
     "P5b": {"P5b host", "P5b sealing", "P5b lag"},
     "P5c": {"P5c cold", "P5c hot"},

@@ -46,4 +46,13 @@ def test_versions_of_a_file(tmp_path: Path) -> None:
     assert "2 versions in 4 recovery points" in shown.out
     assert "in its memory" in shown.err
     assert program.run("history", "web1/vda:/p0/docs/nothing").code == 6
+    gone = program.ok("find", f"web1/vda@{points[4]}:/p0", "PLAN*", "--deleted")
+    assert not gone["found"], "names of an ext4 have a case"
+    gone = program.ok("find", f"web1/vda@{points[4]}:/p0", "pl*", "--deleted")
+    assert [(one["path"], one["address"]) for one in gone["found"]] == [
+        ("/p0/docs/plan", f"web1/vda@{points[3]}:/p0/docs/plan")
+    ]
+    everywhere = program.run("find", "web1/vda:/p0/docs", "plan", "--all-moments").out
+    assert [line.endswith("/p0/docs/plan") for line in everywhere.splitlines()[1:3]] == [True, True]
+    assert "2 found in 6 recovery points" in everywhere
     assert program.run("history", "web1/vda:/p0/docs").code == 2

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,14 @@ import pytest
 from everywhen.block.patched import Patches
 from everywhen.formats.point import RecoveryPoint, Tree
 from everywhen.formats.segment import Group
+from everywhen.guest.walking import Found, walk
 from everywhen.repository.block_differences import BlockDifferences
+from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import write_point
 from everywhen.services.history.line import At, Line
+from everywhen.services.history.opening import OpenedHistory
+from everywhen.services.history.presences import Presences
 from everywhen.services.history.sight import TurningFiles
 from everywhen.services.history.traces import Traces
 from everywhen.services.history.versions import History
@@ -169,6 +174,7 @@ def test_history_is_what_is_seen_at_every_moment(tmp_path: Path, seed: int) -> N
         files = TurningFiles(FAILURES)
         try:
             traces = Traces(line, BlockDifferences(repository.fetcher.read_many), blocks, lambda _: None)
+            names_are_found(OpenedHistory(Vm("f" * 32, "web1", "", "", "", 0), line, line.newest(), traces, files))
             found = History(line, traces, files, "vda", "/p0/folder/file")
             versions = list(found.versions(line.newest()))
             moments = list(every_moment(line, line.newest()))
@@ -180,6 +186,18 @@ def test_history_is_what_is_seen_at_every_moment(tmp_path: Path, seed: int) -> N
     told = [(one.sight.state, normal(line, one.first)) for one in reversed(versions)]
     assert told == [(state, at) for state, at in expected]
     assert len(versions) > 3
+
+
+def names_are_found(opened: OpenedHistory) -> None:
+    """From which to which point each name was there, against a walk through each of them."""
+    seeking = Presences(opened, ("vda", "/p0"), "*e*i*")  # `file`, `beside 1`
+    found = list(seeking.all(lambda _: None))
+    assert not seeking.unreadable
+    for number in range(seeking.last + 1):
+        place = opened.files.at(opened.line.disks(seeking.moment(number))).place("vda", "/p0")
+        paths = [f"/p0{one.path}" for one in walk(place.system, place.found) if isinstance(one, Found)]
+        there = {path for path in paths if fnmatch(path.rpartition("/")[2], "*e*i*")}
+        assert {one.path for one in found if one.first <= number <= one.last} == there
 
 
 def normal(line: Line, at: At) -> At:

@@ -18,7 +18,7 @@ that were not at their end) only saves time.
 | runs | entry, stream, from, begin | runs from this one on, which begins there, more |
 | streams, attributes, metadata | entry | streams · names and lengths, values in the body · spans |
 | forget | | from here on the disks are another moment's: nothing that is kept is true |
-| noted | | what was read of each disk since `forget` (`footprint.py`); fails where this process was never asked to forget |
+| noted | | what was read of each disk since `forget` or the last `noted`; fails where this process was never asked to forget |
 
 All but the first and the last two name the volume, by `disk` and `volume`. An answer that has `failed` has nothing else, but
 for `entries` and `runs`: there it is what ended the list.
@@ -124,6 +124,7 @@ class Answering:
         if self._footprint is None:
             raise GuestLimit("nobody knows what was read before this process was begun")
         ranges = self._footprint.ranges()
+        self._footprint = Footprint()
         if sum(map(len, ranges.values())) > _MOST_RANGES:
             raise GuestLimit(f"more than {_MOST_RANGES:,} places were read")
         return Message({"noted": [{"disk": disk, "ranges": [list(one) for one in found]} for disk, found in ranges.items()]})

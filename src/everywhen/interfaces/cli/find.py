@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""`everywhen find`: files of a guest by name, at a moment."""
+"""`everywhen find`: files of a guest by name, at a moment, or in all of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,18 @@ import typer
 
 from everywhen.guest.tree import Kind
 from everywhen.guest.walking import Found, walk
-from everywhen.interfaces.cli.app import LOOK, AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, app, context_of
+from everywhen.interfaces.cli.app import (
+    LOOK,
+    AsJson,
+    PassphraseFile,
+    ProgressStyle,
+    Quiet,
+    RecoveryKeyFile,
+    Repo,
+    app,
+    context_of,
+)
+from everywhen.interfaces.cli.find_through import find_through
 from everywhen.interfaces.cli.opened_files import entry_document, opened_files, path_demanded, write_raw
 from everywhen.services.failures import Exit, WrongUsage
 from everywhen.services.view.files import Place
@@ -25,17 +36,24 @@ def find_files(
     moment: Annotated[str, typer.Argument(metavar="MOMENT", help="Where to begin: web1@-10m:/srv or web1/vda@-10m:/p1.")],
     pattern: Annotated[str, typer.Argument(metavar="PATTERN", help="Of the name: * ? and [a-z] are understood.")],
     raw: Annotated[bool, typer.Option("-0", help="Paths as they are, each with a NUL after it.")] = False,
+    deleted: Annotated[bool, typer.Option("--deleted", help="What is not there any more, and when it was last.")] = False,
+    all_moments: Annotated[bool, typer.Option("--all-moments", help="In all recovery points, from when to when.")] = False,
     repo: Repo = None,
     passphrase_file: PassphraseFile = None,
     recovery_key_file: RecoveryKeyFile = None,
+    progress: ProgressStyle = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> int:
-    """Files of a guest by name, in one moment."""
+    """Files of a guest by name, in one moment, or in all up to it."""
     context = context_of(locals())
+    if raw and (as_json or deleted or all_moments):
+        raise WrongUsage("-0 excludes --json, --deleted and --all-moments.")
+    if deleted and all_moments:
+        raise WrongUsage("--deleted and --all-moments exclude one another.")
+    if deleted or all_moments:
+        return find_through(context, moment, pattern, deleted=deleted)
     path_demanded(moment)
-    if raw and as_json:
-        raise WrongUsage("--json and -0 exclude one another.")
     problems: list[tuple[str, str]] = []
     with opened_files(context, moment, "find") as opened:
         (context.output.note if raw else context.output.line)(opened.heading)

@@ -7,7 +7,7 @@ block. Records that wrote what was there already do not count either. So few mom
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.formats.ids import NO_CHUNK
+from everywhen.formats.node import Names
 from everywhen.formats.segment import MARK, WRITE, Group
 from everywhen.guest.footprint import Ranges
 from everywhen.nbd.devices import Device
@@ -122,16 +123,38 @@ class Traces:
         """The newest point before this one whose bytes differ."""
         if footprint is None:
             return index - 1 if index else None
-        within = {name: _blocks_of(ranges) for name, ranges in footprint.items()}
+        within = {name: blocks_of(ranges) for name, ranges in footprint.items()}
+        for other, found in self.differing(index, within):
+            self._progress(other)
+            if found is None or any(self._touched(one, footprint[name]) for name, one in found.items()):
+                return other
+        return None
+
+    def differing(self, index: int, within: Mapping[str, BlockNumbers]) -> Iterator[tuple[int, dict[str, Differing] | None]]:
+        """For each point before this one, the newest first: what of these blocks differs from what they were in a later one, in
+        which they were as in this one. None: a disk was not there, or of another size.
+
+        Raises Damaged, StorageError, FormatError.
+        """
         batch = _FIRST_BATCH
         while index:
             earlier = list(range(index - 1, max(index - 1 - batch, -1), -1))
-            for other, found in zip(earlier, self._compared(index, earlier, within), strict=True):
-                self._progress(other)
-                if found is None or any(self._touched(one, footprint[name]) for name, one in found.items()):
-                    return other
+            compared = list(zip(earlier, self._compared(index, earlier, within), strict=True))
+            for first in range(0, len(compared), _FIRST_BATCH):
+                some = compared[first : first + _FIRST_BATCH]
+                self._have(found for _, found in some)
+                yield from some
             index, batch = earlier[-1], min(2 * batch, _LARGEST_BATCH)
-        return None
+
+    def _have(self, compared: Iterable[dict[str, Differing] | None]) -> None:
+        """Fetch contents that will be compared, all of them together: one by one they take three times as long."""
+        names: dict[bytes, None] = {}
+        for found in compared:
+            for one in found.values() if found else ():
+                names.update(dict.fromkeys(row.tobytes() for rows in (one.here, one.there) for row in rows[:_LARGEST_BATCH]))
+            if len(names) > _LARGEST_BATCH:
+                break
+        self._blocks.get(name for name in names if name != NO_CHUNK)
 
     def _compared(
         self, index: int, earlier: list[int], within: Mapping[str, BlockNumbers]
@@ -159,14 +182,19 @@ class Traces:
         for other in earlier:
             yield {name: found[other] for name, found in by_disk.items()} if alike[other] else None
 
+    def contents(self, here: Names, there: Names) -> tuple[bytes, bytes]:
+        """Of two chunks, by their names; zeroes where there is none. Raises Damaged, StorageError."""
+        names = here.tobytes(), there.tobytes()
+        found = self._blocks.get(name for name in names if name != NO_CHUNK)
+        one, other = (found.get(name) or bytes(BLOCK_SIZE) for name in names)
+        return one, other
+
     def _touched(self, found: Differing, ranges: Ranges) -> bool:
         """Whether bytes of the ranges differ in any of these blocks."""
         places = np.array(ranges, np.int64).reshape(-1, 2)
         ends = places[:, 0] + places[:, 1]
         for number, here, there in zip(found.blocks.tolist(), found.here, found.there, strict=True):
-            names = here.tobytes(), there.tobytes()
-            contents = self._blocks.get(name for name in names if name != NO_CHUNK)
-            one, other = (contents.get(name) or bytes(BLOCK_SIZE) for name in names)
+            one, other = self.contents(here, there)
             start = number * BLOCK_SIZE
             which = int(np.searchsorted(ends, start, side="right"))
             while which < len(places) and places[which, 0] < start + BLOCK_SIZE:
@@ -196,7 +224,7 @@ def _changing(group: Group, watched: Mapping[int, _Watched]) -> Iterator[int]:
             yield group.sequence + row
 
 
-def _blocks_of(ranges: Ranges) -> BlockNumbers:
+def blocks_of(ranges: Ranges) -> BlockNumbers:
     """Numbers of the blocks in which these bytes lie, ascending."""
     parts = [np.arange(offset // BLOCK_SIZE, (offset + length - 1) // BLOCK_SIZE + 1) for offset, length in ranges]
     return np.unique(np.concatenate([np.empty(0, np.int64), *parts]))

@@ -70,7 +70,9 @@ class GuestFiles:
             self._parser.ask({"ask": "forget"}, lambda _: True)
 
     def noted(self) -> dict[str, Ranges]:
-        """By disk, the bytes on which all that was answered since `forget` rests: the same bytes, the same answers.
+        """By disk, the bytes on which all rests that was answered since `forget`, or since this was asked last.
+
+        As long as they are the same, the answers are.
 
         Raises GuestError where that cannot be told.
         """
