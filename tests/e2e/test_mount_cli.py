@@ -82,6 +82,9 @@ def test_disks_of_two_moments(backed: Backed, mount: Mount, tmp_path: Path) -> N
             same(then, disks / f"vda.{name}", formats=("raw", kind))
         qemu_img("check", "-f", "qcow2", disks / "vda.qcow2")
         assert (disks / "vda.raw").stat().st_blocks * 512 < SIZE - 3 * MIB, "holes are told"
+        with (disks / "vda.raw").open("rb") as file:
+            assert os.lseek(file.fileno(), 1, os.SEEK_HOLE) == 3 * MIB
+            assert os.lseek(file.fileno(), 6 * MIB, os.SEEK_DATA) == 7 * MIB
     backed.program.restore("web1@latest", tmp_path / "restored.qcow2", "--format", "qcow2")
     assert (disks_of(mount)[1] / "vda.qcow2").read_bytes() == (tmp_path / "restored.qcow2").read_bytes()
     assert mount.document == {"mounted": str(mount.folder), "repository": str(backed.program.repo)}

@@ -4,6 +4,7 @@ through the mount, and nothing there leads out of the guest."""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -108,6 +109,35 @@ def test_files_are_what_the_kernel_wrote(guest: Guest, mount: Mount) -> None:
     first, second = (moment / "files" / "text" for moment in mount.moments())
     assert first.read_text() != second.read_text() == "changed\n"
     assert os.listdir(mount.moments()[0]) == ["disk", "files", "volumes", "notes.txt"]
+
+
+def test_holes_and_second_names(mount: Mount, tmp_path: Path) -> None:
+    files = mount.moments()[0] / "files"
+    assert holes_of(files / "sparse") == [(0, 3 << 20), ((3 << 20) + 5120, 9 << 20), ((9 << 20) + 5120, 20 << 20)]
+    assert holes_of(files / "all hole") == [(0, 5 << 20)]
+    assert holes_of(files / "random-70000") == []
+    assert holes_of(files / "random-0") == []
+    assert (files / "second name").samefile(files / "random-700")
+    assert len({path.lstat().st_ino for path in below(files).values()}) == len(below(files)) - 1
+    assert all(entry.inode() for entry in os.scandir(files)), "who sees 0 takes it for deleted"
+
+
+def holes_of(path: Path) -> list[tuple[int, int]]:
+    """From where to where, as lseek tells them."""
+    found, at = [], 0
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        while at < size:
+            try:
+                data = os.lseek(file.fileno(), at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                data = size
+            if data > at:
+                found.append((at, data))
+            at = os.lseek(file.fileno(), data, os.SEEK_HOLE) if data < size else size
+    return found
 
 
 def test_links_lead_where_they_lead_in_the_guest(mount: Mount) -> None:

@@ -36,6 +36,10 @@ class DiskFile:
         """Bytes of the file, fewer only at its end. Raises ValueError below 0, and what the device raises."""
         return self.layout.read(offset, length, self.device.read)
 
+    def data(self) -> Runs:
+        """Which bytes of the file are no holes."""
+        return Runs.of_ranges(self.layout.starts, self.layout.starts + self.layout.lengths)
+
 
 def disk_file(device: BlockDevice, allocated: Runs, image_format: str, identity: Identity) -> DiskFile:
     """`device`, which has zeroes where nothing is `allocated`, as a file of one of the FORMATS.

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import pytest
 
+from everywhen.formats.layouts.runs import Runs
 from everywhen.interfaces.webdav import tree as tree_of_a_share
 from everywhen.interfaces.webdav.attempts import Attempts
 from everywhen.interfaces.webdav.gate import Gate
@@ -74,7 +75,7 @@ class MemoryFolders:
                 raise Damaged(f"block at {offset}")
             return found[offset : offset + length]
 
-        return OpenFile(file(len(found) if isinstance(found, bytes) else 0), read, self._close)
+        return OpenFile(file(len(found) if isinstance(found, bytes) else 0), read, lambda: Runs.whole(0), self._close)
 
     def _close(self) -> None:
         self.opened -= 1

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from everywhen.guest.tree import Entry, Kind
+from everywhen.formats.layouts.runs import Runs
+from everywhen.interfaces.fuse.attributes import attributes
 from everywhen.interfaces.fuse.mount_point import SUBTYPE
 from everywhen.services.failures import Failed, Failure, NotFound, WrongUsage
 from everywhen.services.translation import as_failure
 from everywhen.services.view.folders import Folders
-from everywhen.services.view.nodes import File, Folder, Link, Node, OpenFile, Special
+from everywhen.services.view.nodes import Link, OpenFile
 
 os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")  # libfuse 2, where it is too, would be taken first
 
@@ -29,22 +29,13 @@ import mfusepy
 
 _THREADS = 16
 """At most so many requests are answered at once; each that waits for a store that is far away takes one."""
-_SECTOR = 512
 _BLOCK = 65536
+_NO_NUMBER = 0xFFFFFFFF
+"""libfuse's own for what it does not know; with 0 Go's programs take the entry for one that was deleted."""
 _LONGEST_NAME = 1024
 """Bytes; NTFS has names of 255 characters, and some of three bytes each."""
 _MOST_SAID = 1000
 """Of so many lines it is known that they were printed: the kernel asks for what is damaged again and again."""
-
-_LAST_NS = ((1 << 63) - 1) * 1_000_000_000
-_MOST_LINKS = (1 << 32) - 1
-"""What the kernel takes; a guest's disk can claim more."""
-_SPECIAL = {
-    Kind.BLOCK_DEVICE: stat.S_IFBLK,
-    Kind.CHARACTER_DEVICE: stat.S_IFCHR,
-    Kind.PIPE: stat.S_IFIFO,
-    Kind.SOCKET: stat.S_IFSOCK,
-}
 
 Warn = Callable[[str], None]
 
@@ -65,6 +56,7 @@ class Mount:
         self._ready = ready
         self._said: set[str] = set()
         self._files: dict[int, OpenFile] = {}
+        self._data: dict[int, Runs] = {}
         self._last = 0
         self._lock = threading.Lock()
 
@@ -77,9 +69,9 @@ class Mount:
         """Attributes: of an open file without asking what its name means by now."""
         file = self._files.get(fh) if fh else None
         if file is not None:
-            return _attributes(file.node)
+            return attributes(file.node, path)
         with self._errors(path):
-            return _attributes(self._folders.look_up(path))
+            return attributes(self._folders.look_up(path), path)
 
     def statfs(self, _path: str) -> dict[str, int]:
         """Of a full file system: Samba takes one without a size for a broken one."""
@@ -93,10 +85,10 @@ class Mount:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         return node.target
 
-    def readdir(self, path: str, _fh: int) -> list[str]:
-        """Names in a folder."""
+    def readdir(self, path: str, _fh: int) -> list[tuple[str, dict[str, int], int]]:
+        """Names in a folder. Without numbers: to find these, each would have to be looked up."""
         with self._errors(path):
-            return [".", "..", *self._folders.names(path)]
+            return [(name, {"st_ino": _NO_NUMBER}, 0) for name in (".", "..", *self._folders.names(path))]
 
     def listxattr(self, path: str) -> list[str]:
         """Names of extended attributes; the guest's files alone have some."""
@@ -129,8 +121,26 @@ class Mount:
         """Nobody uses this open file any more."""
         with self._lock:
             file = self._files.pop(fh)
+            self._data.pop(fh, None)
         file.close()
         return 0
+
+    def lseek(self, path: str, offset: int, whence: int, fh: int) -> int:
+        """Where the next data or the next hole begins (lseek(2)); the end of the file is a hole."""
+        file = self._files[fh]
+        data = self._data.get(fh)
+        if data is None:
+            with self._errors(path):
+                data = file.data()
+            with self._lock:
+                self._data[fh] = data
+        index = int(data.ends.searchsorted(offset, side="right"))  # the first data that ends behind it
+        start, end = (int(data.starts[index]), int(data.ends[index])) if index < len(data) else (file.node.length,) * 2
+        if offset < 0 or offset >= file.node.length or (whence == os.SEEK_DATA and index == len(data)):
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+        if whence == os.SEEK_DATA:
+            return max(offset, start)
+        return offset if offset < start else end
 
     @contextmanager
     def _errors(self, path: str) -> Iterator[None]:
@@ -156,17 +166,25 @@ class Mount:
         self._say(line)
 
 
+class _Fuse(mfusepy.FUSE):  # type: ignore[misc]
+    """With the one operation for which mfusepy 3.1 has no translation (fuse.h: off_t (*lseek)(path, off_t, int, info))."""
+
+    def lseek(self, path: bytes, offset: int, whence: int, info: Any) -> int:  # noqa: ANN401
+        found: int = self.operations.lseek(path.decode(self.encoding, self.errors), offset, whence, info.contents.fh)
+        return found
+
+
 def serve(mount: Mount, path: str) -> None:
     """Mount on the folder `path`, in the foreground; returns when SIGINT or SIGTERM came, or when it was unmounted.
 
     libfuse has handlers of its own for these signals while it runs, and detaches the mount at the end. Raises Failed.
     """
-    options: dict[str, Any] = {"fsname": SUBTYPE, "subtype": SUBTYPE, "ro": True, "auto_cache": True}
+    options: dict[str, Any] = {"fsname": SUBTYPE, "subtype": SUBTYPE, "ro": True, "auto_cache": True, "use_ino": True}
     options["max_idle_threads"] = _THREADS  # of its own default libfuse 3.14 says at each start that it is invalid
     if (mfusepy.fuse_version_major, mfusepy.fuse_version_minor) >= (3, 12):
         options["max_threads"] = _THREADS  # earlier ones do not know it
     try:
-        mfusepy.FUSE(mount, path, foreground=True, **options)
+        _Fuse(mount, path, foreground=True, **options)
     except RuntimeError as error:
         if not mount.was_ready:
             raise _not_mounted(path, error) from error
@@ -175,31 +193,3 @@ def serve(mount: Mount, path: str) -> None:
 
 def _not_mounted(path: str, error: Exception) -> Failure:
     return Failed(f"{path} could not be mounted (libfuse: error {error}).", on=path, safe="Nothing was mounted.")
-
-
-def _attributes(node: Node) -> dict[str, Any]:
-    match node:
-        case Folder():
-            own = {"st_mode": stat.S_IFDIR | 0o500, "st_nlink": 2}
-        case Link(target):
-            own = {"st_mode": stat.S_IFLNK | 0o777, "st_nlink": 1, "st_size": len(os.fsencode(target))}
-        case File(length, stored):
-            own = {"st_mode": stat.S_IFREG | 0o400, "st_nlink": 1, "st_size": length, "st_blocks": -(-stored // _SECTOR)}
-        case Special(_, entry):
-            major, minor = entry.device or (0, 0)
-            device = os.makedev(major & 0xFFF, minor & 0xFFFFF)  # as many bits as the kernel has
-            own = {"st_mode": _SPECIAL[entry.kind] | 0o400, "st_nlink": 1, "st_rdev": device}
-    times = dict.fromkeys(("st_atime", "st_mtime", "st_ctime"), node.time_ns)
-    found = {**own, "st_uid": os.geteuid(), "st_gid": os.getegid(), **times}
-    return found if node.guest is None else {**found, **_guest_attributes(node.guest, found["st_mode"])}
-
-
-def _guest_attributes(entry: Entry, mode: int) -> dict[str, Any]:
-    """What the guest's file system has of it in place of ours."""
-    times = {"st_mtime": entry.times.modified, "st_ctime": entry.times.changed, "st_atime": entry.times.accessed}
-    found = {name: max(-_LAST_NS, min(time, _LAST_NS)) for name, time in times.items() if time is not None}
-    if entry.mode is not None:
-        found |= {"st_mode": stat.S_IFMT(mode) | entry.mode}
-    if entry.uid is not None and entry.gid is not None:
-        found |= {"st_uid": entry.uid, "st_gid": entry.gid}
-    return {**found, "st_nlink": min(entry.links, _MOST_LINKS)}

@@ -23,6 +23,7 @@ from everywhen.nbd.devices import Device
 from everywhen.services.view.guest_root import guest_tree
 from everywhen.services.view.parser import PATIENCE_S, Parser
 from everywhen.services.view.remote_file_system import RemoteFileSystem, RemoteVolume
+from everywhen.services.view.running_parsers import RunningParsers
 from everywhen.services.view.volumes import GuestVolume
 
 
@@ -47,10 +48,18 @@ class GuestFiles:
     """The files of one moment. For several threads; `close` it, and again when something was asked after that."""
 
     def __init__(
-        self, disks: Mapping[str, Device], failures: tuple[type[Exception], ...], *, patience_s: float = PATIENCE_S
+        self,
+        disks: Mapping[str, Device],
+        failures: tuple[type[Exception], ...],
+        *,
+        patience_s: float = PATIENCE_S,
+        running: RunningParsers | None = None,
     ) -> None:
-        """`failures`: what the disks raise when they cannot be read; all that is asked here raises these too."""
-        self._parser = Parser(disks, failures, patience_s=patience_s)
+        """`failures`: what the disks raise when they cannot be read; all that is asked here raises these too. `running`: of
+        all moments whose files are looked at by one process.
+        """
+        self._running = running or RunningParsers()
+        self._parser = Parser(disks, failures, patience_s=patience_s, starting=self._running.starting)
         self._volumes: list[GuestVolume] | None = None
         self._systems: dict[tuple[str, str], FileSystem] = {}
         self._tree: FileSystem | None = None
@@ -61,6 +70,7 @@ class GuestFiles:
     def close(self) -> None:
         """End what reads them."""
         self._parser.close()
+        self._running.ended(self._parser)
 
     def forget(self) -> None:
         """Of the disks, which are another moment's from here on, nothing is known any more. Raises GuestError."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from everywhen.guest.errors import GuestError
 from everywhen.guest.names import name_error
@@ -20,19 +21,28 @@ from everywhen.services.view.files import GuestFiles
 from everywhen.services.view.guest_folder import GuestFolder, Known, Say
 from everywhen.services.view.moments import FAILURES
 from everywhen.services.view.remote_file_system import RemoteVolume
+from everywhen.services.view.running_parsers import RunningParsers
 from everywhen.services.view.volumes import GuestVolume
 
 Opened = Callable[[], FileSystem]
 Notes = Callable[[], Iterable[str]]
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all moments of a process have in common: bounds on what it keeps."""
+
+    known: Known = field(default_factory=Known)
+    running: RunningParsers = field(default_factory=RunningParsers)
+
+
 class GuestFolders:
     """Of one moment, for several threads. All raise GuestError, and FAILURES; `close` it, and again after later questions."""
 
-    def __init__(self, disks: Mapping[str, Device], known: Known, say: Say, *, where: str, time_ns: int) -> None:
+    def __init__(self, disks: Mapping[str, Device], shared: Shared, say: Say, *, where: str, time_ns: int) -> None:
         """`say`: told, a line each, what whoever looks there must know; `where` they are shown. `time_ns`: of the moment."""
-        self._files = GuestFiles(disks, FAILURES)
-        self._known = known
+        self._files = GuestFiles(disks, FAILURES, running=shared.running)
+        self._known = shared.known
         self._say = say
         self._where = where
         self._time_ns = time_ns

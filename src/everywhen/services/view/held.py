@@ -18,8 +18,8 @@ from everywhen.block.disk_file import DiskFile, disk_file, identity_of
 from everywhen.formats.layouts.layout import LayoutError
 from everywhen.formats.layouts.runs import Runs
 from everywhen.services.addresses import Address
-from everywhen.services.view.guest_folder import Known, Say
-from everywhen.services.view.guest_folders import GuestFolders
+from everywhen.services.view.guest_folder import Say
+from everywhen.services.view.guest_folders import GuestFolders, Shared
 from everywhen.services.view.moments import MomentView, OpenMoments
 from everywhen.storage.base import StorageError
 
@@ -87,7 +87,7 @@ class HeldMoments:
         """
         self._moments = moments
         self._say = say
-        self._known = Known()
+        self._shared = Shared()
         self._warned = False
         self._monotonic = monotonic
         self._held: OrderedDict[tuple[str, str], HeldMoment] = OrderedDict()
@@ -122,7 +122,7 @@ class HeldMoments:
     def _opened(self, meant: Address, where: str) -> HeldMoment:
         view = self._moments.open(meant)
         time_ns = view.moment.found.moment.time_ns
-        return HeldMoment(view, meant, GuestFolders(view.disks, self._known, self._say, where=where, time_ns=time_ns), where)
+        return HeldMoment(view, meant, GuestFolders(view.disks, self._shared, self._say, where=where, time_ns=time_ns), where)
 
     def give_back(self, held: HeldMoment) -> None:
         """One user less."""

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import tzinfo
+from functools import partial
 
+from everywhen.formats.layouts.runs import Runs
 from everywhen.guest.errors import GuestError
 from everywhen.guest.recognition import Role
 from everywhen.services.escape import visible
@@ -36,6 +38,7 @@ _UNREADABLE = (GuestError, *FAILURES)
 
 Read = Callable[[int, int], bytes]
 """(offset, length) -> the bytes, fewer only at the end."""
+Data = Callable[[], Runs]
 
 
 class MomentFolder:
@@ -80,8 +83,8 @@ class MomentFolder:
         folder, inner = self._guest(path)
         return folder().names(inner)
 
-    def open(self, path: Parts) -> tuple[File, Read]:
-        """A file, and how it is read."""
+    def open(self, path: Parts) -> tuple[File, Read, Data]:
+        """A file, how it is read, and which of its bytes are no holes."""
         match path:
             case ("disk", name):
                 return self._disk_file(name)
@@ -89,7 +92,7 @@ class MomentFolder:
                 return self._notes()
         folder, inner = self._guest(path)
         file, content = folder().open(inner)
-        return file, content.read
+        return file, content.read, content.data
 
     def attributes(self, path: Parts) -> dict[str, bytes]:
         """Extended attributes of a guest's file; there are none elsewhere."""
@@ -127,23 +130,25 @@ class MomentFolder:
             return found
         return [*found, *(name for name in volumes if name not in found)]
 
-    def _disk_file(self, name: str) -> tuple[File, Read]:
+    def _disk_file(self, name: str) -> tuple[File, Read, Data]:
         disk, _, image_format = name.rpartition(".")
         if disk in self._held.view.disks and image_format in SHOWN_FORMATS:
             size, image = self._held.size(disk, image_format), self._held.file(disk, image_format)
             if size is None or image is None:
                 raise _nothing(("disk", name))
-            return File(size.length, size.stored, self._held.time_ns), image.read
+            return File(size.length, size.stored, self._held.time_ns), image.read, image.data
         for whole in self._held.view.disks if image_format == "raw" else ():
             volume = self._volume(whole, disk.removeprefix(f"{whole}.")) if disk.startswith(f"{whole}.") else None
             if volume is not None and _is_part(volume):
-                return File(volume.size, volume.size, self._held.time_ns), self._held.guest.device(volume).read
+                file = File(volume.size, volume.size, self._held.time_ns)
+                return file, self._held.guest.device(volume).read, partial(Runs.whole, volume.size)
         raise _nothing(("disk", name))
 
-    def _notes(self) -> tuple[File, Read]:
+    def _notes(self) -> tuple[File, Read, Data]:
         heading = self._held.view.moment.found.words(self._held.view.vm.name, self._zone)
         text = f"{visible(heading)}\n\n{self._held.guest.note()}".encode()
-        return File(len(text), len(text), self._held.time_ns), lambda offset, length: text[offset : offset + length]
+        file = File(len(text), len(text), self._held.time_ns)
+        return file, lambda offset, length: text[offset : offset + length], partial(Runs.whole, len(text))
 
 
 def _is_part(volume: GuestVolume) -> bool:

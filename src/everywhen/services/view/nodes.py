@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """What is at a path of the tree of all moments (`folders.py`): plain values, and a file that is open.
 
-What is a guest's carries its `guest` entry: mode, owner, all times, as the guest has them; what is ours has none.
+What is a guest's carries its `guest` entry: mode, owner, all times, as the guest has them; what is ours has none. `number`: the
+same for two names of one file of a guest's, and for nothing else, but 0, which says nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from everywhen.formats.layouts.runs import Runs
 from everywhen.guest.tree import Entry
 
 
@@ -19,6 +21,7 @@ class Folder:
 
     time_ns: int
     guest: Entry | None = None
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class Link:
     target: str
     time_ns: int
     guest: Entry | None = None
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class File:
     stored: int
     time_ns: int
     guest: Entry | None = None
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,7 @@ class Special:
 
     time_ns: int
     guest: Entry
+    number: int = 0
 
 
 Node: TypeAlias = Folder | Link | File | Special
@@ -55,9 +61,11 @@ Node: TypeAlias = Folder | Link | File | Special
 class OpenFile:
     """A file that is open, and with it its moment: call `close` once. Several threads may read it.
 
-    `read(offset, length)`: the bytes, fewer only at its end, none past it. Raises what `Folders.look_up` does.
+    `read(offset, length)`: the bytes, fewer only at its end, none past it. `data`: which of them are no holes, found anew each
+    time. Both raise what `Folders.look_up` does.
     """
 
     node: File
     read: Callable[[int, int], bytes]
+    data: Callable[[], Runs]
     close: Callable[[], None]

@@ -168,23 +168,35 @@ class Parser:
         patience_s: float = PATIENCE_S,
         command: Sequence[str] = PROCESS,
         clock: Callable[[], float] = monotonic,
+        starting: Callable[[Parser], None] = lambda _parser: None,
     ) -> None:
-        """`failures`: what the disks raise when they cannot be read; who asks gets that very error."""
+        """`failures`: what the disks raise when they cannot be read; who asks gets that very error. `starting`: called
+        before a process is started.
+        """
         self._waiting = _Waiting(clock)
         self._disks = {name: _Watched(disk, self._waiting) for name, disk in disks.items()}
         self._failures = failures
         self._patience_s = patience_s
         self._command = command
         self._clock = clock
+        self._starting = starting
         self._running: _Running | None = None
         self._lock = Lock()
 
     def close(self) -> None:
         """End the process."""
         with self._lock:
-            if self._running is not None:
-                self._running.end()
-                self._running = None
+            self._end()
+
+    def rest(self) -> bool:
+        """End the process until the next question, unless there is one just now; whether none is running."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            self._end()
+        finally:
+            self._lock.release()
+        return True
 
     def ask(self, question: Json, decode: Callable[[Message], _T]) -> tuple[_T, Exception | None]:
         """The answer, and what ended it too early. `decode` raises FormatError for one that cannot be true.
@@ -211,6 +223,7 @@ class Parser:
 
     def _exchanged(self, question: bytes) -> Message:
         if self._running is None:
+            self._starting(self)
             self._running = _Running(self._disks, self._failures, self._command)
         channel = self._running.questions
         begin, waited = self._clock(), self._waiting.seconds
