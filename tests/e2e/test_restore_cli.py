@@ -61,7 +61,8 @@ def test_every_format_is_identical(program: Program, tmp_path: Path) -> None:
     program.backup("web1", f"vda={image}")
     for name, qemu in FORMATS.items():
         target = tmp_path / f"back.{name}"
-        found = program.restore("web1/vda", target, "--format", name)
+        found = program.restore("web1/vda", target, "--format", name, "--verify")
+        assert found["verified"] is True
         same(image, target, formats=("raw", qemu))
         assert found["disks"]["vda"]["path"] == str(target)
         # And the way back in: nothing of it is new.
@@ -180,6 +181,30 @@ def test_in_place_writes_what_differs(program: Program, tmp_path: Path) -> None:
     (tmp_path / "short").write_bytes(b"x")
     done = program.run("restore", "web1/vda", "--to", "short", "--in-place", "--json")
     assert (done.code, "Nothing was written" in done.error["what"]) == (1, True)
+
+
+def test_what_would_be_written_in_place_is_said_and_not_written(program: Program, tmp_path: Path) -> None:
+    image = make_image(tmp_path / "a.img")
+    program.backup("web1", f"vda={image}")
+    for at, content in ((BLOCK, b"guest"), (100 * BLOCK, b"new")):  # in data, and where there was a hole
+        with image.open("r+b") as file:
+            file.seek(at)
+            file.write(content)
+    before = image.read_bytes()
+    found = program.restore("web1/vda", image, "--in-place", "--dry-run")
+    would = found["disks"]["vda"]["bytes_written"]
+    assert (found["dry_run"], image.read_bytes() == before) == (True, True)
+    assert (
+        "would be written. Nothing was done (--dry-run)"
+        in program.run("restore", "web1", "--to", image, "--in-place", "--dry-run").out
+    )
+    assert sorted(path.name for path in tmp_path.glob("a.img*")) == ["a.img"], "no mark"
+    assert program.restore("web1/vda", image, "--in-place", "--verify")["disks"]["vda"]["bytes_written"] == would > 0
+    assert program.restore("web1/vda", image, "--in-place", "--dry-run")["disks"]["vda"]["bytes_written"] == 0
+    for wrong in (("--dry-run",), ("--overwrite", "--dry-run"), ("--in-place", "--dry-run", "--verify")):
+        assert program.run("restore", "web1/vda", "--to", image, *wrong).code == 2
+    assert program.run("restore", "web1/vda", "--to", "-", "--verify").code == 2
+    assert program.run("restore", "web1/vda", "--to", tmp_path / "none", "--in-place", "--dry-run").code == 6
 
 
 def test_in_place_goes_on_after_a_kill(program: Program, tmp_path: Path) -> None:

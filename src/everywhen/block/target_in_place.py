@@ -25,7 +25,8 @@ from everywhen.block.target_mark import Mark, leave_mark, mark_path, read_mark, 
 from everywhen.formats.layouts.runs import Runs
 
 _PAGE = 4096
-_PIECE = 1 << 20
+PIECE = 1 << 20
+"""Bytes that are looked at together."""
 
 
 class InPlace(Target):
@@ -59,7 +60,7 @@ class InPlace(Target):
             self._current = HostFile(self.path)
             stack.callback(self._current.close)
             is_device = stat.S_ISBLK(os.stat(self.path).st_mode)
-            _check_raw(path, self._current)
+            check_raw(path, self._current)
             self._target = open_device(path, size) if is_device else _open_file(path, self._current, size)
             stack.callback(self._target.close)
             if is_device and mark_folder is None:
@@ -73,13 +74,13 @@ class InPlace(Target):
         view = memoryview(data).cast("B")
         check_inside(offset, len(view), self._size)
         current = self._current.read(offset, len(view))
-        for start, end in _differing(view, current):
+        for start, end in differing(view, current):
             self._before_writing(end - start)
             self._target.write(offset + start, view[start:end])
 
     def zero(self, offset: int, length: int) -> None:
         check_inside(offset, length, self._size)
-        for start, end in self._data(offset, offset + length):
+        for start, end in nonzero(self._current, offset, offset + length):
             self._before_writing(end - start)
             self._target.zero(start, end - start)
 
@@ -103,17 +104,18 @@ class InPlace(Target):
                 self._marked = True
             self.bytes_written += length
 
-    def _data(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Ranges that are not all zeroes; neighbours of less than a piece apart are found separately."""
-        for first, last in self._current.data_ranges(start, end):
-            for piece in range(first, last, _PIECE):
-                stop = min(piece + _PIECE, last)
-                content = self._current.read(piece, stop - piece)
-                if content.count(0) != len(content):
-                    yield piece, stop
+
+def nonzero(current: HostFile, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Ranges that are not all zeroes; neighbours of less than a piece apart are found separately."""
+    for first, last in current.data_ranges(start, end):
+        for piece in range(first, last, PIECE):
+            stop = min(piece + PIECE, last)
+            content = current.read(piece, stop - piece)
+            if content.count(0) != len(content):
+                yield piece, stop
 
 
-def _check_raw(path: str, current: HostFile) -> None:
+def check_raw(path: str, current: HostFile) -> None:
     """Raises TargetUnsuitable; ImageUnsupported for a container that is known by name."""
     found = detect(current)
     if found != "raw":
@@ -121,18 +123,23 @@ def _check_raw(path: str, current: HostFile) -> None:
         raise TargetUnsuitable(f"{path} is a {found} image. {safe}")
 
 
-def _open_file(path: str, current: HostFile, size: int) -> Descriptor:
-    """Raises TargetUnsuitable, TargetNotWritable."""
+def demand_size(path: str, current: HostFile, size: int) -> None:
+    """Raises TargetUnsuitable for a file that is smaller or larger than the disk."""
     if current.size != size:
         safe = f"Nothing was written. Replace it: --overwrite. Change its size: truncate -s {size} {path}"
         raise TargetUnsuitable(f"{path} has {current.size} bytes, the disk {size}. {safe}")
+
+
+def _open_file(path: str, current: HostFile, size: int) -> Descriptor:
+    """Raises TargetUnsuitable, TargetNotWritable."""
+    demand_size(path, current, size)
     try:
         return Descriptor(current.path, os.open(current.path, os.O_RDWR | OPEN_FLAGS))
     except OSError as error:
         raise os_error(path, "be opened for writing", error) from error
 
 
-def _differing(new: memoryview, old: bytes) -> list[tuple[int, int]]:
+def differing(new: memoryview, old: bytes) -> list[tuple[int, int]]:
     """Ranges of whole pages (the last may be shorter) where these two of the same length differ."""
     pages, rest = divmod(len(new), _PAGE)
     wanted = np.frombuffer(new, np.uint64, pages * _PAGE // 8).reshape(pages, _PAGE // 8)

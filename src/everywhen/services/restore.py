@@ -7,16 +7,18 @@ import os
 import stat
 import uuid
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from everywhen.block import qemu_locks
 from everywhen.block.device import BLOCK_SIZE
+from everywhen.block.open_image import open_image
 from everywhen.block.patched import PatchedSink, Patches
 from everywhen.block.target import Target
 from everywhen.block.target_device import WholeDevice
+from everywhen.block.target_difference import Difference
 from everywhen.block.target_file import PARTIAL_SUFFIX, NewFile
 from everywhen.block.target_in_place import InPlace
 from everywhen.block.target_stream import Stream
@@ -32,6 +34,7 @@ from everywhen.repository.repository import Repository
 from everywhen.services.failures import Damage, Failed, NotFound, WrongUsage
 from everywhen.services.naming import is_name
 from everywhen.services.opening import OpenedMoment
+from everywhen.services.reading_back import ReadBack, let_go
 from everywhen.services.unfinished import marks_of_devices, replaced
 
 Report = Callable[[int, int | None], None]
@@ -53,6 +56,10 @@ class RestoreOrder:
     """Whether the configuration files are wanted too (only into a folder)."""
     state: Path
     """This host's state folder, for the marks of devices."""
+    verify: bool = False
+    """Whether what was written is read back and compared."""
+    dry_run: bool = False
+    """In place: compare, and write nothing."""
 
     @property
     def point(self) -> RecoveryPoint:
@@ -84,6 +91,10 @@ class RestoreResult:
     files: list[str]
     seconds: float
     remarks: list[str]
+    verified: bool = False
+    """Read back and compared."""
+    dry_run: bool = False
+    """Nothing was written; `bytes_written` would have been."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +124,7 @@ def restore(repository: Repository, order: RestoreOrder, report: Report) -> Rest
     with opened_points(repository, f"restore {order.vm.name}", [order.point]) as leased, ExitStack() as opened:
         if not leased:
             remarks.append("the repository cannot be written, so nothing there says that this moment is being read")
-        if into_folder:
+        if into_folder and not order.dry_run:
             os.makedirs(order.to, exist_ok=True)
         paths = {name: _path(order, name) if into_folder else order.to for name in order.disks}
         files = _file_paths(order, set(paths.values())) if into_folder and order.files else {}
@@ -128,13 +139,18 @@ def restore(repository: Repository, order: RestoreOrder, report: Report) -> Rest
             )
             for name, path in paths.items()
         ]
-        advance = _advancing(report, sum(_bytes_used(repository, job) for job in jobs))
+        advance = _advancing(report, sum(_bytes_used(repository, job) for job in jobs) * (1 + order.verify))
         restored = [_restore_disk(repository, job, order.state, advance) for job in jobs]
+        if order.verify:
+            for job in jobs:
+                _read_back(repository, job, order.format, advance)
+        if order.dry_run:
+            files = {}
         for name, path in files.items():
             tree = order.point.files[name]
             _put_file(path, PointDisk(repository.fetcher, tree).read(0, tree.size), replace=order.mode != "new")
     seconds = (repository.surroundings.clock() - began) / 1e9
-    return RestoreResult(restored, list(files.values()), seconds, remarks)
+    return RestoreResult(restored, list(files.values()), seconds, remarks, order.verify, order.dry_run)
 
 
 def _bytes_used(repository: Repository, job: _Job) -> int:
@@ -188,9 +204,20 @@ def _restore_disk(repository: Repository, job: _Job, state: Path, advance: Calla
     target.finish()
     if isinstance(target, NewFile | WholeDevice):
         replaced(target.path, state)
-    written = target.bytes_written if isinstance(target, InPlace) else data
+    written = target.bytes_written if isinstance(target, InPlace | Difference) else data
     resumed = isinstance(target, InPlace) and target.unfinished is not None
     return RestoredDisk(job.disk, target.path, job.tree.size, data, written, resumed)
+
+
+def _read_back(repository: Repository, job: _Job, image_format: str, advance: Callable[[int], None]) -> None:
+    """Raises Damage, DeviceError."""
+    path = job.target.path
+    let_go(path)
+    name = "vhd" if image_format == "vhd-fixed" else image_format
+    with closing(open_image(path, format=name)) as image:
+        compare = ReadBack(image, path, job.tree.size)
+        sink = PatchedSink(compare, job.patches, advance) if len(job.patches) else compare
+        copy_disk_in_order(repository.fetcher, job.tree, sink, advance)
 
 
 def _target(repository: Repository, order: RestoreOrder, name: str, path: str, remarks: list[str]) -> Target:
@@ -221,11 +248,13 @@ def _target(repository: Repository, order: RestoreOrder, name: str, path: str, r
     return NewFile(path, layout, overwrite=order.mode == "overwrite", lock=lock)
 
 
-def _in_place(order: RestoreOrder, path: str, tree: Tree, source: str, *, device: bool) -> InPlace:
+def _in_place(order: RestoreOrder, path: str, tree: Tree, source: str, *, device: bool) -> InPlace | Difference:
     if order.format != "raw":
         raise WrongUsage("--in-place writes raw images and block devices only.", on=path)
     if not os.path.exists(path):
         raise NotFound(f"{path} does not exist; --in-place writes over something that is there.", on=path)
+    if order.dry_run:
+        return Difference(path, tree.size, lock=qemu_locks.writing(path))
     marks = marks_of_devices(order.state) if device else None
     if marks is not None:
         os.makedirs(marks, mode=0o700, exist_ok=True)

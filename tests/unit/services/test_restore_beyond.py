@@ -16,8 +16,10 @@ from everywhen.formats.point import Tree
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import write_point
+from everywhen.services import restore as services_restore
 from everywhen.services.addresses import parse_address
 from everywhen.services.catalog import read_catalog
+from everywhen.services.failures import Damage
 from everywhen.services.identities import record
 from everywhen.services.opening import open_moment
 from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
@@ -48,6 +50,31 @@ def repository(tmp_path: Path) -> Iterator[Repository]:
         beyond = [write(0, at, b"beyond") for at in (SIZE - 3, 4 * BLOCK_SIZE, FAR)]
         put_segment(opened, STREAM, 0, begun, group(4, write(0, 5, b"within"), *beyond))
         yield opened
+
+
+@pytest.mark.parametrize("image_format", ["raw", "qcow2", "vhdx"])
+@pytest.mark.parametrize("place", [b"within", b"bey", b""], ids=["data", "last", "hole"])
+def test_what_was_written_otherwise_is_found_when_it_is_read_back(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_format: str, place: bytes
+) -> None:
+    """With `--verify`: a medium that keeps something else, and one that has something where nothing was written."""
+    vm, opened = open_moment(
+        repository, read_catalog(repository), parse_address("web1/vda@latest"), now_ns=1 << 61, zone=UTC, exact=False
+    )
+    image = tmp_path / f"image.{image_format}"
+    order = RestoreOrder(vm, opened, ["vda"], str(image), image_format, "new", -1, files=False, state=tmp_path, verify=True)
+
+    def fails(path: str) -> None:
+        content = Path(path).read_bytes()
+        if place:
+            Path(path).write_bytes(content.replace(place, bytes(len(place))))
+        else:
+            subprocess.run(["qemu-io", "-f", image_format, "-c", f"write -P 7 {BLOCK_SIZE} 512", path], check=True)
+
+    monkeypatch.setattr(services_restore, "let_go", fails)
+    with pytest.raises(Damage, match="does not read back as it was written: bytes"):
+        restore(repository, order, lambda *_: None)
+    assert image.exists()
 
 
 @pytest.mark.parametrize("image_format", ["raw", "qcow2", "vhdx"])

@@ -28,6 +28,8 @@ class Into:
     folder: str
     format: str
     mode: Mode
+    verify: bool = False
+    dry_run: bool = False
 
 
 def restore_group(context: Context, group: str, written: str, into: Into, *, exact: bool) -> None:
@@ -66,9 +68,12 @@ def restore_group(context: Context, group: str, written: str, into: Into, *, exa
 
 
 def _restored(context: Context, repository: Repository, vm: Vm, opened: OpenedMoment, into: Into, folder: str) -> RestoreResult:
-    os.makedirs(folder, exist_ok=True)
+    if not into.dry_run:
+        os.makedirs(folder, exist_ok=True)
     disks, state = sorted(opened.point.disks), context.state_folder()
-    order = RestoreOrder(vm, opened, disks, folder, into.format, into.mode, -1, files=True, state=state)
+    order = RestoreOrder(
+        vm, opened, disks, folder, into.format, into.mode, -1, files=True, state=state, verify=into.verify, dry_run=into.dry_run
+    )
     with context.progress(f"restore {vm.name}") as job:
         return restore(repository, order, lambda done, total: job.report(done, total))
 

@@ -41,6 +41,10 @@ def restore_command(
     image_format: Annotated[str, typer.Option("--format", help="raw, qcow2, vhd, vhd-fixed, vhdx or vmdk.")] = "raw",
     in_place: Annotated[bool, typer.Option("--in-place", help="Over what is there, writing only what differs.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Then read back what was written, and compare it.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --in-place: say what would be written. Write nothing.")
+    ] = False,
     exact: Annotated[bool, typer.Option("--exact", help="Refuse a moment that is not exactly the one named.")] = False,
     repo: Repo = None,
     passphrase_file: PassphraseFile = None,
@@ -53,12 +57,16 @@ def restore_command(
     context = context_of(locals())
     if in_place and overwrite:
         raise WrongUsage("--in-place and --overwrite exclude one another.")
+    if dry_run and (verify or not in_place):
+        raise WrongUsage("--dry-run goes with --in-place alone: without --overwrite, nothing else that exists is touched.")
+    if to == "-" and verify:
+        raise WrongUsage("Standard output cannot be read back: leave --verify out.")
     if to == "-" and as_json:
         raise WrongUsage("--json and --to - both want standard output.")
     mode: Mode = "in-place" if in_place else "overwrite" if overwrite else "new"
     context.output.kept = "The repository was only read. A new file that was not complete is removed."
     if (group := parse_group(moment)) is not None:
-        restore_group(context, *group, Into(to, image_format, mode), exact=exact)
+        restore_group(context, *group, Into(to, image_format, mode, verify, dry_run), exact=exact)
         return
     address = parse_address(moment)
     if address.path is not None:
@@ -73,7 +81,17 @@ def restore_command(
         disks = [address.disk] if address.disk else sorted(opened.point.disks)
         stdout = sys.stdout.fileno() if to == "-" else -1
         order = RestoreOrder(
-            vm, opened, disks, to, image_format, mode, stdout, files=address.disk is None, state=context.state_folder()
+            vm,
+            opened,
+            disks,
+            to,
+            image_format,
+            mode,
+            stdout,
+            files=address.disk is None,
+            state=context.state_folder(),
+            verify=verify,
+            dry_run=dry_run,
         )
         with context.progress(f"restore {vm.name}") as job:
             result = restore(repository, order, lambda done, total: job.report(done, total))

@@ -55,6 +55,8 @@ def restored_document(vm: str, opened: OpenedMoment, result: RestoreResult) -> d
         },
         "files": result.files,
         "seconds": round(result.seconds, 3),
+        "verified": result.verified,
+        "dry_run": result.dry_run,
     }
 
 
@@ -62,9 +64,16 @@ def tell_restored(context: Context, vm: str, opened: OpenedMoment, result: Resto
     """What is where now."""
     when = local_time(opened.found.moment.time_ns, context.zone)
     for disk in result.disks:
+        if result.dry_run:
+            what = (
+                f"{size(disk.bytes_written)} of {size(disk.size)} differ and would be written" if disk.bytes_written else "same"
+            )
+            context.output.line(f"{disk.path}, compared with {vm}/{disk.disk} of {when}: {what}. Nothing was done (--dry-run).")
+            continue
         resumed = ", going on from an unfinished restore" if disk.resumed else ""
         context.output.line(
             f"{vm}/{disk.disk} of {when} is in {disk.path}: {size(disk.size)}, {size(disk.bytes_written)} written{resumed}"
+            + (", read back and compared" if result.verified else "")
         )
     for path in result.files:
         context.output.line(f"configuration file {path}")
