@@ -99,11 +99,13 @@ def empty(path: Path, size: int) -> Path:
     return path
 
 
-def partitioned(disk: Path, *parts: Path) -> Path:
+def partitioned(disk: Path, *parts: Path, uuids: tuple[str, ...] = ()) -> Path:
     """A disk with a GPT and these in its partitions."""
     need("sfdisk")
     empty(disk, (2 << 20) + sum(part.stat().st_size for part in parts) + (1 << 20))
-    script = "label: gpt\n" + "".join(f"size={part.stat().st_size >> 9}\n" for part in parts)
+    lines = [f"size={part.stat().st_size >> 9}" for part in parts]
+    lines = [f"{line}, uuid={uuid}" for line, uuid in zip(lines, uuids, strict=True)] if uuids else lines
+    script = "\n".join(["label: gpt", *lines, ""])
     subprocess.run(["/sbin/sfdisk", "-q", str(disk)], input=script.encode(), check=True)
     at = 1 << 20
     with disk.open("r+b") as file:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest_images import below, content_of, empty, fill, fill_unix, mounted, need, partitioned, run, status_of
+from tests.hives import of_gpt, system_hive
 from tests.program import PROGRAM, Program
 
 UUID_ROOT, UUID_DATA = "11111111-2222-3333-4444-555555555555", "66666666-7777-8888-9999-aaaaaaaaaaaa"
@@ -389,10 +390,10 @@ def test_a_guest_with_a_default_subvolume(program: Program, tmp_path: Path) -> N
     """As openSUSE has it: the root is a snapshot, the rest subvolumes beside it; a second disk, and what is bound elsewhere."""
     need("mkfs.btrfs", "btrfs")
     system, data = empty(tmp_path / "system.img", 128 << 20), tmp_path / "data"
-    run("mkfs.btrfs", "-q", "-U", UUID_ROOT, system)
+    run("mkfs.btrfs", "-q", "-L", "system", system)
     table = (
-        f"UUID={UUID_ROOT} / btrfs defaults 0 0\nUUID={UUID_ROOT} /home btrfs subvol=/@/home 0 0\n"
-        f"UUID={UUID_ROOT} /.snapshots btrfs subvol=/@/.snapshots 0 0\n/srv/data/www /var/www none bind,x-systemd.requires=x\n"
+        "LABEL=system / btrfs defaults 0 0\nLABEL=system /home btrfs subvol=/@/home 0 0\n"
+        "LABEL=system /.snapshots btrfs subvol=/@/.snapshots 0 0\n/srv/data/www /var/www none bind,x-systemd.requires=x\n"
         "/dev/disk/by-label/data\\x20one /srv/data ext4 noauto,x-systemd.automount\nLABEL=data\\040one /mnt ext4 noauto 0 0\n"
     )
     with mounted(system) as top:
@@ -434,7 +435,7 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Program,
     if done.returncode:
         pytest.skip(f"ntfs-3g does not mount here: {done.stderr.decode(errors='replace').strip()}")
     try:
-        (there / "Windows" / "System32").mkdir(parents=True)
+        (there / "Windows" / "System32" / "config").mkdir(parents=True)
         (there / "Users" / "Ann").mkdir(parents=True)
         (there / "Users" / "Ann" / "Letter.txt").write_text("Dear Bob\n")
         (there / "Users" / "Ann" / "Letter.txt:Zone.Identifier").write_text("[ZoneTransfer]\nZoneId=3\n")
@@ -464,6 +465,21 @@ def test_drives_of_windows(windows: tuple[Program, Path], tmp_path: Path) -> Non
     program.ok("cp", "-r", "win1:/C:/Users", tmp_path)
     assert sorted(os.listdir(tmp_path / "Users" / "Ann")) == ["Letter.txt", "Letter.txt:Zone.Identifier"]
     assert (tmp_path / "Users" / "Ann" / "Letter.txt:Zone.Identifier").read_text() == "[ZoneTransfer]\nZoneId=3\n"
+
+
+def test_drives_have_the_letters_that_windows_gave(windows: tuple[Program, Path], tmp_path: Path) -> None:
+    need("hivexregedit")
+    program, folder = windows
+    uuids = (UUID_ROOT, UUID_DATA, "bbbbbbbb-cccc-dddd-eeee-ffffffffffff")
+    hive = system_hive(tmp_path / "hive", {"\\DosDevices\\C:": of_gpt(UUID_DATA), "\\DosDevices\\S:": of_gpt(uuids[2])})
+    system = Path(shutil.copy(folder / "system.img", tmp_path / "system.img"))
+    run("ntfscp", system, hive, "Windows/System32/config/SYSTEM")
+    disk = partitioned(tmp_path / "vda.img", folder / "boot.img", system, folder / "data.img", uuids=uuids)
+    program.backup("win2", f"vda={disk}")
+    listed = program.ok("ls", "win2:/")
+    assert ([one["name"] for one in listed["entries"]], listed["notes"]) == (["C:", "S:"], [])
+    assert program.run("cat", "win2:/s:/note.txt").out == "of the data volume\n"
+    assert program.run("cat", "win2:/C:/Users/Ann/Letter.txt").out == "Dear Bob\n"
 
 
 def test_progress_counts_files(linux: tuple[Program, Path], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ that were not at their end) only saves time.
 | volumes | | volumes, problems of partition tables by disk |
 | open | | kind, label, uuid, notes, local_times, case_sensitive, root |
 | subvolume | number, or none | entry |
+| letters | | disk and volume of each drive letter in the registry there, whole |
 | entries | entry, from | entries from this one on, more |
 | child | entry, name | entry |
 | content | entry, stream | size; where it is small, and can be read, runs, and the bytes are the body |
@@ -33,13 +34,14 @@ from typing import Any, Generic, TypeVar
 
 from everywhen.block.device import DeviceError
 from everywhen.formats.fields import Json, mapping, text, whole
+from everywhen.guest.drive_letters import drive_letters
 from everywhen.guest.errors import GuestError, GuestLimit, NoSuchPath, parsing
 from everywhen.guest.ext_journal import ReplayedVolume
 from everywhen.guest.footprint import Footprint, taking_down
 from everywhen.guest.messages import CHUNK, LARGEST, SMALL, Message
 from everywhen.guest.replaying import replayed
 from everywhen.guest.tree import Content, Entry, FileSystem, Readable
-from everywhen.guest.values import entry_of, error_json, listed_json, run_json, sound_entry_json
+from everywhen.guest.values import entry_of, error_json, letters_json, listed_json, run_json, sound_entry_json
 from everywhen.guest.volumes import Volume, Volumes, find_volumes, open_file_system
 
 _BATCH = 256
@@ -83,6 +85,7 @@ class Answering:
             "volumes": self._list_volumes,
             "open": self._open,
             "subvolume": self._subvolume,
+            "letters": self._letters,
             "entries": self._entries,
             "child": self._child,
             "content": self._content,
@@ -175,6 +178,9 @@ class Answering:
     def _subvolume(self, question: Json) -> Message:
         number = whole(question, "number") if "number" in question else None
         return Message({"entry": sound_entry_json(self._system(question).subvolume(number))})
+
+    def _letters(self, question: Json) -> Message:
+        return Message(letters_json(drive_letters(self._system(question), self._found().found)))
 
     def _entries(self, question: Json) -> Message:
         entry, system = _entry(question), self._system(question)

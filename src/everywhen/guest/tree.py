@@ -10,7 +10,7 @@ NTFS's unpaired surrogates are kept as they are. Links' targets are the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -124,6 +124,17 @@ class Stream:
 
     name: str
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class DriveLetters:
+    """What a Windows calls the volumes of a VM: disk and volume by letter.
+
+    `whole`: its registry was not being written; else its newest changes may be missing.
+    """
+
+    given: Mapping[str, tuple[str, str]]
+    whole: bool
 
 
 class Content(Protocol):

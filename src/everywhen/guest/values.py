@@ -8,15 +8,16 @@ name passes that is a path. Raises Corrupt; whoever gets that trusts the process
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from string import ascii_uppercase
 from typing import Any, Final
 
 from everywhen.block.device import DeviceError
 from everywhen.formats.errors import Corrupt
-from everywhen.formats.fields import Json, mapping, objects, optional_text, text, texts, whole
+from everywhen.formats.fields import Json, flag, mapping, objects, optional_text, text, texts, whole
 from everywhen.guest import errors
 from everywhen.guest.errors import GuestDamaged, GuestError, NoSuchPath
 from everywhen.guest.names import name_error
-from everywhen.guest.tree import Entry, Kind, Run, Span, Stream, Times, Unreadable
+from everywhen.guest.tree import DriveLetters, Entry, Kind, Run, Span, Stream, Times, Unreadable
 
 _LARGEST: Final = (1 << 64) - 1
 _LARGEST_TIME: Final = 1 << 100
@@ -239,3 +240,20 @@ def _signed(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not -_LARGEST_TIME <= value <= _LARGEST_TIME:
         raise Corrupt("a number that is none")
     return value
+
+
+def letters_json(letters: DriveLetters) -> Json:
+    """Drive letters."""
+    given = [{"letter": letter, "disk": disk, "volume": name} for letter, (disk, name) in letters.given.items()]
+    return {"letters": given, "whole": letters.whole}
+
+
+def letters_of(source: Json) -> DriveLetters:
+    """The drive letters of an answer."""
+    given = {}
+    for one in objects(source, "letters"):
+        letter = text(one, "letter")
+        if len(letter) != 1 or letter not in ascii_uppercase:
+            raise Corrupt("a drive letter that is none")
+        given[letter] = short(one, "disk"), short(one, "volume")
+    return DriveLetters(given, flag(source, "whole"))

@@ -58,6 +58,15 @@ def find(system: FileSystem, path: str, *, follow: bool = True) -> Found:
     return Found(_spelled(way), way[-1])
 
 
+def is_there(system: FileSystem, path: str) -> bool:
+    """Whether a path leads to something; a link at its end need not lead anywhere. Raises what the device does."""
+    try:
+        find(system, path, follow=False)
+    except GuestError:
+        return False
+    return True
+
+
 def walk(system: FileSystem, start: Found) -> Iterator[Found | tuple[str, Unreadable]]:
     """All below a folder, folders before what is in them; links are not followed. What cannot be read comes with its path.
 

@@ -16,8 +16,8 @@ from everywhen.guest.errors import NoSuchPath
 from everywhen.guest.footprint import Ranges
 from everywhen.guest.messages import Message
 from everywhen.guest.recognition import Role
-from everywhen.guest.tree import FileSystem
-from everywhen.guest.values import error_of, places_of, short, shorts
+from everywhen.guest.tree import DriveLetters, FileSystem
+from everywhen.guest.values import error_of, letters_of, places_of, short, shorts
 from everywhen.guest.walking import Found, find
 from everywhen.nbd.devices import Device
 from everywhen.services.view.guest_root import guest_tree
@@ -115,11 +115,19 @@ class GuestFiles:
         """The volume itself, without what its file system's journal holds."""
         return RemoteVolume(self._parser, volume.disks[0], volume.name, volume.size)
 
+    def letters(self, volume: GuestVolume) -> DriveLetters:
+        """The letters that the Windows on a volume gives to all. Raises GuestError."""
+        question = {"ask": "letters", "disk": volume.disks[0], "volume": volume.name}
+        found, ended = self._parser.ask(question, lambda answer: letters_of(answer.head))
+        if ended is not None:
+            raise ended
+        return found
+
     def guest(self) -> FileSystem:
         """All that the guest sees, as one. Raises GuestError where nothing looks like a guest's system."""
         with self._lock:
             if self._tree is None:
-                self._tree = guest_tree(self.volumes, self.system)
+                self._tree = guest_tree(self.volumes, self.system, self.letters)
             return self._tree
 
     def place(self, disk: str | None, path: str, *, follow: bool = True) -> Place:

@@ -5,8 +5,8 @@ Whose word is taken for what:
 
 - Linux: the volume whose `/etc/fstab` has itself as `/`, else the first with one, else the first with an os-release. On
   Btrfs the default subvolume and those in the top folder are looked into. What the table mounts: `mount_table.py`.
-- Windows: `C:` is the volume with `\\Windows\\System32`; the others have the next letters in their order, without those
-  that Windows keeps for itself. Letters that somebody gave are in its registry, which is not read.
+- Windows: it is on the first volume with `\\Windows\\System32`; its registry has the letters of that and of the others
+  (`windows_drives.py`).
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from string import ascii_uppercase
 
 from everywhen.guest.errors import GuestError, GuestUnsupported
 from everywhen.guest.recognition import Role
 from everywhen.guest.tree import Entry, FileSystem, Kind
-from everywhen.guest.walking import find
+from everywhen.guest.walking import find, is_there
 from everywhen.services.view.joined_tree import Drives, JoinedTree, Mounted
 from everywhen.services.view.mount_table import KnownVolumes, Line, Readable, in_order, lines
 from everywhen.services.view.volumes import GuestVolume
+from everywhen.services.view.windows_drives import GivenLetters, drives
 
 OpenSystem = Callable[[GuestVolume], FileSystem]
 
@@ -32,8 +32,6 @@ _SUBVOLUMES = ("", "@", "root", "@rootfs")
 """The default and the top one; of Ubuntu, Fedora, Debian."""
 _MOST_FOLDERS = 256
 """In the top folder of a Btrfs."""
-_OWN = ("EFI/Microsoft", "bootmgr", "Recovery/WindowsRE")
-"""What only volumes have that Windows shows no letter for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,7 @@ class NoSystem(GuestUnsupported):
     """None of a guest's volumes looks like the root of its system; each can be looked into by itself."""
 
 
-def guest_tree(volumes: Sequence[GuestVolume], opened: OpenSystem) -> FileSystem:
+def guest_tree(volumes: Sequence[GuestVolume], opened: OpenSystem, given: GivenLetters) -> FileSystem:
     """All that the guest sees. Raises NoSystem, and what disks raise."""
     systems: dict[tuple[str, str], FileSystem] = {}
     shut = []
@@ -66,9 +64,9 @@ def guest_tree(volumes: Sequence[GuestVolume], opened: OpenSystem) -> FileSystem
     if roots:
         known = KnownVolumes(volumes, readable)
         return _linux(_best(roots, known), known, shut)
-    windows = next((one for one in readable if one[1].kind == "ntfs" and _leads(one[1], "Windows/System32")), None)
+    windows = next((one for one in readable if one[1].kind == "ntfs" and is_there(one[1], "Windows/System32")), None)
     if windows is not None:
-        return _windows(windows, readable, shut)
+        return _windows(windows, readable, given, shut)
     raise NoSystem("; ".join(["no volume looks like the root of a guest's system", *shut]))
 
 
@@ -78,7 +76,7 @@ def _roots(volume: GuestVolume, system: FileSystem) -> Iterator[_Root]:
     for folder in _subvolumes(system) if system.kind == "btrfs" else (system.root,):
         tree = JoinedTree((system, folder))
         table = _read(tree, "etc/fstab")
-        if table is not None or any(_leads(tree, name) for name in _RELEASES):
+        if table is not None or any(is_there(tree, name) for name in _RELEASES):
             yield _Root(volume, (system, folder), None if table is None else list(lines(table)))
 
 
@@ -150,20 +148,11 @@ def _bound(tree: JoinedTree, source: str) -> Callable[[], Mounted]:
     return lambda: tree.mounted_at(find(tree, source).entry)
 
 
-def _windows(root: Readable, readable: Sequence[Readable], shut: list[str]) -> FileSystem:
-    others = [
-        one
-        for one in readable
-        if one[0] is not root[0]
-        and one[1].kind.startswith(("ntfs", "fat", "exfat"))
-        and not any(_leads(one[1], own) for own in _OWN)
-    ]
-    letters = [f"{letter}:" for letter in ascii_uppercase[ascii_uppercase.index("C") :]]
-    shown = list(zip(letters, [root, *others], strict=False))
-    notes = shut if len(shown) == 1 else [*shut, "The letters after C: are given by order; the guest may have others."]
-    drives = Drives([letter for letter, _ in shown])
-    tree = JoinedTree((drives, drives.root), tuple(notes))
-    for letter, (_, system) in shown:
+def _windows(root: Readable, readable: Sequence[Readable], given: GivenLetters, shut: list[str]) -> FileSystem:
+    shown, notes = drives(root, readable, given)
+    folders = Drives(list(shown))
+    tree = JoinedTree((folders, folders.root), (*shut, *notes))
+    for letter, system in shown.items():
         tree.mount(tree.child(tree.root, letter), _opening(system, None), drive=letter)
     return tree
 
@@ -177,11 +166,3 @@ def _read(system: FileSystem, path: str) -> str | None:
         return system.open(entry).read(0, entry.size).decode(errors="surrogateescape")
     except GuestError:
         return None
-
-
-def _leads(system: FileSystem, path: str) -> bool:
-    try:
-        find(system, path, follow=False)
-    except GuestError:
-        return False
-    return True

@@ -10,7 +10,7 @@ import pytest
 
 from everywhen.guest.errors import GuestDamaged, GuestError, GuestUnsupported, NoSuchPath
 from everywhen.guest.recognition import Role
-from everywhen.guest.tree import FileSystem, Kind
+from everywhen.guest.tree import DriveLetters, Entry, FileSystem, Kind
 from everywhen.guest.walking import Found, find, walk
 from everywhen.services.view.guest_root import guest_tree
 from everywhen.services.view.volumes import GuestVolume
@@ -23,7 +23,7 @@ def volume(disk: str, name: str, kind: str = "ext", role: Role = Role.FILES) -> 
     return GuestVolume(name, (disk,), 1 << 30, kind, role, None, f"1a2b3c4d-{disk}-{name}", f"the {name} of {disk}")
 
 
-def joined(found: Found_) -> FileSystem:
+def joined(found: Found_, letters: DriveLetters | None = None) -> FileSystem:
     opened: dict[GuestVolume, MemoryFileSystem | GuestError] = dict(found)
 
     def open_one(one: GuestVolume) -> FileSystem:
@@ -32,7 +32,13 @@ def joined(found: Found_) -> FileSystem:
             raise system
         return system
 
-    return guest_tree([one for one, _ in found], open_one)
+    def given(one: GuestVolume) -> DriveLetters:
+        del one
+        if letters is None:
+            raise NoSuchPath("SYSTEM", "/Windows")
+        return letters
+
+    return guest_tree([one for one, _ in found], open_one, given)
 
 
 def system(files: dict[str, str], kind: str = "ext4", *, label: str = "", uuid: str = "") -> MemoryFileSystem:
@@ -257,6 +263,7 @@ def test_drives() -> None:
     tree = joined(found)
     assert [one.name for one in tree.entries(tree.root)] == ["C:", "D:"]
     assert not tree.case_sensitive
+    assert [note.partition(": the registry cannot be read (")[0] for note in tree.notes] == ["D: is given by order to vdb:/p1"]
     for path in (
         "/c:/users/ann/LETTER.txt",
         "/C:/Documents and Settings/Ann/letter.txt",
@@ -269,6 +276,24 @@ def test_drives() -> None:
         find(tree, "/C:/Users/Ann/far/x")
     with pytest.raises(NoSuchPath):
         find(tree, "/E:/x")
+
+
+def test_letters_of_the_registry() -> None:
+    """Whichever Windows gave them, also to itself; what it has none for comes in order, and that is said."""
+    windows = system({"Windows/System32/x": ""}, "ntfs")
+    found: Found_ = [
+        (volume("vda", "p1", "fat"), system({"EFI/Microsoft/Boot/x": ""}, "fat32")),
+        (volume("vda", "p2", "ntfs"), windows),
+        *((volume("vdb", f"p{n}", "ntfs"), system({f"of p{n}": ""}, "ntfs")) for n in (1, 2, 3)),
+    ]
+    given = {"E": ("vda", "p2"), "C": ("vdb", "p3"), "S": ("vda", "p1"), "T": ("vdb", "p1"), "Z": ("vdz", "p1")}
+    tree = joined(found, DriveLetters(given, whole=True))
+    shown = {one.name: [inner.name for inner in tree.entries(one)] for one in tree.entries(tree.root) if isinstance(one, Entry)}
+    assert shown == {"C:": ["of p3"], "D:": ["of p2"], "E:": ["Windows"], "S:": ["EFI"], "T:": ["of p1"]}
+    assert tree.notes == ("D: is given by order to vdb:/p2: the registry has none for it.",)
+    older = joined(found[1:3], DriveLetters({"C": ("vda", "p2"), "X": ("vdb", "p1")}, whole=False))
+    assert [one.name for one in older.entries(older.root)] == ["C:", "X:"]
+    assert "may be in its logs" in older.notes[0]
 
 
 def test_nothing_that_looks_like_a_system() -> None:
