@@ -12,6 +12,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from itertools import takewhile
@@ -20,7 +21,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from everywhen.interfaces.webdav.server import THREADS
+from everywhen.interfaces.webdav.server import PATIENCE_S, THREADS
 from everywhen.storage.posix import PosixStore
 from tests import damage_recipes as broken
 from tests.certificates import Authority
@@ -213,8 +214,10 @@ def test_clients_that_take_nothing_do_not_keep_it_from_its_end(made: Path) -> No
             client.sendall(f"GET /{LATEST}/disk/vda.raw HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             assert client.recv(12) == b"HTTP/1.1 200"
         assert share.ask("GET", f"{LATEST}/files/etc/fstab")[1].startswith(b"/dev/vda")
+        asked = time.monotonic()
         share.process.send_signal(signal.SIGINT)
         assert ended(share.process).code == 0
+        assert time.monotonic() - asked < PATIENCE_S - 5, "it waited for them"
 
 
 @in_soak
