@@ -37,8 +37,6 @@ class ExtFileSystem(ListedFolders[tuple[int, bytes]]):
         with parsing("this file system of ext"):
             self._inodes = ExtInodes(volume)
             head = self._inodes.superblock
-            if head.incompatible & ext.JOURNAL_DEVICE:
-                raise GuestDamaged("the journal of another file system of ext, not a file system")
             self.kind = head.kind
             self.label = from_bytes(head.label)
             self.uuid = str(UUID(bytes=head.uuid)) if any(head.uuid) else ""

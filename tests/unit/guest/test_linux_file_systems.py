@@ -152,6 +152,13 @@ def test_features_that_are_not_known_are_said(form: str, place: int, value: int,
         opened(Image(image))
 
 
+def test_the_journal_of_another_file_system_is_none(tmp_path: Path) -> None:
+    image = empty(tmp_path / "journal.img", 4 << 20)
+    run("mke2fs", "-q", "-O", "journal_dev", image)
+    with pytest.raises(GuestUnsupported, match="the journal of another file system of ext"):
+        opened(Image(image))
+
+
 def test_what_is_not_unmounted_is_said(tmp_path: Path) -> None:
     for form in FORMS:
         if form.name == "ext4":

@@ -143,6 +143,8 @@ def decode_superblock(data: bytes) -> ExtSuperblock:
     (revision,) = struct.unpack_from("<I", data, 76)
     (inode_size,) = struct.unpack_from("<H", data, 88)
     compatible, incompatible, reading = struct.unpack_from("<III", data, 92) if revision else (0, 0, 0)
+    if incompatible & JOURNAL_DEVICE:
+        raise UnsupportedVersion("the journal of another file system of ext, not a file system")
     if incompatible & ~_KNOWN:
         raise UnsupportedVersion(f"a file system of ext with features that are not read here ({incompatible & ~_KNOWN:#x})")
     (descriptor_size, first_meta_bg) = struct.unpack_from("<H4xI", data, 254)
