@@ -191,6 +191,7 @@ def test_a_mark_is_of_a_frozen_guest_and_a_pause_is_not(program: Program, guest:
     with capture(program, guest, "filesystem", "--seal-every", "1h") as running:
         running.followed()
         assert marked(program, running)["consistency"] == "filesystem"
+        assert points(program)[0]["guest_clock_ahead_seconds"] is not None
         program.ok("pause", "web1", "--for", "1h")
         assert points(program)[0]["consistency"] == "crash"
 

@@ -69,7 +69,7 @@ class FreezeProcess:
         self._channel = channel
         self._record = Path(order.record)
         self._agent = order.agent.agent()
-        self._freezing = Freezing(self._agent, hooks=order.hooks, host_hook=order.host_hook)
+        self._freezing = Freezing(self._agent, hooks=order.hooks, host_hook=order.host_hook, clock=time.time_ns)
 
     def run(self) -> None:
         """Until the guest is thawed, if it was frozen, and its applications were told to go on."""

@@ -70,8 +70,10 @@ class Freezer:
         """Freeze the file systems. Raises NotFrozen; then too `thaw` says how it ends."""
         self._wish(FREEZE)
         quiet = mapping(self._expect("frozen", _FREEZE_S), "frozen")
-        words = (texts(quiet, name) for name in ("said", "failed", "absent"))
-        return Quiet(whole(quiet, "file_systems"), *words)
+        said, failed, absent = (texts(quiet, name) for name in ("said", "failed", "absent"))
+        clock = None if quiet.get("clock") is None else mapping(quiet, "clock")
+        clocks = {name: whole(clock, name) for name in ("host_ns", "guest_ns")} if clock is not None else None
+        return Quiet(whole(quiet, "file_systems"), said, failed, absent, clocks)
 
     def thaw(self) -> Thawed:
         """Let the guest go on."""

@@ -18,6 +18,7 @@ Recovery point:
 | files | object | configuration files by name: `size` and `root` of a block map like a disk's |
 | mark | text or null | the name that a person gave it |
 | common | flag | whether it was made at an instant that all VMs of its group make points of; absent: no |
+| guest_clock | object | `guest_ns`: its clock, as its agent told it when the host's said `host_ns`; absent: not known |
 | seconds | number | how long it took to make |
 | program | text | version that wrote it |
 
@@ -105,6 +106,27 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True)
+class GuestClock:
+    """What a guest's clock said when the host's said `host_ns`; both in nanoseconds since 1970."""
+
+    host_ns: int
+    guest_ns: int
+
+    @property
+    def ahead_ns(self) -> int:
+        """By how much the guest's was ahead."""
+        return self.guest_ns - self.host_ns
+
+    def to_json(self) -> Json:
+        return {"host_ns": self.host_ns, "guest_ns": self.guest_ns}
+
+    @classmethod
+    def from_json(cls, value: Json) -> GuestClock:
+        """Raises Corrupt."""
+        return cls(whole(value, "host_ns"), whole(value, "guest_ns"))
+
+
+@dataclass(frozen=True, slots=True)
 class JournalPosition:
     """Where in a journal a point was made: from there on the journal's records lie over it.
 
@@ -152,6 +174,7 @@ class RecoveryPoint:
     program: str = ""
     journal: JournalPosition | None = None
     common: bool = False
+    guest_clock: GuestClock | None = None
 
     def trees(self) -> list[Tree]:
         """All block maps that this point needs."""
@@ -179,7 +202,8 @@ class RecoveryPoint:
         disks = {name: disk.to_json() for name, disk in self.disks.items()}
         files = {name: tree.to_json() for name, tree in self.files.items()}
         journal = self.journal.to_json() if self.journal else None
-        return {"kind": "point", **plain, "parent": parent, "disks": disks, "files": files, "journal": journal}
+        clock = {"guest_clock": self.guest_clock.to_json()} if self.guest_clock else {}
+        return {"kind": "point", **plain, "parent": parent, "disks": disks, "files": files, "journal": journal, **clock}
 
     @classmethod
     def from_json(cls, value: Json) -> RecoveryPoint:
@@ -215,6 +239,7 @@ class RecoveryPoint:
             program=text(value, "program", ""),
             journal=JournalPosition.from_json(journal) if journal else None,
             common=flag(value, "common", False),
+            guest_clock=GuestClock.from_json(mapping(value, "guest_clock")) if "guest_clock" in value else None,
         )
 
 

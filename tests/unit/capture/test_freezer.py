@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +66,23 @@ def test_frozen_and_thawed(freezer: Freezer, order: FreezeOrder, guest: GuestDou
     assert guest.frozen
     assert Path(order.record).exists()
     assert freezer.thaw() == Thawed(2, "")
+
+
+def test_the_guests_clock_is_asked_before_it_is_frozen(freezer: Freezer, guest: GuestDouble) -> None:
+    hour = 3600 * 10**9
+    guest.changed["guest-get-time"] = lambda *_: answer(time.time_ns() - hour)
+    freezer.prepare()
+    clock = freezer.freeze().clock
+    assert clock is not None
+    assert abs(clock["guest_ns"] - clock["host_ns"] + hour) < hour // 60
+    assert guest.asked.index("guest-get-time") < guest.asked.index("guest-fsfreeze-freeze")
+
+
+@pytest.mark.parametrize("told", [True, -1, "noon"])
+def test_a_clock_that_is_none_is_no_reason_not_to_freeze(freezer: Freezer, guest: GuestDouble, told: object) -> None:
+    guest.changed["guest-get-time"] = lambda *_: answer(told)
+    freezer.prepare()
+    assert freezer.freeze().clock is None
 
 
 def test_what_somebody_else_froze_is_left_alone(order: FreezeOrder, guest: GuestDouble) -> None:

@@ -13,11 +13,14 @@ from everywhen.formats.point import RecoveryPoint
 from everywhen.interfaces.cli.app import LOOK, AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, app, context_of
 from everywhen.interfaces.cli.completion import write_names
 from everywhen.repository.ledger import Vm
-from everywhen.services.ages import age
+from everywhen.services.ages import SECOND, age, span
 from everywhen.services.catalog import Catalog, read_catalog
 from everywhen.services.groups import members, parse_group_alone, points_at
 from everywhen.services.sizes import size
 from everywhen.services.times import local_time, rfc3339, zone_label
+
+_CLOCKS_DIFFER = 2 * SECOND
+"""By so much a person who looks for a time of the guest's may be led to another moment."""
 
 
 @app.command("points", rich_help_panel=LOOK)
@@ -96,6 +99,8 @@ def _note(catalog: Catalog, point: RecoveryPoint, now: int, shared: Mapping[str,
         parts.append(f"group {there.group}" + (f" without {', '.join(there.lacking)}" if there.lacking else ""))
     parts += [f"held: {hold.reason}" for hold in held]
     parts += [point.why] if point.why else []
+    if point.guest_clock is not None and abs(ahead := point.guest_clock.ahead_ns) >= _CLOCKS_DIFFER:
+        parts.append(f"its clock was {span(abs(ahead))} {'ahead' if ahead > 0 else 'behind'}")
     return ", ".join(parts)
 
 
@@ -123,4 +128,5 @@ def _document(catalog: Catalog, vm: Vm, point: RecoveryPoint, shared: Mapping[st
             for name, disk in point.disks.items()
         },
         "files": sorted(point.files),
+        "guest_clock_ahead_seconds": round(point.guest_clock.ahead_ns / SECOND, 3) if point.guest_clock else None,
     }

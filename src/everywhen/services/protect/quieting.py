@@ -16,6 +16,7 @@ from everywhen.capture.freeze_process import FreezeOrder
 from everywhen.capture.freezer import Freezer, Thawed
 from everywhen.capture.freezing import NotFrozen, Quiet
 from everywhen.formats.errors import FormatError
+from everywhen.formats.point import GuestClock
 
 Marking = Callable[[], AbstractContextManager[Callable[[], int]]]
 """Begins to mark an instant in the journal, which fails at once where its sink does not answer; then makes the mark, and
@@ -24,11 +25,12 @@ gives the number after it."""
 
 @dataclass(frozen=True, slots=True)
 class Consistency:
-    """Asked for, reached, and why not more; who said that applications were quiet, where they did."""
+    """Asked for, reached, and why not more; who said that applications were quiet, where they did; the guest's clock."""
 
     asked: str = "crash"
     reached: str = "crash"
     why: str = ""
+    clock: GuestClock | None = None
 
 
 CRASH = Consistency()
@@ -81,13 +83,14 @@ class Quieting:
         return number, quiet, thawed
 
     def _reached(self, quiet: Quiet, thawed: Thawed) -> Consistency:
+        clock = GuestClock(**quiet.clock) if quiet.clock is not None else None
         if not thawed.stuck and thawed.file_systems < quiet.file_systems:
             why = f"of {quiet.file_systems} file systems {thawed.file_systems} were still frozen at the end"
-            return Consistency(self._asked, "crash", why)
+            return Consistency(self._asked, "crash", why, clock)
         if quiet.said and not quiet.failed:
-            return Consistency(self._asked, "application", ", ".join(quiet.said))
+            return Consistency(self._asked, "application", ", ".join(quiet.said), clock)
         lacking = quiet.failed or quiet.absent
-        return Consistency(self._asked, "filesystem", "; ".join(lacking) if self._asked == "application" else "")
+        return Consistency(self._asked, "filesystem", "; ".join(lacking) if self._asked == "application" else "", clock)
 
 
 def thaw_left(record: Path) -> str:

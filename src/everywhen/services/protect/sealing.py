@@ -150,6 +150,7 @@ class Sealer:
                 origin.stream, self.replay.sequence, names, origin.began_ns or time_ns, origin.gap, origin.clock
             ),
             common=self.instant_ns > 0,
+            guest_clock=consistency.clock,
         )
         days = self._days(point.time_ns, origin, self._writer.flush())
         for number, day in (latencies or {}).items():

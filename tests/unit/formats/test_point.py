@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Fields of a recovery point that not every point has."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from everywhen.formats.errors import Corrupt
+from everywhen.formats.ids import PointId
+from everywhen.formats.point import GuestClock, RecoveryPoint
+
+POINT = RecoveryPoint(PointId("p-0123456789ab"), "a" * 32, 5, 1, 1, None, "filesystem", "filesystem", "", {})
+
+
+def test_a_guests_clock_stands_where_it_is_known() -> None:
+    assert "guest_clock" not in POINT.to_json(), "as it was written before"
+    known = replace(POINT, guest_clock=GuestClock(2_000, 500))
+    assert known.guest_clock is not None
+    assert known.guest_clock.ahead_ns == -1_500
+    assert [RecoveryPoint.from_json(one.to_json()) for one in (POINT, known)] == [POINT, known]
+    for clock in (None, 5, {}, {"host_ns": 1, "guest_ns": -1}):
+        with pytest.raises(Corrupt):
+            RecoveryPoint.from_json(POINT.to_json() | {"guest_clock": clock})
