@@ -35,9 +35,10 @@ def bitmap(action: str, **data: Any) -> Said:
 
 
 ENDED = Said("event", "BLOCK_JOB_COMPLETED", {"device": TAP})
-ADDED = [command("blockdev-add", **ADD), command("blockdev-mirror", **MIRROR)]
-ATTACHED = [*ADDED, command("block-job-pause", **JOB)]
 DRAIN = command("blockdev-reopen", options=[{"driver": "raw", "node-name": TAP, "file": "everywhen-nothing-0"}])
+FORWARD = command("blockdev-reopen", options=[{"driver": "raw", "node-name": TAP, "file": "everywhen-sink-0"}])
+ADDED = [command("blockdev-add", **ADD), DRAIN, command("blockdev-mirror", **MIRROR)]
+ATTACHED = [*ADDED, command("block-job-pause", **JOB), FORWARD]
 RESUME, CANCEL, FORCE = (
     command("block-job-resume", **JOB),
     command("block-job-cancel", **JOB),
@@ -69,7 +70,10 @@ def test_a_record_as_it_must_be(log: list[Said]) -> None:
     [
         ([command("blockdev-add", **ADD | {"driver": "copy-before-write"})], "K2"),
         ([command("qom-set", path="/machine/x", property="drive", value="cbw")], "K2"),
-        ([command("blockdev-reopen", options=[{"driver": "raw", "node-name": "node0", "file": TAP}])], "only a tap's node"),
+        (
+            [command("blockdev-reopen", options=[{"driver": "raw", "node-name": "node0", "file": "everywhen-nothing-0"}])],
+            "only a tap's node",
+        ),
         ([command("cont")], "stopped by us"),
         ([command("block-export-add", **EXPORT | {"node-name": "node1"})], "K1"),
         ([command("block-export-add", **EXPORT | {"writable": True})], "only to be read"),
@@ -82,15 +86,17 @@ def test_a_record_as_it_must_be(log: list[Said]) -> None:
         ([*ATTACHED, CANCEL], "K5"),
         ([*ATTACHED, RESUME], "K5"),
         ([*ADDED, DRAIN, CANCEL], "K5"),
+        ([*ADDED, FORWARD], "K5"),
+        ([command("blockdev-mirror", **MIRROR)], "K5"),
         ([*ATTACHED, DRAIN, CANCEL, ENDED, *ATTACHED, CANCEL], "K5"),
         ([*ATTACHED, RUNNING, FORCE], "K5"),
         ([*ATTACHED, RUNNING, command("stop"), command("cont"), FORCE], "K5"),
         ([*ADDED, RUNNING, command("stop"), Said("refusal", "stop", {}), FORCE], "K5"),
         ([*ADDED, RUNNING, command("stop"), FORCE], "goes on"),
-        ([command("blockdev-mirror", **MIRROR | {"on-target-error": "stop"})], "K5"),
-        ([command("blockdev-mirror", **MIRROR | {"on-source-error": "report"})], "K5"),
+        ([DRAIN, command("blockdev-mirror", **MIRROR | {"on-target-error": "stop"})], "K5"),
+        ([DRAIN, command("blockdev-mirror", **MIRROR | {"on-source-error": "report"})], "K5"),
         ([command("blockdev-add", driver="raw", **{"node-name": TAP, "file": "node0"})], "K3"),
-        ([command("blockdev-mirror", **MIRROR | {"copy-mode": "background"})], "every write"),
+        ([DRAIN, command("blockdev-mirror", **MIRROR | {"copy-mode": "background"})], "every write"),
         ([command("blockdev-mirror", **MIRROR | {"sync": "full", "on-target-error": "stop"})], "K4"),
         ([command("nbd-server-stop")], "only our server"),
         ([command("nbd-server-start"), Said("refusal", "nbd-server-start", {}), command("nbd-server-stop")], "only our server"),
