@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 
 from tests.guest_images import below, content_of, empty, fill, fill_unix, mounted, need, partitioned, run, status_of
 from tests.hives import of_gpt, system_hive
+from tests.mounts import Mount, can_mount
 from tests.program import PROGRAM, Program
 
 UUID_ROOT, UUID_DATA = "11111111-2222-3333-4444-555555555555", "66666666-7777-8888-9999-aaaaaaaaaaaa"
@@ -480,6 +482,27 @@ def test_drives_have_the_letters_that_windows_gave(windows: tuple[Program, Path]
     assert ([one["name"] for one in listed["entries"]], listed["notes"]) == (["C:", "S:"], [])
     assert program.run("cat", "win2:/s:/note.txt").out == "of the data volume\n"
     assert program.run("cat", "win2:/C:/Users/Ann/Letter.txt").out == "Dear Bob\n"
+
+
+@can_mount
+def test_drives_of_windows_in_a_mounted_folder(windows: tuple[Program, Path], tmp_path: Path) -> None:
+    program, _ = windows
+    (tmp_path / "all").mkdir()
+    mount = Mount(program, tmp_path / "all")
+    try:
+        files = mount.moments("win1")[0] / "files"
+        assert os.listdir(files) == ["C:", "D:"]
+        assert (files / "c:" / "users" / "Ann" / "LETTER.txt").read_text() == "Dear Bob\n"
+        assert (files / "D:" / "note.txt").read_text() == "of the data volume\n"
+        assert os.listdir(files / "C:" / "Users" / "Ann") == ["Letter.txt"]
+        assert (files / "C:" / "Users" / "Ann" / "Letter.txt:zone.identifier").read_text() == "[ZoneTransfer]\nZoneId=3\n"
+        for missing in ("Letter.txt:other", ":Zone.Identifier", "no.txt:Zone.Identifier"):
+            assert not (files / "C:" / "Users" / "Ann" / missing).exists()
+        assert "given by order" in (files.parent / "notes.txt").read_text()
+        told = mount.end(signal.SIGINT).err
+    finally:
+        mount.take_away()
+    assert "given by order" in told
 
 
 def test_progress_counts_files(linux: tuple[Program, Path], tmp_path: Path) -> None:

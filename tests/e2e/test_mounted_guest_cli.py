@@ -24,6 +24,8 @@ from tests.program import Program
 pytestmark = can_mount
 
 ROOT = "11111111-2222-3333-4444-555555555555"
+JOURNAL = bytes.fromhex("c03b399800000004")
+"""With what a journal of ext4 begins."""
 LINKS = {
     "absolute": ("/etc/hosts", "../../etc/hosts", "the guest's hosts"),
     "far up": ("../../../../../etc/hosts", "../../etc/hosts", "the guest's hosts"),
@@ -223,9 +225,12 @@ def test_a_hostile_file_system_is_an_error_for_each_path(program: Program, tmp_p
         "link /a /a/b/loop",
         "set_inode_field /a/huge size 0x7ffffffffffffff",
         "set_inode_field /a/wild block[5] 0xfffffff0",
+        "feature needs_recovery",
     ):
         run("debugfs", "-w", "-R", order, image)
-    image.write_bytes(image.read_bytes().replace(b"XXxXXxESCAPED", b"../../ESCAPED"))
+    content = image.read_bytes().replace(b"XXxXXxESCAPED", b"../../ESCAPED")
+    assert JOURNAL in content
+    image.write_bytes(content.replace(JOURNAL, bytes(len(JOURNAL))))
     program.backup("web1", f"vda={image}")
     (tmp_path / "all").mkdir()
     mount = Mount(program, tmp_path / "all")
@@ -241,8 +246,9 @@ def test_a_hostile_file_system_is_an_error_for_each_path(program: Program, tmp_p
             with pytest.raises(OSError, match="Input/output error"):
                 (folder / name).read_bytes()
         assert (folder / "good").read_text() == "good"
+        assert "journal cannot be replayed" in (mount.moments()[0] / "notes.txt").read_text()
         told = mount.end(signal.SIGINT).err.splitlines()
     finally:
         mount.take_away()
-    for words in ("ESCAPED", "contains itself", "wild", "looks like the root"):
+    for words in ("ESCAPED", "contains itself", "wild", "looks like the root", "journal cannot be replayed"):
         assert len([line for line in told if words in line]) >= 1, (words, told)

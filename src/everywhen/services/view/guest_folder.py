@@ -11,6 +11,7 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 
 from everywhen.formats.layouts.runs import Runs
@@ -124,13 +125,13 @@ class GuestFolder:
 
     def look_up(self, path: Parts) -> Node:
         """What is there; links are not followed."""
-        entry = self._entry(path)
-        whose = self._time(entry), entry, self._identity(entry)
+        entry, stream = self._found(path)
+        whose = self._time(entry), entry, self._identity(entry, stream)
         if entry.kind is Kind.FOLDER:
             return Folder(*whose)
         if entry.kind is Kind.LINK:
             return Link(inner_target(path[:-1], entry.target or "", self._resolved), *whose)
-        return self._file(entry) if entry.kind is Kind.FILE else Special(*whose)
+        return self._file(entry, stream) if entry.kind is Kind.FILE else Special(*whose)
 
     def names(self, path: Parts) -> list[str]:
         """What is in a folder; also what cannot be read, whose `look_up` says why. Raises where a part of it is missing."""
@@ -153,11 +154,11 @@ class GuestFolder:
 
     def open(self, path: Parts) -> tuple[File, Ahead]:
         """A file and its content."""
-        entry = self._entry(path)
-        content = self._system.open(entry)
+        entry, stream = self._found(path)
+        content = self._system.open(entry, stream)
         if content.size > LARGEST:
             raise GuestLimit(f"{self._spelled(path)}: a size of {content.size} bytes")
-        return self._file(entry), Ahead(content)
+        return self._file(entry, stream), Ahead(content)
 
     def attributes(self, path: Parts) -> dict[str, bytes]:
         """Extended attributes by full name."""
@@ -166,17 +167,31 @@ class GuestFolder:
             last = self._attributes = (path, self._system.attributes(self._entry(path)))
         return last[1]
 
-    def _file(self, entry: Entry) -> File:
+    def _found(self, path: Parts) -> tuple[Entry, str]:
+        """What is there, and the name of its stream: `a.doc:Zone.Identifier`, where no file has that name, is a file too."""
+        try:
+            return self._entry(path), ""
+        except NoSuchPath:
+            base, colon, name = path[-1].partition(":")
+            if not base or not colon:
+                raise
+            entry = self._entry((*path[:-1], base))
+            stream = next((one for one in self._system.streams(entry) if one.name.casefold() == name.casefold()), None)
+            if stream is None:
+                raise
+            return replace(entry, kind=Kind.FILE, size=stream.size, allocated=None), stream.name
+
+    def _file(self, entry: Entry, stream: str) -> File:
         length = min(entry.size, LARGEST)
         stored = length if entry.allocated is None else min(entry.allocated, LARGEST)
-        return File(length, stored, self._time(entry), entry, self._identity(entry))
+        return File(length, stored, self._time(entry), entry, self._identity(entry, stream))
 
     def _time(self, entry: Entry) -> int:
         return self._time_ns if entry.times.modified is None else entry.times.modified
 
-    def _identity(self, entry: Entry) -> int:
+    def _identity(self, entry: Entry, stream: str) -> int:
         """By a hash: a guest chooses its numbers, and two files that look like one would be copied as one."""
-        named = f"{self._where}\0{entry.subvolume}\0{entry.number}".encode()
+        named = f"{self._where}\0{entry.subvolume}\0{entry.number}\0{stream}".encode(errors="surrogatepass")
         return int.from_bytes(blake2b(named, digest_size=8).digest()) | 1
 
     def _entry(self, path: Parts) -> Entry:
