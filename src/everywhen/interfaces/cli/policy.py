@@ -271,7 +271,7 @@ def _set_delay(context: Context, text: str) -> None:
     )
     if in_force > wish:
         context.output.line(
-            f"Dropped moments will be taken back for {span(wish)} only; until that takes effect, for {span(in_force)}."
+            f"Dropped moments can then be taken back for {span(wish)} only; until that takes effect, for {span(in_force)}."
         )
         context.output.line(f"A lower delay takes effect when the old one has run: {local_time(now + in_force, context.zone)}.")
     else:
