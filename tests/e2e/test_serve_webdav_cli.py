@@ -97,53 +97,53 @@ def run(*command: str | Path, stdin: str = "", **environment: str) -> str:
     return done.stdout
 
 
-def test_clients_that_people_use(made: Path, tmp_path: Path) -> None:
-    guest = made / "guest"
-    with shared(made) as share:
-        remote = {"RCLONE_WEBDAV_URL": share.url, "RCLONE_WEBDAV_VENDOR": "other"}
-        run("rclone", "copy", f":webdav:{LATEST}/files", tmp_path / "got", **remote)
-        copied = {str(path.relative_to(tmp_path / "got")) for path in (tmp_path / "got").rglob("*") if path.is_file()}
-        assert copied == {"etc/fstab", "home/large", "home/a%3Ab/%3Cscript%3E", "usr/bin/bash"}
-        assert (tmp_path / "got/home/large").read_bytes() == (guest / "home/large").read_bytes()
-        assert (tmp_path / "got/etc/fstab").stat().st_mtime == int((guest / "etc/fstab").stat().st_mtime)
-        assert run("rclone", "cat", f":webdav:{LATEST}/files/bin/bash", **remote) == "a shell\n"
-        run("rclone", "copyto", f":webdav:{LATEST}/disk/vda.raw", tmp_path / "vda.raw", **remote)
-        assert (tmp_path / "vda.raw").read_bytes() == (made / "web1.raw").read_bytes()
-        said = run(
-            "cadaver", share.url, stdin=f"cd {LATEST}/files/home\nls\nget large {tmp_path / 'large'}\nput /etc/hostname x\n"
-        )
-        assert "a%3Ab" in said
-        assert (tmp_path / "large").read_bytes() == (guest / "home/large").read_bytes()
-        assert "405" in said
-        (session,) = Program(made).ok("sessions")
-        assert (session["what"], session["pid"]) == ("serve webdav web1", share.process.pid)
-        share.process.send_signal(signal.SIGINT)
-        done = ended(share.process)
+@pytest.fixture(scope="module")
+def share(made: Path) -> Iterator[Share]:
+    """One for all that only look; it has nothing to say, and ends well."""
+    with shared(made) as running:
+        yield running
+        running.process.send_signal(signal.SIGINT)
+        done = ended(running.process)
     assert (done.code, done.err) == (0, "")
     assert Program(made).ok("sessions") == []
 
 
-def test_any_part_of_a_disk_and_pages_for_browsers(made: Path) -> None:
+def test_clients_that_people_use(made: Path, share: Share, tmp_path: Path) -> None:
+    guest = made / "guest"
+    remote = {"RCLONE_WEBDAV_URL": share.url, "RCLONE_WEBDAV_VENDOR": "other"}
+    run("rclone", "copy", f":webdav:{LATEST}/files", tmp_path / "got", **remote)
+    copied = {str(path.relative_to(tmp_path / "got")) for path in (tmp_path / "got").rglob("*") if path.is_file()}
+    assert copied == {"etc/fstab", "home/large", "home/a%3Ab/%3Cscript%3E", "usr/bin/bash"}
+    assert (tmp_path / "got/home/large").read_bytes() == (guest / "home/large").read_bytes()
+    assert (tmp_path / "got/etc/fstab").stat().st_mtime == int((guest / "etc/fstab").stat().st_mtime)
+    assert run("rclone", "cat", f":webdav:{LATEST}/files/bin/bash", **remote) == "a shell\n"
+    run("rclone", "copyto", f":webdav:{LATEST}/disk/vda.raw", tmp_path / "vda.raw", **remote)
+    assert (tmp_path / "vda.raw").read_bytes() == (made / "web1.raw").read_bytes()
+    said = run("cadaver", share.url, stdin=f"cd {LATEST}/files/home\nls\nget large {tmp_path / 'large'}\nput /etc/hostname x\n")
+    assert "a%3Ab" in said
+    assert (tmp_path / "large").read_bytes() == (guest / "home/large").read_bytes()
+    assert "405" in said
+    (session,) = Program(made).ok("sessions")
+    assert (session["what"], session["pid"]) == ("serve webdav web1", share.process.pid)
+
+
+def test_any_part_of_a_disk_and_pages_for_browsers(made: Path, share: Share) -> None:
     content = (made / "web1.raw").read_bytes()
-    with shared(made) as share:
-        raw = f"{LATEST}/disk/vda.raw"
-        part, body = share.ask("GET", raw, Range=f"bytes={4 * MIB - 5}-{4 * MIB + 5}")
-        assert (part.status, body) == (206, content[4 * MIB - 5 : 4 * MIB + 6])
-        head, _ = share.ask("HEAD", raw)
-        assert (head.status, head.headers["Content-Length"]) == (200, str(len(content)))
-        assert head.headers["ETag"] == part.headers["ETag"]
-        assert share.ask("GET", raw, **{"If-None-Match": head.headers["ETag"]})[0].status == 304
-        page, text = share.ask("GET", f"{LATEST}/files/home/a%253Ab/")
-        assert page.headers["Content-Type"] == "text/html; charset=utf-8"
-        assert b"<script" not in text
-        assert b">%3Cscript%3E</a>" in text
-        assert share.ask("PROPFIND", "", Depth="infinity")[0].status == 403
-        assert share.ask("PROPFIND", "web1/", Depth="1")[0].status == 207
-        assert share.ask("GET", "web1/@-1000d/")[0].status == 404
-        assert share.ask("GET", "", Host="evil.example")[0].status == 421
-        first = share.ask("HEAD", raw)[0].headers["ETag"]
-    with shared(made) as share:
-        assert share.ask("HEAD", raw)[0].headers["ETag"] == first
+    raw = f"{LATEST}/disk/vda.raw"
+    part, body = share.ask("GET", raw, Range=f"bytes={4 * MIB - 5}-{4 * MIB + 5}")
+    assert (part.status, body) == (206, content[4 * MIB - 5 : 4 * MIB + 6])
+    head, _ = share.ask("HEAD", raw)
+    assert (head.status, head.headers["Content-Length"]) == (200, str(len(content)))
+    assert head.headers["ETag"] == part.headers["ETag"]
+    assert share.ask("GET", raw, **{"If-None-Match": head.headers["ETag"]})[0].status == 304
+    page, text = share.ask("GET", f"{LATEST}/files/home/a%253Ab/")
+    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert b"<script" not in text
+    assert b">%3Cscript%3E</a>" in text
+    assert share.ask("PROPFIND", "", Depth="infinity")[0].status == 403
+    assert share.ask("PROPFIND", "web1/", Depth="1")[0].status == 207
+    assert share.ask("GET", "web1/@-1000d/")[0].status == 404
+    assert share.ask("GET", "", Host="evil.example")[0].status == 421
 
 
 def test_accounts_and_tls(made: Path, tmp_path: Path) -> None:
@@ -206,18 +206,21 @@ def test_a_damaged_block_ends_the_connection(made: Path, tmp_path: Path) -> None
     assert "vda.raw: " in done.err
 
 
-def test_clients_that_take_nothing_do_not_keep_it_from_its_end(made: Path) -> None:
-    with shared(made) as share, ExitStack() as stack:
+def test_clients_that_take_nothing_do_not_keep_it_from_its_end(made: Path, share: Share) -> None:
+    raw = f"{LATEST}/disk/vda.raw"
+    etag = share.ask("HEAD", raw)[0].headers["ETag"]
+    with shared(made) as other, ExitStack() as stack:
+        assert other.ask("HEAD", raw)[0].headers["ETag"] == etag, "the same, whoever serves it"
         for _ in range(THREADS // 2):
             client = stack.enter_context(closing(socket.socket()))
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.connect(share.address)
-            client.sendall(f"GET /{LATEST}/disk/vda.raw HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            client.connect(other.address)
+            client.sendall(f"GET /{raw} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             assert client.recv(12) == b"HTTP/1.1 200"
-        assert share.ask("GET", f"{LATEST}/files/etc/fstab")[1].startswith(b"/dev/vda")
+        assert other.ask("GET", f"{LATEST}/files/etc/fstab")[1].startswith(b"/dev/vda")
         asked = time.monotonic()
-        share.process.send_signal(signal.SIGINT)
-        assert ended(share.process).code == 0
+        other.process.send_signal(signal.SIGINT)
+        assert ended(other.process).code == 0
         assert time.monotonic() - asked < PATIENCE_S - 5, "it waited for them"
 
 
