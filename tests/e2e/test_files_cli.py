@@ -308,11 +308,19 @@ def test_encrypted_and_unknown_volumes_are_named(program: Program, tmp_path: Pat
     (data / "files").mkdir(parents=True)
     (data / "files" / "plan").write_text("the plan\n")
     third = make_ext4(tmp_path / "data.img", data, 8 << 20, "-L", "data")
-    program.backup("web1", f"vda={luks}", f"vdb={unknown}", f"vdc={third}")
+    fourth = empty(tmp_path / "bitlocker", 2 << 20)
+    fourth.write_bytes(b"\xeb\x58\x90-FVE-FS-" + bytes((2 << 20) - 11))
+    program.backup("web1", f"vda={luks}", f"vdb={unknown}", f"vdc={third}", f"vdd={fourth}")
     found = {one["disks"][0]: (one["kind"], one["role"]) for one in program.ok("ls", "web1")["volumes"]}
-    assert found == {"vda": ("LUKS", "encrypted"), "vdb": ("unknown", "unknown"), "vdc": ("ext4", "files")}
+    assert found == {
+        "vda": ("LUKS", "encrypted"),
+        "vdb": ("unknown", "unknown"),
+        "vdc": ("ext4", "files"),
+        "vdd": ("BitLocker", "encrypted"),
+    }
     for disk, what in (
         ("vda", "is encrypted (LUKS): without its key its files cannot be listed; its device can be used."),
+        ("vdd", "is encrypted (BitLocker): without its key its files cannot be listed; its device can be used."),
         ("vdb", "has no file system that is known here; its device can be used."),
     ):
         done = program.run("ls", f"web1/{disk}:/p0/x")
@@ -326,6 +334,7 @@ def test_encrypted_and_unknown_volumes_are_named(program: Program, tmp_path: Pat
         "web1/vda:/p0 is encrypted (LUKS): without its key its files cannot be listed; its device can be used.",
         "web1/vdb:/p0 has no file system that is known here; its device can be used.",
         'everywhen ls web1/vdc:/p0 (ext4, "data", 8.4 MB)',
+        "web1/vdd:/p0 is encrypted (BitLocker): without its key its files cannot be listed; its device can be used.",
         "everywhen serve nbd web1/vda --socket PATH (the disk as a device)",
     ]
 

@@ -74,13 +74,13 @@ class MissingPath:
     def _elsewhere(self) -> list[Address]:
         """Where the volumes themselves have the path that was asked for."""
         found = []
-        for volume in self._volumes:
-            if self._asked and volume.role is Role.FILES:
-                try:
-                    find(self.files.system(volume), self._asked)
-                except GuestError:
-                    continue
-                found.append(self._of(volume, f"/{self._asked}"))
+        readable = [one for one in self._volumes if one.role is Role.FILES]
+        for volume in readable[:_MOST] if self._asked else ():
+            try:
+                find(self.files.system(volume), self._asked)
+            except GuestError:
+                continue
+            found.append(self._of(volume, f"/{self._asked}"))
         return found
 
     def _no_path(self, near: str) -> Failure:
@@ -113,7 +113,7 @@ class MissingPath:
 
     def _no_system(self) -> Failure:
         volumes = self._volumes
-        do = [f"Did you mean {one}?" for one in self._elsewhere()[:_MOST]]
+        do = [f"Did you mean {one}?" for one in self._elsewhere()]
         do += [self._line(one) for one in volumes[:_MOST]]
         if len(volumes) > _MOST:
             do.append(f"everywhen ls {replace(self.address, path=None)} (all {len(volumes)} volumes)")

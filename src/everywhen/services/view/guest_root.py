@@ -131,10 +131,12 @@ def _linux(root: _Root, known: KnownVolumes, shut: list[str]) -> FileSystem:
     for line, system in wanted:
         try:
             folder = find(tree, line.folder).entry
+            # What is bound is looked up now, as the guest does: it may be this very folder, or have others mounted in it later.
+            opened = _bound(tree, line.device) if system is None else _opening(system, line.subvolume)
         except GuestError:
             continue  # a table may name folders that are not there; then nothing is mounted
         if folder.kind is Kind.FOLDER:
-            tree.mount(folder, _bound(tree, line.device) if system is None else _opening(system, line.subvolume))
+            tree.mount(folder, opened)
     return tree
 
 
@@ -145,7 +147,8 @@ def _opening(system: FileSystem, subvolume: str | int | None) -> Callable[[], Mo
 
 
 def _bound(tree: JoinedTree, source: str) -> Callable[[], Mounted]:
-    return lambda: tree.mounted_at(find(tree, source).entry)
+    found = tree.mounted_at(find(tree, source).entry)
+    return lambda: found
 
 
 def _windows(root: Readable, readable: Sequence[Readable], given: GivenLetters, shut: list[str]) -> FileSystem:

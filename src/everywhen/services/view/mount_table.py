@@ -31,6 +31,8 @@ _WITHOUT_VOLUME = {
 }
 _FROM_ELSEWHERE = {"nfs", "nfs4", "cifs", "autofs", "overlay"}
 _BY_NUMBER = re.compile(r"/dev/(?:[shxv]+d([a-z])([0-9]*)|(?:nvme|mmcblk)([0-9])(?:n1)?(?:p([0-9]+))?)")
+_MOST_LINES = 500
+"""Each is compared with all others."""
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _HEX = re.compile(r"\\x([0-9a-fA-F]{2})")
 
@@ -79,8 +81,8 @@ class Line:
 
 
 def lines(table: str) -> Iterator[Line]:
-    """The lines of a table that say something."""
-    for line in table.splitlines():
+    """The lines of a table that say something; of one that is longer than any real one only the first."""
+    for line in table.splitlines()[:_MOST_LINES]:
         fields = [_OCTAL.sub(lambda code: chr(int(code[1], 8)), one) for one in line.split()]
         if len(fields) >= 3 and not fields[0].startswith("#"):
             folder = "/" + fields[1].strip("/") if fields[1].startswith("/") else fields[1]
@@ -89,13 +91,12 @@ def lines(table: str) -> Iterator[Line]:
 
 def in_order(table: Sequence[Line]) -> Iterator[Line]:
     """As they are in the table, but each behind those it needs: what is mounted above it, and above what a bind mount shows."""
-    waiting = list(table)
+    waiting = list(range(len(table)))
+    needed = {one: {other for other in waiting if other != one and _needs(table[one], table[other])} for one in waiting}
     while waiting:
-        ready = next(
-            (one for one in waiting if not any(_needs(one, other) for other in waiting if other is not one)), waiting[0]
-        )
+        ready = next((one for one in waiting if needed[one].isdisjoint(waiting)), waiting[0])
         waiting.remove(ready)
-        yield ready
+        yield table[ready]
 
 
 def _needs(line: Line, other: Line) -> bool:

@@ -152,9 +152,23 @@ def test_bind_mounts() -> None:
         "/mirror/home": [".keep"],
         "/mirror/mirror": [".keep"],
     }
-    with pytest.raises(NoSuchPath):
-        list(tree.entries(find(tree, "/gone").entry))
+    assert [one.name for one in tree.entries(find(tree, "/gone").entry) if isinstance(one, Entry)] == [".keep"]
     assert tree.notes == ()
+
+
+def test_bind_mounts_that_lead_to_themselves() -> None:
+    table = "/dev/vda1 / ext4\n/a /a none bind\n/b /c none bind\n/c /b none bind\n/ /a/all none rbind\n"
+    found = system({"etc/fstab": table, "a/all/.keep": "", "b/x": "of b", "c/x": "of c"})
+    tree = joined([(volume("vda", "p1"), found)])
+    assert {text(tree, "/b/x"), text(tree, "/c/x")} in ({"of b"}, {"of c"})
+    assert text(tree, "/a/all/b/x") == "of b"
+    assert len([one for one in walk(tree, Found("/", tree.root)) if isinstance(one, Found)]) < 40
+
+
+def test_a_table_of_any_size_is_read_soon() -> None:
+    lines = [f"LABEL=x /a{'/a' * (number % 60)} ext4\n/a{number} /b{number} none bind\n" for number in range(4_000)]
+    tree = joined([(volume("vda", "p1"), system({"etc/fstab": "".join(["/dev/vda1 / ext4\n", *lines])}))])
+    assert len(tree.notes) < 1000
 
 
 def test_the_root_is_the_one_whose_table_says_so() -> None:
