@@ -111,7 +111,7 @@ class MomentExports:
             if self._overlay is None:
                 return OpenedExport(view.disks[disk], undo.pop_all().close, description=description)
             with self._lock:
-                name = str(replace(address, disk=disk))
+                name = str(replace(address, disk=disk, when=address.when or "latest"))
                 if name not in self._written:
                     self._written[name] = self._overlay(view, disk)
                     self._kept.callback(self._written[name].close)

@@ -11,6 +11,7 @@ import pytest
 
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.formats.point import RecoveryPoint
+from everywhen.interfaces.nbd_exports import MomentExports, kept
 from everywhen.repository.ledger import Ledger, Vm
 from everywhen.repository.presence import list_presences
 from everywhen.repository.repository import Repository
@@ -123,6 +124,17 @@ def test_who_asks_about_many_does_not_keep_them_open(watched: Watched) -> None:
     assert sorted(watched.leases) == sorted([point.point] for point in watched.points[-9:])
     watched.moments.tidy()
     assert sorted(watched.leases) == sorted([point.point] for point in watched.points[-8:])
+
+
+def test_what_was_written_is_there_whichever_words_name_the_disk(watched: Watched, tmp_path: Path) -> None:
+    exports = MomentExports(watched.moments, "url", overlay=kept(str(tmp_path)), opened=lambda _view: None)
+    opened = [exports.open(name) for name in ("web1", "web1/vda", "web1/vda@latest")]
+    assert opened[0].writer
+    opened[0].writer.write(100, b"written")
+    assert [one.device.read(100, 7) for one in opened] == [b"written"] * 3
+    for one in opened:
+        one.release()
+    exports.close()
 
 
 def test_what_cannot_be_opened_is_not_left_open(watched: Watched) -> None:
