@@ -75,12 +75,16 @@ class Patches:
 
     def put_aside(self, put: Callable[[bytes], Callable[[], bytes]]) -> None:
         """Give away all contents that are in memory; what `put` returns gives one again. Raises what that raises."""
-        while self._here:
-            block = self._here.pop()
-            self._blocks[block] = [
-                (first, end, _Away(put(content), 0, end - first) if isinstance(content, bytes) else content)
-                for first, end, content in self._blocks[block]
-            ]
+        blocks, size = [], 0
+        for block in sorted(self._here):
+            blocks.append(block)
+            size += sum(map(_held, self._blocks[block]))
+            if size >= BLOCK_SIZE:  # small ones together: each costs 30 us
+                self._put_aside(blocks, put)
+                blocks, size = [], 0
+        if blocks:
+            self._put_aside(blocks, put)
+        self._here.clear()
         self.memory = 0
 
     def clear(self) -> None:
@@ -127,6 +131,20 @@ class Patches:
                 return False
             at = end
         return at == BLOCK_SIZE
+
+    def _put_aside(self, blocks: list[int], put: Callable[[bytes], Callable[[], bytes]]) -> None:
+        """Contents of some blocks, as one."""
+        contents = [content for block in blocks for _, _, content in self._blocks[block] if isinstance(content, bytes)]
+        fetch, at = put(b"".join(contents)), 0
+        for block in blocks:
+            pieces: list[Piece] = []
+            for first, end, content in self._blocks[block]:
+                if isinstance(content, bytes):
+                    pieces.append((first, end, _Away(fetch, at, at + end - first)))
+                    at += end - first
+                else:
+                    pieces.append((first, end, content))
+            self._blocks[block] = pieces
 
     def _lay(self, block: int, piece: Piece) -> None:
         old = self._blocks.get(block)
