@@ -18,6 +18,7 @@ from everywhen.guest.ext_journal_file import JournalFile
 from everywhen.guest.ext_journal_layout import MAGIC, emptied, parse_super
 from everywhen.guest.ext_journal_log import Copy, Log
 from everywhen.guest.ext_journal_super import SUPER_AT, SUPER_SIZE, read_super, recovered
+from everywhen.guest.footprint import taking_down
 from everywhen.guest.tree import Readable
 
 
@@ -44,16 +45,26 @@ class ReplayedVolume:
 
     def read(self, offset: int, length: int) -> bytes:
         """As of any volume. Raises GuestDamaged too, where the log's copy of a block is damaged; other blocks can be read."""
-        below = self._volume.read(offset, length)
+        below = self._volume.read(offset, length)  # also what is hidden: `footprint.py`
         size = self._file.block_size
         content: bytearray | None = None
         for block in range(offset // size, -(-(offset + length) // size)):
-            above = self._above(block)
+            with taking_down(None):
+                above = self._above(block)
             if above is not None:
                 content = content if content is not None else bytearray(below)
                 first, end = max(offset, block * size), min(offset + length, (block + 1) * size)
-                content[first - offset : end - offset] = above[first - block * size : end - block * size]
+                part = above[first - block * size : end - block * size]
+                if content[first - offset : end - offset] != part:
+                    self._rests_on_copy(block)
+                    content[first - offset : end - offset] = part
         return below if content is None else bytes(content)
+
+    def _rests_on_copy(self, block: int) -> None:
+        """What was read is not in its place yet. (What is there does not rest on the log any more, whatever that has of it.)"""
+        copy = self._log.copies.get(block)
+        if copy is not None and block not in self._fixed:
+            self._file.read(copy.at)
 
     def _above(self, block: int) -> bytes | None:
         fixed = self._fixed.get(block)

@@ -12,15 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from everywhen.guest.tree import Readable
+
 Ranges = list[tuple[int, int]]
 """(offset, length), ascending, not touching each other."""
 
 
 class Footprint:
-    """Bytes that were read, by disk."""
+    """Bytes that were read, by disk. `coarse`: a whole log is among them, of which hardly anything counts."""
 
     def __init__(self) -> None:
         self._read: dict[str, set[tuple[int, int]]] = {}
+        self.coarse = False
 
     def add(self, disk: str, offset: int, length: int) -> None:
         """They were read."""
@@ -30,6 +33,7 @@ class Footprint:
         """All that another one has."""
         for disk, read in other._read.items():
             self._read.setdefault(disk, set()).update(read)
+        self.coarse |= other.coarse
 
     def ranges(self) -> dict[str, Ranges]:
         """All of them, in order."""
@@ -54,6 +58,35 @@ def taking_down(footprint: Footprint | None) -> Iterator[None]:
         yield
     finally:
         _taken_down.reset(token)
+
+
+class LaidOver:
+    """A volume with its log laid over it from memory. What is the same on the volume itself does not rest on the log: a change
+    of it has been written to its place since. For the rest, all that was read of the log counts. For one thread at a time.
+    """
+
+    def __init__(self, volume: Readable, below: Readable, opening: Footprint) -> None:
+        """`opening`: all that is read until `is_open`."""
+        self._volume = volume
+        self._below = below
+        self._opening = opening
+        self.is_open = False
+
+    @property
+    def size(self) -> int:
+        return self._volume.size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """As of the volume."""
+        taken = _taken_down.get()
+        if taken is None or not self.is_open:
+            return self._volume.read(offset, length)
+        with taking_down(None):
+            shown = self._volume.read(offset, length)
+        if self._below.read(offset, length) != shown:
+            taken.take(self._opening)
+            taken.coarse = True
+        return shown
 
 
 def _joined(read: set[tuple[int, int]]) -> Ranges:

@@ -30,6 +30,7 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from everywhen.block.device import DeviceError
@@ -37,7 +38,7 @@ from everywhen.formats.fields import Json, mapping, text, whole
 from everywhen.guest.drive_letters import drive_letters
 from everywhen.guest.errors import GuestError, GuestLimit, NoSuchPath, parsing
 from everywhen.guest.ext_journal import ReplayedVolume
-from everywhen.guest.footprint import Footprint, taking_down
+from everywhen.guest.footprint import Footprint, LaidOver, taking_down
 from everywhen.guest.messages import CHUNK, LARGEST, SMALL, Message
 from everywhen.guest.replaying import replayed
 from everywhen.guest.tree import Content, Entry, FileSystem, Readable
@@ -126,11 +127,16 @@ class Answering:
         del question
         if self._footprint is None:
             raise GuestLimit("nobody knows what was read before this process was begun")
-        ranges = self._footprint.ranges()
+        ranges, coarse = self._footprint.ranges(), self._footprint.coarse
         self._footprint = Footprint()
         if sum(map(len, ranges.values())) > _MOST_RANGES:
             raise GuestLimit(f"more than {_MOST_RANGES:,} places were read")
-        return Message({"noted": [{"disk": disk, "ranges": [list(one) for one in found]} for disk, found in ranges.items()]})
+        return Message(
+            {
+                "noted": [{"disk": disk, "ranges": [list(one) for one in found]} for disk, found in ranges.items()],
+                "coarse": coarse,
+            }
+        )
 
     def _list_volumes(self, question: Json) -> Message:
         del question
@@ -149,10 +155,21 @@ class Answering:
             volume, opening = self._volume(question), Footprint()
             with taking_down(opening):
                 shown, self._notes[disk, name] = replayed(volume)
+                if self._footprint is not None and _from_memory(volume, shown):
+                    shown = replace(shown, content=LaidOver(shown.content, volume.content, opening))
                 system = self._systems[disk, name] = open_file_system(shown, self._found().found)
-            if self._footprint is not None and not _opened_in_passing(volume, shown):
-                self._footprint.take(opening)
+            if self._footprint is not None:
+                self._take(opening, volume, shown)
         return system
+
+    def _take(self, opening: Footprint, volume: Volume, shown: Volume) -> None:
+        """What is read to open a file system only leads to what says what is in it, but in Btrfs, whose superblock names the
+        newest of all its trees.
+        """
+        if isinstance(shown.content, LaidOver):
+            shown.content.is_open = True
+        elif volume.kind == "btrfs" and self._footprint is not None:
+            self._footprint.take(opening)
 
     def _volume(self, question: Json) -> Volume:
         disk, name = text(question, "disk"), text(question, "volume")
@@ -256,15 +273,9 @@ class Answering:
         return Message({what: found, "more": more})
 
 
-def _opened_in_passing(volume: Volume, shown: Volume) -> bool:
-    """Whether what is read to open a file system only leads to what says what is in it.
-
-    Not in Btrfs, whose superblock names the newest of all its trees; nor in XFS, whose log has, or had a moment before, what is
-    nowhere else. That of ext has copies of blocks, which are read where they lie in it whenever the blocks are.
-    """
-    return volume.kind not in ("btrfs", "xfs") and (
-        shown.content is volume.content or isinstance(shown.content, ReplayedVolume)
-    )
+def _from_memory(volume: Volume, shown: Volume) -> bool:
+    """Whether a log is laid over it from memory; that of ext is read where it lies, whenever a block is that it has."""
+    return shown.content is not volume.content and not isinstance(shown.content, ReplayedVolume)
 
 
 def _place(question: Json) -> tuple[str, str, str]:

@@ -8,17 +8,17 @@ listed again only at points in which one of these bytes is another one; the othe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import translate
 
 from everywhen.guest.errors import GuestError, NoSuchPath, WrongKind
-from everywhen.guest.footprint import Ranges
 from everywhen.guest.tree import Entry, Kind, Unreadable
 from everywhen.guest.walking import DEEPEST
 from everywhen.services.history.folder_footprints import FolderFootprints
 from everywhen.services.history.line import At
 from everywhen.services.history.opening import OpenedHistory
+from everywhen.services.history.sight import noted
 from everywhen.services.view.files import GuestFiles, Place
 
 _WAY = "way"
@@ -102,7 +102,7 @@ class Presences:
         """Walk all of it; gives what is there no more, going back."""
         files, place = self._turn()
         self._footprints = FolderFootprints()
-        self._footprints.put(_WAY, _noted(files))
+        self._footprints.put(_WAY, noted(files).ranges)
         for folder in list(self._tree):
             self._remove(folder)
         if place is not None and place.found.entry.kind is Kind.FOLDER:
@@ -113,7 +113,7 @@ class Presences:
     def _look_again(self, touched: set[str]) -> Iterator[Presence]:
         """List these folders again; gives what is there no more, going back."""
         files, place = self._turn()
-        _noted(files)  # the way is what it was
+        noted(files)  # the way is what it was
         for folder in sorted(touched, key=lambda path: path.count("/")):  # those above others first
             old = self._tree.get(folder)
             if old is None or place is None:
@@ -164,7 +164,7 @@ class Presences:
                     listed.found[one.name] = one
         except GuestError as error:
             self.unreadable[folder or "/"] = str(error)
-        self._footprints.put(folder, _noted(files))
+        self._footprints.put(folder, noted(files).ranges)
         self._gained |= {f"{folder}/{name}": one for name, one in listed.found.items()}
         return listed
 
@@ -190,10 +190,3 @@ class Presences:
         except GuestError as error:
             self.unreadable[self._start] = str(error)
             return files, None
-
-
-def _noted(files: GuestFiles) -> Mapping[str, Ranges] | None:
-    try:
-        return files.noted()
-    except GuestError:
-        return None  # the process that read it has ended meanwhile

@@ -20,14 +20,24 @@ _PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class Rests:
+    """Bytes by disk; None: nobody knows, so it may be all of them. `coarse`: a whole log is among them, which every write of
+    the guest's changes: single writes are not worth looking at.
+    """
+
+    ranges: Mapping[str, Ranges] | None
+    coarse: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Sight:
-    """`state` is the same as long as the content is. `entry`: None where there is none. `footprint`: by disk; None: nobody
-    knows, so it may be all of them. `notes`: what whoever looks must know. `problem`: why it cannot be read.
+    """`state` is the same as long as the content is. `entry`: None where there is none. `footprint`: what it rests on. `notes`:
+    what whoever looks must know. `problem`: why it cannot be read.
     """
 
     state: tuple[object, ...]
     entry: Entry | None
-    footprint: Mapping[str, Ranges] | None
+    footprint: Rests
     notes: tuple[str, ...] = ()
     problem: str = ""
 
@@ -37,15 +47,15 @@ def look(files: GuestFiles, disk: str | None, path: str) -> Sight:
     try:
         place = files.place(disk, path)
     except (NoSuchPath, WrongKind):
-        return Sight(("not there",), None, _noted(files))
+        return Sight(("not there",), None, noted(files))
     except GuestError as error:
-        return Sight(("unreadable", str(error)), None, _noted(files), problem=str(error))
+        return Sight(("unreadable", str(error)), None, noted(files), problem=str(error))
     entry, problem = place.found.entry, ""
     try:
         state = _state(place, entry)
     except GuestError as error:
         state, problem = ("unreadable", entry.size, entry.times.modified, str(error)), str(error)
-    return Sight(state, entry, _noted(files), (*files.problems, *place.system.notes), problem)
+    return Sight(state, entry, noted(files), (*files.problems, *place.system.notes), problem)
 
 
 def _state(place: Place, entry: Entry) -> tuple[object, ...]:
@@ -65,11 +75,12 @@ def _digest(content: Content) -> bytes:
     return hasher.digest()
 
 
-def _noted(files: GuestFiles) -> Mapping[str, Ranges] | None:
+def noted(files: GuestFiles) -> Rests:
+    """What the answers rest on that were given since this was asked last."""
     try:
-        return files.noted()
+        return Rests(*files.noted())
     except GuestError:
-        return None  # the process that read it has ended meanwhile
+        return Rests(None)  # the process that read it has ended meanwhile
 
 
 class _Turned:

@@ -21,6 +21,7 @@ from everywhen.guest.footprint import Ranges
 from everywhen.nbd.devices import Device
 from everywhen.repository.block_differences import BlockDifferences, BlockNumbers, Differing
 from everywhen.services.history.line import At, Line, Records
+from everywhen.services.history.sight import Rests
 from everywhen.services.view.blocks import Blocks
 
 Int64s = npt.NDArray[np.int64]
@@ -71,20 +72,20 @@ class Traces:
         self._blocks = blocks
         self._progress = progress
 
-    def before(self, at: At, footprint: Footprint | None) -> At | None:
-        """The newest moment before `at` in which not all bytes of the footprint are what they are at `at`; None: there is none.
+    def before(self, at: At, rests: Rests) -> At | None:
+        """The newest moment before `at` in which not all bytes of a footprint are what they are at `at`; None: there is none.
 
-        Without a footprint: the newest point before it. What changed and was changed back between two points, so that it was
-        the same in both, is not seen. Raises Damaged, StorageError, FormatError.
+        Where it is not known, or coarse: the newest such point. What changed and was changed back between two points, so that
+        it was the same in both, is not seen. Raises Damaged, StorageError, FormatError.
         """
-        line = self._line
+        line, footprint = self._line, None if rests.coarse else rests.ranges
         begin = line.at_point(at.index)
         if at > begin:
             records = line.records(at.index)
             changes = self._changes(begin, records, footprint, at.sequence) if footprint and records else []
             if changes or footprint is None:
                 return At(at.index, changes[-1]) if changes else begin
-        index = self._point_before(at.index, footprint)
+        index = self._point_before(at.index, rests.ranges)
         if index is None:
             return None
         records = line.records(index)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from threading import RLock
 
 from everywhen.formats.errors import Corrupt
-from everywhen.formats.fields import Json, mapping, objects, text, whole
+from everywhen.formats.fields import Json, flag, mapping, objects, text, whole
 from everywhen.guest.errors import NoSuchPath
 from everywhen.guest.footprint import Ranges
 from everywhen.guest.messages import Message
@@ -79,10 +79,10 @@ class GuestFiles:
             self._systems.clear()
             self._parser.ask({"ask": "forget"}, lambda _: True)
 
-    def noted(self) -> dict[str, Ranges]:
+    def noted(self) -> tuple[dict[str, Ranges], bool]:
         """By disk, the bytes on which all rests that was answered since `forget`, or since this was asked last.
 
-        As long as they are the same, the answers are.
+        As long as they are the same, the answers are. And whether a whole log is among them, of which hardly anything counts.
 
         Raises GuestError where that cannot be told.
         """
@@ -155,8 +155,9 @@ class GuestFiles:
         return [one.name for one in place.system.entries(place.found.entry)]
 
 
-def _decode_noted(answer: Message) -> dict[str, Ranges]:
-    return {short(one, "disk"): places_of(one, "ranges") for one in objects(answer.head, "noted")}
+def _decode_noted(answer: Message) -> tuple[dict[str, Ranges], bool]:
+    noted = {short(one, "disk"): places_of(one, "ranges") for one in objects(answer.head, "noted")}
+    return noted, flag(answer.head, "coarse")
 
 
 def _decode_volumes(answer: Message) -> tuple[list[GuestVolume], list[str]]:
