@@ -92,7 +92,8 @@ class MemoryFileSystem:
     def child(self, folder: Entry, name: str) -> Entry:
         for one in self.entries(folder):
             if one.name == name or (not self.case_sensitive and one.name.casefold() == name.casefold()):
-                assert isinstance(one, Entry)
+                if isinstance(one, Unreadable):
+                    raise one.error
                 return one
         raise NoSuchPath(name, folder.name)
 

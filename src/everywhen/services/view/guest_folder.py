@@ -15,7 +15,7 @@ from dataclasses import replace
 from hashlib import blake2b
 
 from everywhen.formats.layouts.runs import Runs
-from everywhen.guest.errors import GuestDamaged, GuestError, GuestLimit, NoSuchPath, WrongKind
+from everywhen.guest.errors import GuestDamaged, GuestError, GuestLimit, GuestUnsupported, NoSuchPath, WrongKind
 from everywhen.guest.messages import CHUNK, SMALL
 from everywhen.guest.names import name_error, to_bytes
 from everywhen.guest.tree import Content, Entry, FileSystem, Kind, Unreadable
@@ -130,7 +130,10 @@ class GuestFolder:
         if entry.kind is Kind.FOLDER:
             return Folder(*whose)
         if entry.kind is Kind.LINK:
-            return Link(inner_target(path[:-1], entry.target or "", self._resolved), *whose)
+            target = inner_target(path[:-1], entry.target or "", self._resolved)
+            if to_bytes(target) is None:
+                raise GuestUnsupported(f"{self._spelled(path)}: a link to {target!r}, which cannot be written in bytes")
+            return Link(target, *whose)
         return self._file(entry, stream) if entry.kind is Kind.FILE else Special(*whose)
 
     def names(self, path: Parts) -> list[str]:
@@ -164,7 +167,8 @@ class GuestFolder:
         """Extended attributes by full name."""
         last = self._attributes  # `ls -l` asks three times for each file
         if last is None or last[0] != path:
-            last = self._attributes = (path, self._system.attributes(self._entry(path)))
+            found = self._system.attributes(self._entry(path))
+            last = self._attributes = (path, {name: value for name, value in found.items() if to_bytes(name) is not None})
         return last[1]
 
     def _found(self, path: Parts) -> tuple[Entry, str]:
@@ -237,10 +241,6 @@ class GuestFolder:
 
 def _unnameable(one: Entry | Unreadable) -> GuestError | None:
     """Why nobody can ask for it by name."""
-    try:
-        to_bytes(one.name)
-    except GuestError as error:
-        return error
-    if not isinstance(one, Unreadable):
-        return None
-    return one.error if name_error(one.name) else None
+    if to_bytes(one.name) is None:
+        return GuestUnsupported(f"{one.name!r}: a name that cannot be written in bytes")
+    return one.error if isinstance(one, Unreadable) and name_error(one.name) else None
