@@ -239,12 +239,13 @@ def test_every_file_is_what_it_was(shift: int, disks: tuple[list[Path], list[Lis
         points.append(program.backup("web1", *given)["point"])
     assert len({tuple(sorted(one.items())) for one in listings}) == MOMENTS
     for point, wanted in zip(points, listings, strict=True):
-        listed = program.ok("find", f"web1@{point}:/", "*")
-        assert listed["notes"] == []
-        shown = {one["path"]: (one["kind"], one["target"] or one["size"]) for one in listed["found"]}
-        assert {path: what[0] for path, what in shown.items()} == {path: what[0] for path, what in wanted.items()}
         files = {path for path, what in wanted.items() if what[0] == "file"}
-        assert {path: shown[path][1] for path in files} == {path: wanted[path][1] for path in files}
+        if SOAK or point == points[-1]:
+            listed = program.ok("find", f"web1@{point}:/", "*")
+            assert listed["notes"] == []
+            shown = {one["path"]: (one["kind"], one["target"] or one["size"]) for one in listed["found"]}
+            assert {path: what[0] for path, what in shown.items()} == {path: what[0] for path, what in wanted.items()}
+            assert {path: shown[path][1] for path in files} == {path: wanted[path][1] for path in files}
         out = program.folder / "out"
         copied = program.ok("cp", "-r", f"web1@{point}:/", out)
         assert (copied["files"], copied["problems"]) == (len(files), [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +14,7 @@ from everywhen.guest import values
 from everywhen.guest.errors import GuestDamaged, GuestLimit, GuestUnsupported, LinkUnusable, NoSuchPath, WrongKind
 from everywhen.guest.messages import SIZES, Message, receive
 from everywhen.guest.names import name_error
-from everywhen.guest.tree import Entry, Kind, Run, Span, Times, Unreadable
+from everywhen.guest.tree import DriveLetters, Entry, Kind, Run, Span, Times, Unreadable
 
 NAMES = st.one_of(
     st.binary(min_size=1, max_size=60).map(lambda name: name.decode("utf-8", "surrogateescape")),
@@ -103,6 +104,19 @@ def test_runs_come_back(lengths: list[tuple[int, bool, tuple[int, int] | None]])
 
 
 FIELDS = ["name", "kind", "number", "size", "times", "error", "unreadable", "links", "target", "mode", "uid", "device"]
+
+
+@given(st.dictionaries(st.sampled_from("ABCXYZ"), st.tuples(st.sampled_from(("vda", "b\xfc")), NAMES)), st.booleans())
+def test_drive_letters_come_back(given_: dict[str, tuple[str, str]], whole: bool) -> None:
+    letters = DriveLetters(given_, whole)
+    assert values.letters_of(Message(values.letters_json(letters)).head) == letters
+
+
+@given(letter=JSON, disk=JSON, whole=JSON)
+def test_what_are_no_drive_letters_is_corrupt(letter: object, disk: object, whole: object) -> None:
+    source = {"letters": [{"letter": letter, "disk": disk, "volume": "p1"}], "whole": whole}
+    with pytest.raises(Corrupt):
+        values.letters_of(source)
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON))
