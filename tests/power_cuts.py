@@ -70,12 +70,13 @@ def as_the_kernel_shows_it(image: Path, expect: Callable[[FileSystem, tuple[str,
     """Compares all that is shown with what this kernel shows when it has replayed the same. False if it refuses to."""
     system, notes = shown(image)
     expect(system, notes)
+    since = time.time_ns()
     with contextlib.ExitStack() as stack:
         try:
             inside = stack.enter_context(mounted(image))
         except pytest.skip.Exception:
             return False
-        compare(system, inside)
+        compare(system, inside, since_ns=since)
     return True
 
 

@@ -57,7 +57,7 @@ def whole_again(disk: Bytes, start: int, record: Record, content: bytes) -> None
     stored[head:] = content
     for at in range(head, len(stored), BLOCK):
         stored[at : at + 4] = record.stored[at : at + 4]
-    summed = summed_headers(bytes(stored[:head]))[0]
+    summed = summed_headers(bytes(stored[:head]), len(content))[0]
     stored[32:36] = crc32c(summed + bytes(stored[head:])).to_bytes(4, "little")
     at = start + record.block * BLOCK
     disk.content[at : at + len(stored)] = stored

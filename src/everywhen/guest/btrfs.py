@@ -13,9 +13,11 @@ from uuid import UUID
 
 from everywhen.formats.filesystems import btrfs
 from everywhen.formats.filesystems.btrfs import BtrfsEntry, BtrfsInode, Key
+from everywhen.guest.btrfs_changes import Changes
 from everywhen.guest.btrfs_content import BtrfsContent
+from everywhen.guest.btrfs_replay import replay
 from everywhen.guest.btrfs_trees import BtrfsDevices, Tree
-from everywhen.guest.errors import GuestDamaged, NoSuchPath, parsing
+from everywhen.guest.errors import GuestDamaged, GuestError, NoSuchPath, parsing
 from everywhen.guest.listed_folders import demand_file, demand_folder
 from everywhen.guest.modes import KINDS
 from everywhen.guest.names import from_bytes, name_error, shown, to_bytes
@@ -38,12 +40,11 @@ class BtrfsFileSystem:
             self._devices = BtrfsDevices([volume, *others])
             head = self._devices.superblock
             self._trees: dict[int, tuple[Tree, int]] = {}
+            self._changes, problem = _replayed(self._devices)
             self.label = from_bytes(head.label)
             self.uuid = str(UUID(bytes=head.uuid))
             self.root = self._entry("", btrfs.TOP_LEVEL, self._subvolume(btrfs.TOP_LEVEL)[1])
-        notes = []
-        if head.log_root:
-            notes.append("It was not unmounted, and its log is not replayed: the last files that were synced may be missing.")
+        notes = list(problem)
         if len(self._devices.devices) < head.devices:
             here = len(self._devices.devices)
             notes.append(f"Of its {head.devices} devices {here} are here: what is on others is not to be had.")
@@ -111,7 +112,7 @@ class BtrfsFileSystem:
             if data is None:
                 raise GuestDamaged(f"the subvolume {number} is not there")
             folder, address, level = btrfs.decode_root(data)
-            found = self._trees[number] = Tree(address, level), folder
+            found = self._trees[number] = Tree(address, level, self._changes.get(number)), folder
         return found
 
     def _folder(self, folder: Entry) -> Tree:
@@ -169,3 +170,14 @@ class BtrfsFileSystem:
             device=(inode.device >> 20 & 0xFFF, inode.device & 0xFFFFF) if is_device else None,
             subvolume=subvolume,
         )
+
+
+def _replayed(devices: BtrfsDevices) -> tuple[dict[int, Changes], tuple[str, ...]]:
+    """What the log lays over each subvolume, or why nothing."""
+    if not devices.superblock.log_root:
+        return {}, ()
+    try:
+        with parsing("its log"):
+            return replay(devices), ()
+    except GuestError as error:
+        return {}, (f"Its log cannot be replayed: {error}. The last files that were synced may be missing.",)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from everywhen.formats.errors import FormatError
 from everywhen.formats.filesystems import btrfs
 from everywhen.formats.filesystems.btrfs import BtrfsChunk, BtrfsNode, BtrfsSuperblock, Key
+from everywhen.guest.btrfs_changes import Changes
 from everywhen.guest.errors import GuestDamaged
 from everywhen.guest.reading import piece
 from everywhen.guest.tree import Readable
@@ -25,6 +26,8 @@ class Tree:
 
     address: int
     level: int
+    changes: Changes | None = None
+    """What its log has laid over it."""
 
 
 class BtrfsDevices:
@@ -119,8 +122,9 @@ class BtrfsDevices:
 
     def items(self, tree: Tree, first: Key) -> Iterator[tuple[Key, bytes]]:
         """The items of a tree in order, from the last one that is not behind `first` on."""
+        below = self._below(tree.address, tree.level, first)
         last = Key(-1, 0, 0)
-        for key, data in self._below(tree.address, tree.level, first):
+        for key, data in tree.changes.over(below, first) if tree.changes else below:
             if key <= last:
                 raise GuestDamaged("a tree of Btrfs whose items are not in order")
             last = key

@@ -166,7 +166,7 @@ class XfsLog:
         if header.checksum or (self._superblock.version == 5 and header.operations != 1):  # mkfs sums nothing
             whole = header.length // BLOCK
             rest = data[content + whole * BLOCK : content + header.length]
-            for summed in xfs_log.summed_headers(data[at * BLOCK : content]):
+            for summed in xfs_log.summed_headers(data[at * BLOCK : content], header.length):
                 register = joined(crc32c(summed) ^ 0xFFFFFFFF, sums[at + header.headers :][:whole], BLOCK)
                 if crc32c(rest, register) == header.checksum:
                     break

@@ -16,7 +16,7 @@ and its first block, 32 bits each. Header of a record, one block, big-endian but
 | 16     | u64  | number      |                                                                                     |
 | 24     | u64  | tail        | number of the oldest record that may hold what is nowhere else                      |
 | 32     | u32  | checksum    | CRC-32C, little-endian: of this header to byte 328 (i386: 324) with these four zero, |
-|        |      |             | the further headers to byte 260, and what follows, as it lies on the disk           |
+|        |      |             | of the further headers that are needed 260 bytes, and what follows, as on the disk   |
 | 40     | u32  | operations  |                                                                                     |
 | 44     | 64u32| first_words | what was in the first four bytes of the blocks behind the headers                   |
 | 300    | u32  | order       | of the bytes of items: 1 little-endian, 2 big-endian                                |
@@ -177,10 +177,11 @@ def decode_record(block: bytes) -> RecordHeader | None:
     return RecordHeader(cycle, length, number, tail, checksum, operations, headers, little, block[304:320])
 
 
-def summed_headers(headers: bytes) -> tuple[bytes, ...]:
-    """What of the headers the checksum is about; one of these."""
+def summed_headers(headers: bytes, length: int) -> tuple[bytes, ...]:
+    """What of the headers of a record of this length the checksum is about; one of these."""
     first = headers[:_SUM_AT] + bytes(4) + headers[_SUM_AT + 4 : BLOCK]
-    more = b"".join(headers[at : at + _FURTHER_SUM] for at in range(BLOCK, len(headers), BLOCK))
+    used = -(-length // (WORDS * BLOCK)) * BLOCK  # there are as many as the longest record needs
+    more = b"".join(headers[at : at + _FURTHER_SUM] for at in range(BLOCK, min(used, len(headers)), BLOCK))
     return tuple(first[:size] + more for size in _SUMS)
 
 

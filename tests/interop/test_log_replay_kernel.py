@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""XFS cut off anywhere in its work: what is shown with its log replayed is what the kernel shows, which replays it itself."""
+"""XFS and Btrfs cut off anywhere in their work: what is shown with the log replayed is what the kernel shows that does so."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from tests.power_cuts import Cuts, as_the_kernel_shows_it
 MAKING = {
     "xfs": ("mkfs.xfs", "-q"),
     "xfs-1k-dir8k": ("mkfs.xfs", "--unsupported", "-q", "-b", "size=1024", "-n", "size=8192", "-l", "size=8m"),
+    "btrfs": ("mkfs.btrfs", "-q"),
+    "btrfs-4k-sha256": ("mkfs.btrfs", "-q", "-n", "4096", "-m", "dup", "--csum", "sha256", "-O", "^no-holes"),
     "xfs-stripe": ("mkfs.xfs", "--unsupported", "-q", "-l", "su=32k,size=16m", "-m", "rmapbt=1"),
 }
 MOUNTING = {"xfs-stripe": "logbsize=256k,logbufs=8"}
@@ -22,7 +24,7 @@ CUTS = 40 if SOAK else 3
 
 
 @pytest.mark.timeout(1800 if SOAK else 120)
-@pytest.mark.parametrize("kind", MAKING if SOAK else ["xfs-1k-dir8k"])
+@pytest.mark.parametrize("kind", MAKING if SOAK else ["xfs-1k-dir8k", "btrfs"])
 def test_all_is_as_the_kernel_shows_it(kind: str, tmp_path: Path) -> None:
     steps = 4000 if SOAK else 250
     cuts = Cuts(tmp_path, MAKING[kind], size=320, seed=1, steps=steps, mounting=MOUNTING.get(kind, ""))
