@@ -4,7 +4,8 @@
 Every folder is held open, and what is in it is made by its name alone, relative to that: no path is ever put together, no
 link followed, whatever names say and whatever somebody else puts there meanwhile (openat(2), O_NOFOLLOW). Names are bytes,
 as the guest has them. Nothing that is there already is changed but what `overwrite` allows: a file or link is replaced by
-another one when that is whole.
+another one when that is whole. A file has another name, `.everywhen-…`, until it is whole: what was half written when we were
+killed is never taken for it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ _FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | O_NOFOLLOW | O_CLOEXEC
 _PRIVATE_FILE, _PRIVATE_FOLDER = 0o600, 0o700
 """Until owner and mode are the guest's, nobody else looks in."""
 
+_NO_SECOND_NAMES = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+"""What file systems without hard links say, as FAT."""
+
 _T = TypeVar("_T")
 
 
@@ -41,9 +45,9 @@ def name_bytes(name: str) -> bytes:
 
 
 class NewFile:
-    """A file that is being written; when it is not completed it is removed."""
+    """A file that is being written, under a name `beside` its own; when it is not completed it is removed."""
 
-    def __init__(self, folder: TargetFolder, name: bytes, beside: bytes | None, descriptor: int) -> None:
+    def __init__(self, folder: TargetFolder, name: bytes, beside: bytes, descriptor: int) -> None:
         self._folder = folder
         self._name = name
         self._beside = beside
@@ -56,12 +60,11 @@ class NewFile:
         os.close(self.descriptor)
         if kind is not None:
             with suppress(OSError):  # what was the matter is being told
-                os.unlink(self._beside or self._name, dir_fd=self._folder.descriptor)
+                os.unlink(self._beside, dir_fd=self._folder.descriptor)
 
     def complete(self) -> None:
         """Put it where it belongs. Raises OSError."""
-        if self._beside is not None:
-            self._folder.put(self._beside, self._name)
+        self._folder.name(self._beside, self._name)
 
 
 class TargetFolder:
@@ -103,8 +106,9 @@ class TargetFolder:
 
     def file(self, name: bytes) -> NewFile:
         """A new file. Raises FileExistsError, too."""
-        beside, descriptor = self._made(name, lambda name: os.open(name, _FILE, _PRIVATE_FILE, dir_fd=self.descriptor))
-        return NewFile(self, name, beside, descriptor)
+        if self._kind(name) and not self._overwrite:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fsdecode(name))
+        return NewFile(self, name, *self._beside(lambda beside: os.open(beside, _FILE, _PRIVATE_FILE, dir_fd=self.descriptor)))
 
     def link(self, name: bytes, target: bytes) -> None:
         """A symbolic link, wherever it leads."""
@@ -121,10 +125,28 @@ class TargetFolder:
         if beside is not None:
             self.put(beside, name)
 
+    def name(self, beside: bytes, name: bytes) -> None:
+        """Give what was made under another name its own. Raises FileExistsError where that is taken, and not to be replaced."""
+        if self._overwrite:
+            self.put(beside, name)
+            return
+        here = self.descriptor
+        try:
+            os.link(beside, name, src_dir_fd=here, dst_dir_fd=here, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_SECOND_NAMES:
+                raise
+        else:
+            os.unlink(beside, dir_fd=here)
+            return
+        if self._kind(name):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fsdecode(name))
+        os.rename(beside, name, src_dir_fd=here, dst_dir_fd=here)
+
     def put(self, beside: bytes, name: bytes) -> None:
         """Have what was made under another name replace what is there."""
         try:
-            if stat.S_ISDIR(os.stat(name, dir_fd=self.descriptor, follow_symlinks=False).st_mode):
+            if self._kind(name) == stat.S_IFDIR:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fsdecode(name))
             os.rename(beside, name, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
         finally:
@@ -139,12 +161,23 @@ class TargetFolder:
         except FileExistsError:
             if not self._overwrite:
                 raise
+        return self._beside(make)
+
+    def _beside(self, make: Callable[[bytes], _T]) -> tuple[bytes, _T]:
+        """Make something under a name that nothing has, which is told."""
         number = 0
         while True:
             number += 1
             beside = b".everywhen-%d-%d" % (os.getpid(), number)
             with suppress(FileExistsError):
                 return beside, make(beside)
+
+    def _kind(self, name: bytes) -> int:
+        """Of what has this name (S_IFMT of its mode); 0: nothing has."""
+        try:
+            return stat.S_IFMT(os.stat(name, dir_fd=self.descriptor, follow_symlinks=False).st_mode)
+        except FileNotFoundError:
+            return 0
 
     def _entered(self, name: bytes) -> TargetFolder:
         return TargetFolder(os.open(name, _FOLDER, dir_fd=self.descriptor), overwrite=self._overwrite)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -78,6 +78,44 @@ def test_what_cannot_be_read_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     }
     assert os.listdir(tmp_path) == ["c"]
     assert (done.files, done.bytes) == (1, 1)
+
+
+class Watched(MemoryFileSystem):
+    """Calls `reading` whenever a content is read."""
+
+    reading: Callable[[], None]
+
+    def open(self, entry: Entry, stream: str = "") -> Content:
+        self.reading()
+        return super().open(entry, stream)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_has_its_name_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, links: bool) -> None:
+    """Who kills the copy leaves no half file that looks like one; what somebody else puts there meanwhile stays."""
+
+    def no_links(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "as on FAT")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    system = Watched()
+    for name in "abc":
+        system.add(f"/{name}", content=name.encode())
+    seen: list[list[str]] = []
+
+    def look() -> None:
+        seen.append([name for name in sorted(os.listdir(tmp_path)) if not name.startswith(".everywhen-")])
+        assert len(os.listdir(tmp_path)) == len(seen[-1]) + 1
+        if len(seen) == 2:
+            (tmp_path / "b").write_text("somebody's")
+
+    system.reading = look
+    found = copied(system, tmp_path)
+    assert seen == [[], ["a"], ["a", "b"]]
+    assert found.problems == [("b", "it is here already; --overwrite replaces it")]
+    assert {name: (tmp_path / name).read_text() for name in os.listdir(tmp_path)} == {"a": "a", "b": "somebody's", "c": "c"}
+    assert (tmp_path / "a").stat().st_nlink == 1
 
 
 def test_a_repository_out_of_reach_ends_it(tmp_path: Path) -> None:
