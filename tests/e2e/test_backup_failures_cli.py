@@ -166,6 +166,14 @@ def test_links_in_the_repository_are_not_followed(program: Program, image: Path,
     point.unlink()
     os.mkfifo(point)
     says(program.run("points", "--json"), 1, "link or device")
+    point.unlink()
+    packs = (program.repo / "packs").rename(tmp_path / "packs")
+    (program.repo / "packs").symlink_to(packs)
+    done = program.run("backup", "web1", f"vda={image}", "--json")
+    says(done, 1, "repo: packs: a link or device is where the folder should be")
+    assert "It was not followed" in done.error["safe"]
+    assert "take it away" in str(done.error["do"])
+    says(program.run("status", "--json", "--repo", image), 1, f"{image}: this is not a folder")
 
 
 def test_parser_errors_are_documents_too(program: Program) -> None:

@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any, ClassVar
 
-from everywhen.storage.base import AccessDenied, OutOfSpace, ReadOnly, StorageError, Unavailable
+from everywhen.storage.base import AccessDenied, NotAnObject, OutOfSpace, ReadOnly, StorageError, Unavailable
 
 
 class Exit(IntEnum):
@@ -123,7 +123,12 @@ _STORAGE: tuple[tuple[type[StorageError], type[Failure], str], ...] = (
     (AccessDenied, NotAllowed, ""),
     (ReadOnly, NotAllowed, "Nothing was changed."),
     (Unavailable, Failed, ""),
+    (NotAnObject, Failed, "It was not followed, and nothing was replaced or deleted."),
 )
+_ADVICE: dict[type[StorageError], str] = {
+    Unavailable: "Try again; the store may be out of reach for the moment.",
+    NotAnObject: "Somebody else put it there: take it away, or bring back what was there.",
+}
 _SYSTEM: dict[int, type[Failure]] = {
     errno.ENOSPC: NoSpace,
     errno.EDQUOT: NoSpace,
@@ -142,7 +147,8 @@ def from_storage(error: StorageError, *, url: str) -> Failure:
     """
     for kind, failure, safe in _STORAGE:
         if isinstance(error, kind):
-            do = ["Try again; the store may be out of reach for the moment."] if kind is Unavailable else []
+            advice = _ADVICE.get(kind) if error.name or kind is not NotAnObject else None  # else the user's path is no folder
+            do = [advice] if advice else []
             return failure(f"{url}: {error}", on=url, safe=safe, do=do)
     return Failed(f"{url}: {error}", on=url)
 

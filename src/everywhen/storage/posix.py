@@ -226,7 +226,7 @@ class PosixStore:
         except OSError as error:
             raise storage_error("", error) from error
         if not stat.S_ISDIR(status.st_mode):
-            raise NotAnObject("", f"{self._root} is not a folder")
+            raise NotAnObject("", "this is not a folder")
         return status.st_dev, status.st_ino
 
     def _check_root(self) -> None:
@@ -249,7 +249,8 @@ class PosixStore:
             if stat.S_ISREG(mode):
                 return False  # an object, so nothing is below it
             if not stat.S_ISDIR(mode):
-                raise NotAnObject(name, f"{path} is not a folder; a link there is not followed")
+                part = os.path.relpath(path, self._root).replace(os.sep, "/")
+                raise NotAnObject(part, "a link or device is where the folder should be")
         return os.path.isdir(self._root)
 
     def _look(self, name: str) -> os.stat_result | None:
@@ -262,7 +263,7 @@ class PosixStore:
         except OSError as error:
             raise storage_error(name, error) from error
         if status is not None and not stat.S_ISREG(status.st_mode):
-            raise NotAnObject(name, f"{path} is a folder, link or device")
+            raise NotAnObject(name, "a folder, link or device is where the object should be")
         return status
 
     def _open(self, name: str) -> int:
@@ -296,7 +297,7 @@ class PosixStore:
         except FileNotFoundError:
             return  # deleted since the listing began
         if not stat.S_ISREG(status.st_mode):
-            raise NotAnObject(name, f"{entry.path} is a link or device")
+            raise NotAnObject(name, "a link or device is where the object should be")
         yield ObjectInfo(name, status.st_size, status.st_mtime_ns)
 
     def _make_durable_folder(self, folder: str) -> None:
