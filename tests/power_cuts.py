@@ -35,7 +35,7 @@ class Cuts:
         self._base, image = folder / "base", empty(folder / "recorded", size << 20)
         run(*making, image)
         run("cp", "--sparse=always", image, self._base)
-        with _recording(image, folder) as disk, _mounted(disk, folder, mounting) as inside:
+        with recording(image, folder) as disk, mounted_beside(disk, folder, mounting) as inside:
             run(sys.executable, HERE / "busy_file_system.py", inside, str(seed), str(steps))
         image.unlink()
         self.writes = list(recorded(folder / "record"))
@@ -81,7 +81,8 @@ def as_the_kernel_shows_it(image: Path, expect: Callable[[FileSystem, tuple[str,
 
 
 @contextlib.contextmanager
-def _recording(image: Path, folder: Path) -> Iterator[Path]:
+def recording(image: Path, folder: Path) -> Iterator[Path]:
+    """The image as a file of which each write is put down in `folder/record`."""
     point = folder / "fuse"
     point.mkdir()
     command = [sys.executable, *map(str, (HERE / "recorded_disk.py", image, folder / "record", point))]
@@ -91,13 +92,15 @@ def _recording(image: Path, folder: Path) -> Iterator[Path]:
             assert process.poll() is None
             assert time.monotonic() < until
             time.sleep(0.02)
-        yield point / "disk"
-        unmount(point)
+        try:
+            yield point / "disk"
+        finally:
+            unmount(point)
     shutil.rmtree(point)
 
 
 @contextlib.contextmanager
-def _mounted(disk: Path, folder: Path, mounting: str) -> Iterator[Path]:
+def mounted_beside(disk: Path, folder: Path, mounting: str) -> Iterator[Path]:
     """Not beside the disk: there is nothing but the disk."""
     point = folder / "busy"
     point.mkdir()

@@ -5,13 +5,9 @@ of its writes a moment.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import random
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -31,15 +27,16 @@ from everywhen.services.history.opening import OpenedHistory
 from everywhen.services.history.presences import Presences
 from everywhen.services.history.sight import TurningFiles
 from everywhen.services.history.traces import Traces
-from everywhen.services.history.versions import History
+from everywhen.services.history.versions import History, last_write
 from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
 from everywhen.services.replay import Replay
 from everywhen.services.view.blocks import Blocks
 from everywhen.services.view.moments import FAILURES
 from everywhen.storage.memory import MemoryStore
-from tests.guest_images import empty, mounted, need, run
+from tests.guest_images import empty, need, run
 from tests.laboratory import World
 from tests.long_forms import SOAK
+from tests.power_cuts import mounted_beside, recording
 from tests.recorded_disk import FLUSH, recorded
 from tests.records import Made, group, mark, put_segment, write
 
@@ -76,27 +73,6 @@ def use(folder: Path, chance: random.Random) -> None:
     os.sync()
 
 
-@contextlib.contextmanager
-def recording(image: Path, record: Path) -> Iterator[Path]:
-    """The image as a file whose writes are written down."""
-    folder = image.with_suffix(".shown")
-    folder.mkdir()
-    command = [sys.executable, str(Path(__file__).parents[1] / "recorded_disk.py"), str(image), str(record), str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        until = time.monotonic() + 30
-        while not (folder / "disk").exists():
-            assert process.poll() is None, "FUSE does not work here"
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        shown = image.with_suffix(".recorded")
-        shown.symlink_to(folder / "disk")
-        yield shown
-    finally:
-        subprocess.run(["fusermount3", "-u", str(folder)], check=False)
-        process.wait(30)
-
-
 def written(folder: Path, seed: int, kind: str) -> tuple[bytes, list[tuple[int, bytes]]]:
     """The image before, and the kernel's writes to it."""
     need("fusermount3")
@@ -109,7 +85,7 @@ def written(folder: Path, seed: int, kind: str) -> tuple[bytes, list[tuple[int, 
     else:
         run("mkfs.ext4", "-q", "-J", "size=1", "-O", "^resize_inode", empty(image, SIZE))
     before = image.read_bytes()
-    with recording(image, folder / "record") as disk, mounted(disk) as top:
+    with recording(image, folder) as disk, mounted_beside(disk, folder, "") as top:
         (top / "folder").mkdir()
         for _ in range(STEPS):
             use(top, chance)
@@ -210,6 +186,13 @@ def names_are_found(opened: OpenedHistory) -> None:
         paths = [f"/p0{one.path}" for one in walk(place.system, place.found) if isinstance(one, Found)]
         there = {path for path in paths if fnmatch(path.rpartition("/")[2], "*e*i*")}
         assert {one.path for one in found if one.first <= number <= one.last} == there
+    for one in [one for one in found if one.last < seeking.last][:5]:
+        history = History(opened.line, opened.traces, opened.files, "vda", one.path)
+        last, gone = last_write(history, seeking.moment(one.last), seeking.moment(one.last + 1)) or (None, None)
+        assert last is not None
+        assert gone is not None
+        assert (history.look(last).entry is None, history.look(gone).entry is None) == (False, True)
+        assert normal(opened.line, opened.line.after(last)) == normal(opened.line, gone)
 
 
 def normal(line: Line, at: At) -> At:

@@ -16,7 +16,7 @@ from everywhen.services.failures import Exit, WrongUsage
 from everywhen.services.history.line import At
 from everywhen.services.history.opening import OpenedHistory, opened_history
 from everywhen.services.history.presences import Presence, Presences
-from everywhen.services.history.versions import History
+from everywhen.services.history.versions import History, last_write
 from everywhen.services.times import local_time, rfc3339, zone_label
 
 _SHOWN = 20
@@ -66,9 +66,8 @@ def _hits(opened: OpenedHistory, seeking: Presences, address: Address, found: li
         exactly = False
         if gone is not None and len(hits) < _TO_THE_WRITE and opened.line.records(one.last) is not None:
             history = History(opened.line, opened.traces, opened.files, address.disk, one.path)
-            version = next(history.versions(gone))
-            if version.sight.entry is None and version.before is not None and version.before >= last:
-                last, gone, exactly = version.before, version.first, True
+            if (found_write := last_write(history, last, gone)) is not None:
+                last, gone, exactly = *found_write, True
         hits.append(_Hit(one, seeking.moment(one.first), last, gone, exactly))
     return hits
 

@@ -96,6 +96,16 @@ class History:
         return self._line.at_point(index), At(low.index, end)
 
 
+def last_write(history: History, low: At, high: At) -> tuple[At, At] | None:
+    """Of something that is there at a point and is not at a later moment, before the next point: the last moment with it, and
+    the first without; None where that is not known any better. Raises as History.
+    """
+    version = next(history.versions(high))
+    if version.sight.entry is not None or version.before is None or version.before < low:
+        return None
+    return version.before, version.first
+
+
 def _first(low: int, high: int, holds: Callable[[int], bool]) -> int:
     """The first number from which on it holds, after `low`, where it does not; `high` where none before that does.
 
