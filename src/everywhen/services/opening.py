@@ -53,17 +53,26 @@ class OpenedMoment:
 
 
 def open_moment(
-    repository: Repository, catalog: Catalog, address: Address, *, now_ns: int, zone: tzinfo, exact: bool
+    repository: Repository,
+    catalog: Catalog,
+    address: Address,
+    *,
+    now_ns: int,
+    zone: tzinfo,
+    exact: bool,
+    contents: bool = True,
 ) -> tuple[Vm, OpenedMoment]:
     """What `address` means to a reader in `zone` whose clock says `now_ns`; `exact` refuses any other moment than that.
+
+    Without `contents` it is for who wants to know which moment that is, and cannot be read: that takes an eighth of the time.
 
     Raises NotFound, WrongUsage, Damaged, StorageError.
     """
     vm = catalog.vm(address.vm)
     when = parse_when(address.when or "latest", now_ns=now_ns, zone=zone)
-    line, opened = _latest(repository, catalog, vm, when, zone)
+    line, opened = _latest(repository, catalog, vm, when, zone, contents=contents and not when.writes_back)
     if when.writes_back:
-        earlier = line.back(opened, when.writes_back)
+        earlier = line.back(opened, when.writes_back, contents=contents)
         if earlier is None:
             raise no_single_writes(vm.name, when, opened.found, zone=zone)
         opened = earlier
@@ -78,17 +87,38 @@ def open_at(repository: Repository, catalog: Catalog, vm: Vm, time_ns: int, *, z
 
     Raises NotFound, Damaged, StorageError.
     """
-    return _latest(repository, catalog, vm, When(Stretch(time_ns, time_ns), rfc3339(time_ns)), zone)[1]
+    return _latest(repository, catalog, vm, When(Stretch(time_ns, time_ns), rfc3339(time_ns)), zone, contents=True)[1]
 
 
-def _latest(repository: Repository, catalog: Catalog, vm: Vm, when: When, zone: tzinfo) -> tuple[_Line, OpenedMoment]:
+class _Unlaid(Patches):
+    """Changes that are not kept. Whoever would read a disk with them is stopped: it would be the point's."""
+
+    def __bool__(self) -> bool:
+        raise TypeError("a moment that was opened without its contents")
+
+    def blocks(self) -> list[int]:
+        """Raises TypeError."""
+        raise TypeError("a moment that was opened without its contents")
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Nothing."""
+
+    def zero(self, offset: int, length: int) -> None:
+        """Nothing."""
+
+
+def _latest(
+    repository: Repository, catalog: Catalog, vm: Vm, when: When, zone: tzinfo, *, contents: bool
+) -> tuple[_Line, OpenedMoment]:
     """The latest moment that `when` allows, single writes before it not counted, and the line that it is on."""
     points = catalog.points_of(vm)
     found = choose(vm.name, when, catalog.moments_for(vm, when), zone=zone)
     line = _Line(repository, points)
     point = next(point for point in points if point.point == found.moment.id)
     opened = OpenedMoment(point, found, point.time_ns)
-    return line, line.onward(opened, when.target) if isinstance(when.target, Latest | Stretch) else opened
+    if isinstance(when.target, Latest | Stretch):
+        opened = line.onward(opened, when.target, contents=contents)
+    return line, opened
 
 
 class _Line:
@@ -99,14 +129,14 @@ class _Line:
         self._points = points
         self._spans = {span.point.point: span for span in kept_spans(points)}
 
-    def onward(self, opened: OpenedMoment, target: Latest | Stretch) -> OpenedMoment:
+    def onward(self, opened: OpenedMoment, target: Latest | Stretch, *, contents: bool) -> OpenedMoment:
         """The last moment after the point, within its journal, that `target` allows.
 
         What a backup of images made has none: there the journal goes on that the VM's capture wrote meanwhile.
         """
         until_ns = target.latest_ns if isinstance(target, Stretch) else None
         point = opened.point if opened.point.journal else self._captured_before(opened.point)
-        replay = self._replayed(point, None, until_ns) if point else None
+        replay = self._replayed(point, None, until_ns, contents=contents) if point else None
         if point is None or replay is None or (point is not opened.point and replay.time_ns <= opened.point.time_ns):
             return opened
         end = self._spans[point.point].end
@@ -121,7 +151,7 @@ class _Line:
         before = [one for one in history(self._points) if one.journal and one.time_ns <= point.time_ns]
         return before[-1] if before else None
 
-    def back(self, opened: OpenedMoment, writes: int) -> OpenedMoment | None:
+    def back(self, opened: OpenedMoment, writes: int, *, contents: bool) -> OpenedMoment | None:
         """The moment so many writes before; None where the journal does not reach back so far."""
         position = opened.point.journal
         if position is None:
@@ -139,7 +169,7 @@ class _Line:
                 return None
             numbers, end = np.concatenate([earlier, numbers]), begin
             if len(numbers) >= writes:
-                replay = self._replayed(point, int(numbers[-writes]), None)
+                replay = self._replayed(point, int(numbers[-writes]), None, contents=contents)
                 return None if replay is None else _moment(point, replay, exact=True)
         return None
 
@@ -159,12 +189,13 @@ class _Line:
                 return None  # its end is not there, or not yet
         return np.concatenate(parts)
 
-    def _replayed(self, point: RecoveryPoint, until: int | None, until_ns: int | None) -> Replay | None:
+    def _replayed(self, point: RecoveryPoint, until: int | None, until_ns: int | None, *, contents: bool) -> Replay | None:
         """The journal's records after the point, laid over its disks, up to a number or a time; None if there are none."""
         groups = self._groups(point)
         if groups is None or point.journal is None:
             return None
-        replay = Replay([Patches() for _ in point.journal.disks], point.journal.sequence, following=True)
+        patches = [Patches() if contents else _Unlaid() for _ in point.journal.disks]
+        replay = Replay(patches, point.journal.sequence, following=True)
         aside: Aside | None = None
         for group in groups:
             replay.feed(group, until=until, until_ns=until_ns)

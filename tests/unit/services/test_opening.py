@@ -143,3 +143,17 @@ def test_much_that_is_laid_over_a_point_is_put_aside(repository: Repository, mon
     disk = MomentDisk(repository.fetcher, blocks, opened.point.disks["vda"].tree, opened.patches["vda"])
     assert disk.read(0, 65536) == content
     blocks.close()
+
+
+def test_which_moment_it_is_can_be_told_without_its_contents(repository: Repository) -> None:
+    put_segment(repository, STREAM, 1, GROUPS[2], group(10, write(0, 0, b"later")))
+    catalog, blocks = read_catalog(repository), Blocks(repository.fetcher)
+    for when in ("latest", "latest~1", "latest~3", "1970-01-01T00:00:00.000007001Z"):
+        address = parse_address(f"web1@{when}")
+        _, whole = open_moment(repository, catalog, address, now_ns=1 << 61, zone=UTC, exact=False)
+        _, told = open_moment(repository, catalog, address, now_ns=1 << 61, zone=UTC, exact=False, contents=False)
+        assert (told.label, told.found) == (whole.label, whole.found)
+        for patches in told.patches.values():
+            with pytest.raises(TypeError, match="without its contents"):
+                MomentDisk(repository.fetcher, blocks, whole.point.disks["vda"].tree, patches)
+    blocks.close()

@@ -223,7 +223,8 @@ class Folders:
         self._before(vm)
         address = Address(vm, None, name[1:])
         now_ns = self._repository.surroundings.clock()
-        return open_moment(self._repository, self._known().catalog, address, now_ns=now_ns, zone=self._zone, exact=False)[1]
+        catalog = self._known().catalog
+        return open_moment(self._repository, catalog, address, now_ns=now_ns, zone=self._zone, exact=False, contents=False)[1]
 
 
 def _parts(path: str) -> list[str]:
