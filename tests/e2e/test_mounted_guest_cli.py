@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest_images import below, content_of, empty, fill, fill_unix, mounted, partitioned, run, status_of
+from tests.guest_images import below, content_of, empty, fill, fill_unix, mounted, need, partitioned, run, status_of
+from tests.long_forms import in_soak
 from tests.mounts import Mount, can_mount
 from tests.program import Program
 
@@ -77,6 +78,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
 def _fill(root: Path) -> None:
     (root / "lost+found").rmdir()
     fill(root)
+    shutil.rmtree(root / "many")
     fill_unix(root)
     (root / "etc").mkdir()
     (root / "etc" / "fstab").write_text(f"UUID={ROOT} / ext4 defaults 0 1\n/dev/sdz1 /gone xfs defaults 0 2\n")
@@ -111,6 +113,30 @@ def test_files_are_what_the_kernel_wrote(guest: Guest, mount: Mount) -> None:
     first, second = (moment / "files" / "text" for moment in mount.moments())
     assert first.read_text() != second.read_text() == "changed\n"
     assert os.listdir(mount.moments()[0]) == ["disk", "files", "volumes", "notes.txt"]
+
+
+@in_soak
+@pytest.mark.parametrize(("kind", "size"), [("xfs", 320 << 20), ("btrfs", 120 << 20), ("ext4", 64 << 20)])
+def test_other_file_systems_are_what_the_kernel_wrote(program: Program, tmp_path: Path, kind: str, size: int) -> None:
+    need(f"mkfs.{kind}")
+    image, real = empty(tmp_path / "vda.img", size), tmp_path / "real"
+    run(f"mkfs.{kind}", "-q", image)
+    with mounted(image) as root:
+        fill(root)
+        fill_unix(root)
+        subprocess.run(["cp", "-a", f"{root}/.", real], check=True)
+    program.backup("web1", f"vda={image}")
+    (tmp_path / "all").mkdir()
+    mount = Mount(program, tmp_path / "all")
+    try:
+        shown = below(mount.moments()[0] / "volumes" / "vda" / "p0")
+        assert shown.keys() == below(real).keys()
+        for name, path in shown.items():
+            if name != "to folder":
+                assert status_of(path) == status_of(real / name), name
+        assert mount.end(signal.SIGINT).err == ""
+    finally:
+        mount.take_away()
 
 
 def test_holes_and_second_names(mount: Mount, tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from everywhen.services.view.inner_links import inner_target
+from tests.long_forms import SOAK
 
 
 def nowhere(_path: str) -> str | None:
@@ -51,6 +52,7 @@ def test_behind_a_link_the_guest_s_own_way_counts() -> None:
 PART = st.sampled_from(["..", ".", "", "a", "b", "link", "up"])
 
 
+@settings(max_examples=1000 if SOAK else 40)
 @given(st.lists(PART, max_size=8), st.booleans(), st.sampled_from(["", "a", "a/b"]))
 def test_no_way_leads_out(tmp_path_factory: pytest.TempPathFactory, parts: list[str], absolute: bool, folder: str) -> None:
     """Followed by this machine's kernel, among links that were rewritten too."""
