@@ -37,6 +37,28 @@ class _NotAtHand(Exception):
         self.name = name
 
 
+class _Nodes:
+    """Nodes of the block map out of the cache of blocks. It does not know the disk, which is to go when nobody uses it."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        self._blocks = blocks
+
+    def read(self, names: Names) -> list[bytes]:
+        keys = [row.tobytes() for row in names]
+        found = self._blocks.get(keys)
+        return [found[key] for key in keys]
+
+    def read_at_hand(self, names: Names) -> list[bytes]:
+        """Raises _NotAtHand."""
+        found = []
+        for key in (row.tobytes() for row in names):
+            content = self._blocks.at_hand(key)
+            if content is None:
+                raise _NotAtHand(key)
+            found.append(content)
+        return found
+
+
 class MomentDisk:
     """A read-only BlockDevice of which several threads may read at once."""
 
@@ -46,8 +68,9 @@ class MomentDisk:
         self._fetcher = fetcher
         self._tree = tree
         self._blocks = blocks
-        self._map = BlockMap(self._nodes, tree)
-        self._map_at_hand = self._map.beside(self._nodes_at_hand)
+        nodes = _Nodes(blocks)
+        self._map = BlockMap(nodes.read, tree)
+        self._map_at_hand = self._map.beside(nodes.read_at_hand)
         """The same, for who must not wait: raises _NotAtHand."""
         self._patches = patches or Patches()
         self._patched = self._patches.blocks()
@@ -118,20 +141,6 @@ class MomentDisk:
     def _check(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size:
             raise ValueError(f"{length} bytes at {offset} are outside a disk of {self.size} bytes")
-
-    def _nodes(self, names: Names) -> list[bytes]:
-        keys = [row.tobytes() for row in names]
-        found = self._blocks.get(keys)
-        return [found[key] for key in keys]
-
-    def _nodes_at_hand(self, names: Names) -> list[bytes]:
-        found = []
-        for key in (row.tobytes() for row in names):
-            content = self._blocks.at_hand(key)
-            if content is None:
-                raise _NotAtHand(key)
-            found.append(content)
-        return found
 
     def _names(self, block_map: BlockMap, first: int, end: int) -> list[bytes | None]:
         """The chunks of some blocks; None for those that read as zeroes, or of which nothing shows below the records."""

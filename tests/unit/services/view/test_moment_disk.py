@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -238,6 +239,15 @@ def test_what_is_lost_farther_on_fails_nobody_who_reads_before_it(
         assert disk.read(number * BLOCK_SIZE, BLOCK_SIZE) == source.read(number * BLOCK_SIZE, BLOCK_SIZE)
     with pytest.raises(Damaged):
         disk.read(256 * BLOCK_SIZE, 1)
+
+
+def test_a_disk_goes_with_its_last_user(repository: Repository, blocks: Blocks, point: RecoveryPoint) -> None:
+    """At once: what lies over it may be tens of MB and an open file."""
+    disk = MomentDisk(repository.fetcher, blocks, point.disks["vda"].tree)
+    disk.read(0, 4096)
+    gone = weakref.ref(disk)
+    del disk
+    assert gone() is None
 
 
 def test_memory_is_bounded(repository: Repository, counted: Counted, point: RecoveryPoint, source: SparseDisk) -> None:
