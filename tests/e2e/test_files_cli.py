@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import stat
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.mounts import Mount, can_mount
 from tests.program import PROGRAM, Program
 
 UUID_ROOT, UUID_DATA = "11111111-2222-3333-4444-555555555555", "66666666-7777-8888-9999-aaaaaaaaaaaa"
+VOLUME = "Volume{01234567-89ab-cdef-0123-456789abcdef}"
 LEFT_OUT = {"pipe": "pipe", "zero": "character device", "large device": "block device", "socket": "socket"}
 
 
@@ -448,6 +450,10 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Program,
     try:
         (there / "Windows" / "System32" / "config").mkdir(parents=True)
         (there / "Users" / "Ann").mkdir(parents=True)
+        (there / "mnt").mkdir()
+        target = f"\\??\\{VOLUME}\\".encode("utf-16-le")
+        lengths = struct.pack("<IHHHHHH", 0xA0000003, 12 + len(target), 0, 0, len(target), len(target) + 2, 0)
+        os.setxattr(there / "mnt", "system.ntfs_reparse_data", lengths + target + bytes(4))  # as mountvol makes it
         (there / "Users" / "Ann" / "Letter.txt").write_text("Dear Bob\n")
         (there / "Users" / "Ann" / "Letter.txt:Zone.Identifier").write_text("[ZoneTransfer]\nZoneId=3\n")
     finally:
@@ -482,7 +488,8 @@ def test_drives_have_the_letters_that_windows_gave(windows: tuple[Program, Path]
     need("hivexregedit")
     program, folder = windows
     uuids = (UUID_ROOT, UUID_DATA, "bbbbbbbb-cccc-dddd-eeee-ffffffffffff")
-    hive = system_hive(tmp_path / "hive", {"\\DosDevices\\C:": of_gpt(UUID_DATA), "\\DosDevices\\S:": of_gpt(uuids[2])})
+    names = {"\\DosDevices\\C:": of_gpt(UUID_DATA), "\\DosDevices\\S:": of_gpt(uuids[2]), f"\\??\\{VOLUME}": of_gpt(uuids[2])}
+    hive = system_hive(tmp_path / "hive", names)
     system = Path(shutil.copy(folder / "system.img", tmp_path / "system.img"))
     run("ntfscp", system, hive, "Windows/System32/config/SYSTEM")
     disk = partitioned(tmp_path / "vda.img", folder / "boot.img", system, folder / "data.img", uuids=uuids)
@@ -491,6 +498,7 @@ def test_drives_have_the_letters_that_windows_gave(windows: tuple[Program, Path]
     assert ([one["name"] for one in listed["entries"]], listed["notes"]) == (["C:", "S:"], [])
     assert program.run("cat", "win2:/s:/note.txt").out == "of the data volume\n"
     assert program.run("cat", "win2:/C:/Users/Ann/Letter.txt").out == "Dear Bob\n"
+    assert program.run("cat", "win2:/C:/mnt/note.txt").out == "of the data volume\n"
 
 
 @can_mount

@@ -108,13 +108,13 @@ FIELDS = ["name", "kind", "number", "size", "times", "error", "unreadable", "lin
 
 @given(st.dictionaries(st.sampled_from("ABCXYZ"), st.tuples(st.sampled_from(("vda", "b\xfc")), NAMES)), st.booleans())
 def test_drive_letters_come_back(given_: dict[str, tuple[str, str]], whole: bool) -> None:
-    letters = DriveLetters(given_, whole)
+    letters = DriveLetters(given_, {f"volume{{{letter}}}": place for letter, place in given_.items()}, whole)
     assert values.letters_of(Message(values.letters_json(letters)).head) == letters
 
 
 @given(letter=JSON, disk=JSON, whole=JSON)
 def test_what_are_no_drive_letters_is_corrupt(letter: object, disk: object, whole: object) -> None:
-    source = {"letters": [{"letter": letter, "disk": disk, "volume": "p1"}], "whole": whole}
+    source = {"letters": [{"name": letter, "disk": disk, "volume": "p1"}], "names": [], "whole": whole}
     with pytest.raises(Corrupt):
         values.letters_of(source)
 

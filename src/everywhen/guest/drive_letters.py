@@ -2,7 +2,8 @@
 """Which volumes a Windows shows under which letters, as its registry has it (HKLM\\SYSTEM\\MountedDevices).
 
 A value `\\DosDevices\\C:` there says which partition is meant: of an MBR the disk's signature (u32) and the partition's first
-byte (u64), of a GPT `DMIO:ID:` and the partition's GUID (16 bytes). Longer ones are names of devices that come and go.
+byte (u64), of a GPT `DMIO:ID:` and the partition's GUID (16 bytes). Longer ones are names of devices that come and go. The same
+values are there as `\\??\\Volume{GUID}`, which is what a folder leads to in which a volume is shown.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from everywhen.guest.walking import find
 _HIVE = "Windows/System32/config/SYSTEM"
 _KEY = ("MountedDevices",)
 _LETTER = re.compile(r"\\DosDevices\\([A-Za-z]):")
+_VOLUME = re.compile(r"\\\?\?\\(Volume\{[0-9A-Fa-f-]{36}\})")
 _OF_GPT = b"DMIO:ID:"
 
 
@@ -30,12 +32,10 @@ def drive_letters(windows: FileSystem, volumes: Sequence[Volume]) -> DriveLetter
     with parsing("the registry"):
         hive = Hive(windows.open(find(windows, _HIVE).entry))
         known = {key: (volume.disks[0], volume.name) for volume in volumes if (key := _identity(volume))}
-        given = {}
-        for name, value in hive.values(_KEY):
-            letter = _LETTER.fullmatch(name)
-            if letter and value in known:
-                given[letter[1].upper()] = known[value]
-        return DriveLetters(given, hive.is_whole)
+        here = {name: known[value] for name, value in hive.values(_KEY) if value in known}
+        letters = {found[1].upper(): place for name, place in here.items() if (found := _LETTER.fullmatch(name))}
+        names = {found[1].lower(): place for name, place in here.items() if (found := _VOLUME.fullmatch(name))}
+        return DriveLetters(letters, names, hive.is_whole)
 
 
 def _identity(volume: Volume) -> bytes | None:

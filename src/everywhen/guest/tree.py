@@ -128,12 +128,14 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class DriveLetters:
-    """What a Windows calls the volumes of a VM: disk and volume by letter.
+    """What a Windows calls the volumes of a VM: disk and volume by letter, and by the names that links to a volume have.
 
     `whole`: its registry was not being written; else its newest changes may be missing.
     """
 
     given: Mapping[str, tuple[str, str]]
+    names: Mapping[str, tuple[str, str]]
+    """By `volume{…}` in lower case: how a volume is called that is shown in a folder of another one."""
     whole: bool
 
 

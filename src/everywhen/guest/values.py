@@ -244,16 +244,19 @@ def _signed(value: object) -> int:
 
 def letters_json(letters: DriveLetters) -> Json:
     """Drive letters."""
-    given = [{"letter": letter, "disk": disk, "volume": name} for letter, (disk, name) in letters.given.items()]
-    return {"letters": given, "whole": letters.whole}
+    given, names = (
+        [{"name": name, "disk": disk, "volume": volume} for name, (disk, volume) in of.items()]
+        for of in (letters.given, letters.names)
+    )
+    return {"letters": given, "names": names, "whole": letters.whole}
 
 
 def letters_of(source: Json) -> DriveLetters:
     """The drive letters of an answer."""
-    given = {}
-    for one in objects(source, "letters"):
-        letter = text(one, "letter")
-        if len(letter) != 1 or letter not in ascii_uppercase:
-            raise Corrupt("a drive letter that is none")
-        given[letter] = short(one, "disk"), short(one, "volume")
-    return DriveLetters(given, flag(source, "whole"))
+    given, names = (
+        {short(one, "name"): (short(one, "disk"), short(one, "volume")) for one in objects(source, which)}
+        for which in ("letters", "names")
+    )
+    if any(len(letter) != 1 or letter not in ascii_uppercase for letter in given):
+        raise Corrupt("a drive letter that is none")
+    return DriveLetters(given, names, flag(source, "whole"))

@@ -22,7 +22,7 @@ from tests.memory_tree import MemoryFileSystem
 GUID = "0fc63daf-8483-4772-8e79-3d69d8477de4"
 DEVICES = {
     "\\DosDevices\\C:": of_mbr(0x1A2B3C4D, 1 << 20),
-    "\\??\\Volume{11111111-2222-3333-4444-555555555555}": of_gpt(GUID),
+    "\\??\\Volume{11111111-AAAA-3333-4444-555555555555}": of_gpt(GUID),
     "\\DosDevices\\q:": of_gpt(GUID),
     "\\DosDevices\\D:": of_mbr(0x1A2B3C4D, 2 << 20),
     "\\DosDevices\\E:": "\\??\\USBSTOR#Disk&Ven_x#123&0#{53f56307-b6bf-11d0-94f2-00a0c91efb8b}".encode("utf-16-le"),
@@ -58,6 +58,7 @@ def windows(hive: bytes) -> MemoryFileSystem:
 def test_partitions_by_letter(hive: bytes) -> None:
     found = drive_letters(windows(hive), HERE)
     assert found.given == {"C": ("vda", "p1"), "Q": ("vdb", "p3")}
+    assert found.names == {"volume{11111111-aaaa-3333-4444-555555555555}": ("vdb", "p3")}
     assert found.whole
     assert dict(Hive(Inline(hive)).values(["mounteddevices"])) == DEVICES
     assert dict(Hive(Inline(hive)).values(["ControlSet039", "Control"]))["Number"] == b"\x27\0\0\0"

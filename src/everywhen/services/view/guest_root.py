@@ -152,10 +152,10 @@ def _bound(tree: JoinedTree, source: str) -> Callable[[], Mounted]:
 
 
 def _windows(root: Readable, readable: Sequence[Readable], given: GivenLetters, shut: list[str]) -> FileSystem:
-    shown, notes = drives(root, readable, given)
-    folders = Drives(list(shown))
-    tree = JoinedTree((folders, folders.root), (*shut, *notes))
-    for letter, system in shown.items():
+    shown = drives(root, readable, given)
+    folders = Drives(list(shown.systems))
+    tree = JoinedTree((folders, folders.root), (*shut, *shown.notes), volumes=shown.volumes)
+    for letter, system in shown.systems.items():
         tree.mount(tree.child(tree.root, letter), _opening(system, None), drive=letter)
     return tree
 

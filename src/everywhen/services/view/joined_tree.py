@@ -8,7 +8,7 @@ there. What is mounted is opened when somebody looks into it; until then the fol
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from everywhen.guest.errors import NoSuchPath, WrongKind
@@ -18,6 +18,7 @@ Mounted = tuple[FileSystem, Entry]
 """A file system, and the folder in it that is its root here."""
 
 _DEVICE_PATH = re.compile(r"\\(?:\?\?|\\\?)\\(?=[A-Za-z]:)")
+_VOLUME = re.compile(r"(?:\\(?:\?\?|\\\?)\\)?(Volume\{[^\\]*\})(?=\\|$)")
 _DRIVE = re.compile(r"[A-Za-z]:(?:\\|$)")
 _PART = 1 << 64
 
@@ -29,12 +30,14 @@ class JoinedTree:
     label = ""
     uuid = ""
 
-    def __init__(self, root: Mounted, notes: tuple[str, ...] = ()) -> None:
+    def __init__(self, root: Mounted, notes: tuple[str, ...] = (), *, volumes: Mapping[str, str] | None = None) -> None:
+        """`volumes`: drives by what links on NTFS call their volumes (`volume{…}`)."""
         self._parts: list[Callable[[], Mounted]] = [lambda: root]
         self._opened: dict[int, Mounted] = {0: root}
         self._points: dict[tuple[int, int], int] = {}
         self._drives: dict[int, str] = {}
         self._notes = notes
+        self._volumes = volumes or {}
         self.case_sensitive = root[0].case_sensitive
 
     def mount(self, folder: Entry, opened: Callable[[], Mounted], *, drive: str = "") -> None:
@@ -114,9 +117,10 @@ class JoinedTree:
             target = self._with_slashes(target, self._drives.get(part, ""))
         return replace(entry, subvolume=part * _PART + entry.subvolume, target=target)
 
-    @staticmethod
-    def _with_slashes(target: str, drive: str) -> str:
+    def _with_slashes(self, target: str, drive: str) -> str:
         """Where a link on NTFS leads, as a path here: `C:\\Users` is `/C:/Users`."""
+        if (volume := _VOLUME.match(target)) and volume[1].lower() in self._volumes:
+            target = f"{self._volumes[volume[1].lower()]}{target[volume.end() :]}"
         target = _DEVICE_PATH.sub("", target)
         if drive and _DRIVE.match(target):
             target = f"/{target[0].upper()}{target[1:]}"

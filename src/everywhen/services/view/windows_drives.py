@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from string import ascii_uppercase
 
 from everywhen.guest.errors import GuestError
@@ -20,15 +21,25 @@ _OWN = ("EFI/Microsoft", "bootmgr", "Recovery/WindowsRE")
 _OLDER = "The letters are those of the registry as it was last written whole; newer ones may be in its logs."
 
 
-def drives(root: Readable, readable: Sequence[Readable], given: GivenLetters) -> tuple[dict[str, FileSystem], list[str]]:
-    """The file systems by letter (`C:`), in their order, and what is to be said of them. `root`: where Windows itself is."""
+@dataclass(frozen=True, slots=True)
+class ShownDrives:
+    """File systems by drive (`C:`), in their order, and what is to be said of them."""
+
+    systems: dict[str, FileSystem]
+    volumes: dict[str, str]
+    """Drives by what links call their volumes (`volume{…}`)."""
+    notes: list[str]
+
+
+def drives(root: Readable, readable: Sequence[Readable], given: GivenLetters) -> ShownDrives:
+    """The drives of a Windows, which itself is on `root`."""
     found: dict[str, Readable] = {}
     notes: list[str] = []
     why = ": the registry has none for it"
     try:
         letters = given(root[0])
     except GuestError as error:
-        letters = DriveLetters({"C": (root[0].disks[0], root[0].name)}, whole=True)
+        letters = DriveLetters({"C": (root[0].disks[0], root[0].name)}, {}, whole=True)
         why = f": the registry cannot be read ({error})"
     of_windows = {(disk, one[0].name): one for one in readable if _is_for_windows(one) for disk in one[0].disks}
     found |= {letter: of_windows[place] for letter, place in letters.given.items() if place in of_windows}
@@ -42,7 +53,13 @@ def drives(root: Readable, readable: Sequence[Readable], given: GivenLetters) ->
     for letter, one in zip(free, rest, strict=False):
         found[letter] = one
         notes.append(f"{letter}: is given by order to {one[0].disks[0]}:/{one[0].name}{why}.")
-    return {f"{letter}:": found[letter][1] for letter in sorted(found)}, notes
+    letter_of = {one[0]: f"{letter}:" for letter, one in found.items()}
+    volumes = {name: of_windows[place][0] for name, place in letters.names.items() if place in of_windows}
+    return ShownDrives(
+        {f"{letter}:": found[letter][1] for letter in sorted(found)},
+        {name: letter_of[volume] for name, volume in volumes.items() if volume in letter_of},
+        notes,
+    )
 
 
 def _is_for_windows(one: Readable) -> bool:

@@ -301,11 +301,24 @@ def test_letters_of_the_registry() -> None:
         *((volume("vdb", f"p{n}", "ntfs"), system({f"of p{n}": ""}, "ntfs")) for n in (1, 2, 3)),
     ]
     given = {"E": ("vda", "p2"), "C": ("vdb", "p3"), "S": ("vda", "p1"), "T": ("vdb", "p1"), "Z": ("vdz", "p1")}
-    tree = joined(found, DriveLetters(given, whole=True))
+    name = "Volume{11111111-2222-3333-4444-55555555555A}"
+    windows.add("/mnt", Kind.LINK, target=f"{name}\\")
+    windows.add("/there", Kind.LINK, target=f"\\??\\{name}\\of p2")
+    windows.add("/gone", Kind.LINK, target="\\??\\Volume{22222222-2222-3333-4444-555555555555}\\x")
+    tree = joined(found, DriveLetters(given, {name.lower(): ("vdb", "p2")}, whole=True))
+    assert text(tree, "/E:/mnt/of p2") == text(tree, "/E:/there") == text(tree, "/D:/of p2")
+    with pytest.raises(NoSuchPath):
+        find(tree, "/E:/gone")
     shown = {one.name: [inner.name for inner in tree.entries(one)] for one in tree.entries(tree.root) if isinstance(one, Entry)}
-    assert shown == {"C:": ["of p3"], "D:": ["of p2"], "E:": ["Windows"], "S:": ["EFI"], "T:": ["of p1"]}
+    assert shown == {
+        "C:": ["of p3"],
+        "D:": ["of p2"],
+        "E:": ["Windows", "mnt", "there", "gone"],
+        "S:": ["EFI"],
+        "T:": ["of p1"],
+    }
     assert tree.notes == ("D: is given by order to vdb:/p2: the registry has none for it.",)
-    older = joined(found[1:3], DriveLetters({"C": ("vda", "p2"), "X": ("vdb", "p1")}, whole=False))
+    older = joined(found[1:3], DriveLetters({"C": ("vda", "p2"), "X": ("vdb", "p1")}, {}, whole=False))
     assert [one.name for one in older.entries(older.root)] == ["C:", "X:"]
     assert "may be in its logs" in older.notes[0]
 
