@@ -168,7 +168,7 @@ class Answering:
         """
         if isinstance(shown.content, LaidOver):
             shown.content.is_open = True
-        elif volume.kind == "btrfs" and self._footprint is not None:
+        if volume.kind == "btrfs" and self._footprint is not None:
             self._footprint.take(opening)
 
     def _volume(self, question: Json) -> Volume:

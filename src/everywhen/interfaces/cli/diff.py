@@ -38,7 +38,7 @@ _SIGNS = {What.APPEARED: "+", What.VANISHED: "-", What.CHANGED: "M", What.ATTRIB
 @app.command("diff", rich_help_panel=LOOK)
 def show_differences(
     before: Annotated[str, typer.Argument(metavar="MOMENT", help="web1@-1h, or a disk: web1/vda@-1h.")],
-    after: Annotated[str, typer.Argument(metavar="MOMENT[:/path]", help="web1@latest:/srv; of a file: its text.")],
+    after: Annotated[str, typer.Argument(metavar="MOMENT", help="web1@latest:/srv; of a file: its text.")],
     summary: Annotated[bool, typer.Option("--summary", help="Numbers for each folder instead of names.")] = False,
     blocks: Annotated[bool, typer.Option("--blocks", help="The disks' bytes that differ, instead of files.")] = False,
     repo: Repo = None,

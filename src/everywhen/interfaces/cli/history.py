@@ -41,7 +41,7 @@ _IN_MEMORY = (
 @app.command("history", rich_help_panel=LOOK)
 def show_history(
     file: Annotated[
-        str, typer.Argument(metavar="VM:/path", help="web1:/etc/hosts or web1/vda:/p1/etc/hosts; VM@WHEN:/path: up to then.")
+        str, typer.Argument(metavar="MOMENT", help="web1:/etc/hosts or web1/vda:/p1/etc/hosts; with @WHEN: up to then.")
     ],
     repo: Repo = None,
     passphrase_file: PassphraseFile = None,
