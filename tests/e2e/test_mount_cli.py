@@ -85,6 +85,7 @@ def test_disks_of_two_moments(backed: Backed, mount: Mount, tmp_path: Path) -> N
         with (disks / "vda.raw").open("rb") as file:
             assert os.lseek(file.fileno(), 1, os.SEEK_HOLE) == 3 * MIB
             assert os.lseek(file.fileno(), 6 * MIB, os.SEEK_DATA) == 7 * MIB
+            assert os.lseek(file.fileno(), 6 * MIB, os.SEEK_HOLE) == 6 * MIB
     backed.program.restore("web1@latest", tmp_path / "restored.qcow2", "--format", "qcow2")
     assert (disks_of(mount)[1] / "vda.qcow2").read_bytes() == (tmp_path / "restored.qcow2").read_bytes()
     assert mount.document == {"mounted": str(mount.folder), "repository": str(backed.program.repo)}

@@ -9,7 +9,7 @@ import pytest
 
 from everywhen.guest.errors import GuestDamaged, GuestError, GuestLimit, GuestUnsupported, NoSuchPath, WrongKind
 from everywhen.guest.messages import CHUNK
-from everywhen.guest.tree import Kind
+from everywhen.guest.tree import Entry, Kind
 from everywhen.services.view import guest_folder
 from everywhen.services.view.guest_folder import Ahead, GuestFolder, Known
 from everywhen.services.view.nodes import File, Folder, Link, Special
@@ -85,6 +85,18 @@ def test_little_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         system.add(f"a/{number}")
     folder = shown(system, most=10)
     assert len(folder.names(("a",))) == 30
+    asked = list[str]()
+    child = system.child
+
+    def counted(parent: Entry, name: str) -> Entry:
+        asked.append(name)
+        return child(parent, name)
+
+    monkeypatch.setattr(system, "child", counted)
+    folder.look_up(("a", "29"))
+    assert asked == [], "it was just listed"
+    folder.look_up(("a", "0"))
+    assert asked == ["a", "0"]
     assert all(isinstance(folder.look_up(("a", str(number))), File) for number in range(30))
     monkeypatch.setattr(guest_folder, "MOST_NAMES", 20)
     with pytest.raises(GuestLimit):
