@@ -20,7 +20,11 @@ class Busy:
     def __init__(self, folder: Path, seed: int) -> None:
         self.top = folder
         self.chance = random.Random(seed)
-        self.folders = [folder]
+        self.kept = [folder]
+        made = subprocess.run(["btrfs", "subvolume", "create", folder / "subvolume"], check=False, capture_output=True)
+        if not made.returncode:  # on Btrfs, where it has a log of its own
+            self.kept.append(folder / "subvolume")
+        self.folders = [*self.kept]
         self.files: list[Path] = []
         self.steps = [
             *[self.write] * 8, *[self.append] * 5, *[self.rename] * 4, *[self.remove] * 4, *[self.folder] * 2, self.no_folder,
@@ -82,14 +86,14 @@ class Busy:
 
     def no_folder(self) -> None:
         """One with all that is in it."""
-        path = self.chance.choice(self.folders[1:] or [self.name()])
+        path = self.chance.choice(self.folders[len(self.kept) :] or [self.name()])
         subprocess.run(["rm", "-rf", path], check=False)
         self.folders = [one for one in self.folders if path not in (one, *one.parents)]
         self.files = [one for one in self.files if path not in one.parents]
 
     def move_folder(self) -> None:
         """One with all that is in it goes elsewhere."""
-        old, new = self.chance.choice(self.folders[1:] or [self.name()]), self.name()
+        old, new = self.chance.choice(self.folders[len(self.kept) :] or [self.name()]), self.name()
         old.rename(new)
         self.folders = [new / one.relative_to(old) if old in (one, *one.parents) else one for one in self.folders]
         self.files = [new / one.relative_to(old) if old in one.parents else one for one in self.files]
