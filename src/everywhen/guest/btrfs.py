@@ -19,7 +19,7 @@ from everywhen.guest.btrfs_replay import replay
 from everywhen.guest.btrfs_trees import BtrfsDevices, Tree
 from everywhen.guest.errors import GuestDamaged, GuestError, NoSuchPath, parsing
 from everywhen.guest.listed_folders import demand_file, demand_folder
-from everywhen.guest.modes import KINDS
+from everywhen.guest.modes import kind_of
 from everywhen.guest.names import from_bytes, name_error, shown, to_bytes
 from everywhen.guest.tree import Content, Entry, Kind, Readable, Span, Stream, Times, Unreadable
 
@@ -148,9 +148,7 @@ class BtrfsFileSystem:
 
     def _entry(self, name: str, subvolume: int, number: int) -> Entry:
         inode = self._inode(subvolume, number)
-        kind = KINDS.get(stat.S_IFMT(inode.mode))
-        if kind is None:
-            raise GuestDamaged(f"inode {number} is of no kind (mode {inode.mode:#o})")
+        kind = kind_of(inode.mode, number)
         target = None
         if kind is Kind.LINK:
             target = from_bytes(self._content(subvolume, number, name).read(0, min(inode.size, _LONGEST_TARGET)))

@@ -18,7 +18,7 @@ from everywhen.guest.content import all_said
 from everywhen.guest.errors import GuestDamaged, GuestLimit, parsing
 from everywhen.guest.ext_inodes import ExtInodes, refuse_encrypted
 from everywhen.guest.listed_folders import ListedFolders, demand_file
-from everywhen.guest.modes import KINDS
+from everywhen.guest.modes import kind_of
 from everywhen.guest.names import from_bytes
 from everywhen.guest.tree import Content, Entry, Kind, Readable, Span, Times, Unreadable
 
@@ -73,9 +73,7 @@ class ExtFileSystem(ListedFolders[tuple[int, bytes]]):
 
     def _entry(self, name: str, number: int) -> Entry:
         inode = self._inodes.get(number)
-        kind = KINDS.get(stat.S_IFMT(inode.mode))
-        if kind is None:
-            raise GuestDamaged(f"inode {number} is of no kind (mode {inode.mode:#o})")
+        kind = kind_of(inode.mode, number)
         target = self._target(number, inode, name) if kind is Kind.LINK else None
         has_high_size = kind is Kind.FILE or self._inodes.superblock.incompatible & ext.LARGE_DIR
         size = inode.size if has_high_size else inode.size & 0xFFFFFFFF

@@ -16,7 +16,7 @@ from everywhen.formats.filesystems import xfs
 from everywhen.guest.content import all_said
 from everywhen.guest.errors import GuestDamaged, parsing
 from everywhen.guest.listed_folders import ListedFolders, demand_file
-from everywhen.guest.modes import KINDS
+from everywhen.guest.modes import kind_of
 from everywhen.guest.names import from_bytes
 from everywhen.guest.tree import Content, Entry, Kind, Readable, Span, Times, Unreadable
 from everywhen.guest.xfs_inodes import XfsInodes
@@ -62,9 +62,7 @@ class XfsFileSystem(ListedFolders[tuple[int, bytes]]):
 
     def _entry(self, name: str, number: int) -> Entry:
         inode = self._inodes.get(number)
-        kind = KINDS.get(stat.S_IFMT(inode.mode))
-        if kind is None:
-            raise GuestDamaged(f"inode {number} is of no kind (mode {inode.mode:#o})")
+        kind = kind_of(inode.mode, number)
         is_device = kind in (Kind.BLOCK_DEVICE, Kind.CHARACTER_DEVICE)
         return Entry(
             name=name,
