@@ -20,7 +20,7 @@ MAKING = {
     "xfs-stripe": ("mkfs.xfs", "--unsupported", "-q", "-l", "su=32k,size=16m", "-m", "rmapbt=1"),
 }
 MOUNTING = {"xfs-stripe": "logbsize=256k,logbufs=8"}
-CUTS = 12 if SOAK else 3
+CUTS = 12 if SOAK else 2
 
 
 @pytest.mark.timeout(1800 if SOAK else 120)

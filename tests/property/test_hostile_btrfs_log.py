@@ -18,7 +18,7 @@ from tests.guest_images import Bytes, opened
 from tests.long_forms import SOAK
 from tests.power_cuts import Cuts
 
-ROUNDS = 1500 if SOAK else 8
+ROUNDS = 1500 if SOAK else 5
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from tests.guest_images import Bytes, the_volume
 from tests.long_forms import SOAK
 from tests.power_cuts import Cuts
 
-ROUNDS = 1500 if SOAK else 12
+ROUNDS = 1500 if SOAK else 5
 Damage = Callable[[random.Random, bytearray], None]
 
 
