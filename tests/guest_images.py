@@ -137,6 +137,33 @@ def mounted(image: Path, *options: str) -> Iterator[Path]:
         unmount(folder)
 
 
+@contextlib.contextmanager
+def through_fuse(image: Path, *command: str, folder: Path | None = None) -> Iterator[Path]:
+    """The image mounted by a FUSE program, which writes and then ends."""
+    need(command[0], "fusermount3")
+    if not os.path.exists("/dev/fuse"):
+        pytest.skip("this machine has no /dev/fuse")
+    folder = folder or image.with_suffix(".mounted")
+    folder.mkdir(exist_ok=True)
+    run(*command, image, folder)
+    try:
+        yield folder
+    finally:
+        unmount(folder)
+        until = time.monotonic() + 20
+        while _in_use(image) and time.monotonic() < until:
+            time.sleep(0.05)
+
+
+def _in_use(image: Path) -> bool:
+    """Whether another process still has the image open: the FUSE program ends a little after its mount."""
+    for folder in Path("/proc").glob("[0-9]*/fd"):
+        with contextlib.suppress(OSError):
+            if folder.parent.name != str(os.getpid()) and any(os.readlink(entry) == str(image) for entry in folder.iterdir()):
+                return True
+    return False
+
+
 def unmount(folder: Path) -> None:
     """Tries again for a while: whoever looks at all mounts may be in this one."""
     until = time.monotonic() + 20

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import pytest
 
-from tests.guest_images import content_of, empty, mounted, need, run
+from tests.guest_images import content_of, empty, mounted, need, run, through_fuse
 from tests.long_forms import SOAK, in_soak
 from tests.program import Program, await_, ended, qemu_img
 
@@ -138,16 +138,8 @@ def inside(name: str, image: Path) -> Iterator[Inside]:
     if name == "fat32":
         yield ByMtools(image)
     elif name == "ntfs":
-        folder = image.with_suffix(".mounted")
-        folder.mkdir(exist_ok=True)
-        done = subprocess.run(["ntfs-3g", str(image), str(folder)], capture_output=True, check=False)
-        if done.returncode:
-            pytest.skip(f"ntfs-3g does not mount here: {done.stderr.decode(errors='replace').strip()}")
-        try:
+        with through_fuse(image, "ntfs-3g") as folder:
             yield InFolder(folder)
-        finally:
-            subprocess.run(["fusermount", "-u", str(folder)], check=True)
-            subprocess.run(["flock", "-w", "20", str(image), "true"], check=True)  # held until ntfs-3g has written all
     else:
         with mounted(image) as folder:
             yield InFolder(folder)
@@ -173,7 +165,7 @@ class Disks:
     """The five file systems of a guest, whose root is the ext4."""
 
     def __init__(self, folder: Path) -> None:
-        need("ntfs-3g", "fusermount", "mcopy", "flock", *(command[0] for command, _ in SYSTEMS.values()))
+        need("mcopy", *(command[0] for command, _ in SYSTEMS.values()))
         self._images = {name: folder / f"{name}.img" for name in SYSTEMS}
         for name, (command, size) in SYSTEMS.items():
             run(*command, empty(self._images[name], size << 20))

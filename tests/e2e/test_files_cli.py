@@ -15,7 +15,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest_images import below, content_of, empty, fill, fill_unix, mounted, need, partitioned, run, status_of
+from tests.guest_images import (
+    below,
+    content_of,
+    empty,
+    fill,
+    fill_unix,
+    mounted,
+    need,
+    partitioned,
+    run,
+    status_of,
+    through_fuse,
+)
 from tests.hives import of_gpt, system_hive
 from tests.mounts import Mount, can_mount
 from tests.program import PROGRAM, Program
@@ -435,19 +447,12 @@ def test_a_guest_with_a_default_subvolume(program: Program, tmp_path: Path) -> N
 @pytest.fixture(scope="module")
 def windows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Program, Path]]:
     """`win1`: C: with a Windows folder, a boot volume, and a data volume."""
-    need("mkntfs", "ntfs-3g", "fusermount", "mkfs.fat", "mcopy")
+    need("mkntfs", "mkfs.fat", "mcopy")
     folder = tmp_path_factory.mktemp("windows")
     system, data, boot = (folder / name for name in ("system.img", "data.img", "boot.img"))
     for image, label in ((system, "Windows"), (data, "Data")):
         run("mkntfs", "-q", "-F", "-L", label, empty(image, 16 << 20))
-    there = folder / "mounted"
-    there.mkdir()
-    done = subprocess.run(
-        ["ntfs-3g", "-o", "streams_interface=windows", str(system), str(there)], capture_output=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"ntfs-3g does not mount here: {done.stderr.decode(errors='replace').strip()}")
-    try:
+    with through_fuse(system, "ntfs-3g", "-o", "streams_interface=windows") as there:
         (there / "Windows" / "System32" / "config").mkdir(parents=True)
         (there / "Users" / "Ann").mkdir(parents=True)
         (there / "mnt").mkdir()
@@ -456,8 +461,6 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Program,
         os.setxattr(there / "mnt", "system.ntfs_reparse_data", lengths + target + bytes(4))  # as mountvol makes it
         (there / "Users" / "Ann" / "Letter.txt").write_text("Dear Bob\n")
         (there / "Users" / "Ann" / "Letter.txt:Zone.Identifier").write_text("[ZoneTransfer]\nZoneId=3\n")
-    finally:
-        subprocess.run(["fusermount", "-u", str(there)], check=True)
     (folder / "note").write_text("of the data volume\n")
     run("ntfscp", data, folder / "note", "note.txt")
     run("mkfs.fat", empty(boot, 4 << 20))
