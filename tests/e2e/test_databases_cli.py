@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest_images import empty, mounted, need, run
+from tests.guest_images import empty, mounted, need, run, unmount
 from tests.long_forms import in_soak
 from tests.mounts import Mount, can_mount
 from tests.processes import running
@@ -114,11 +114,12 @@ class Cluster:
 
     @contextmanager
     def runs(self) -> Iterator[None]:
-        """From when it can be asked; then it is killed, as by a power cut."""
+        """From when it can be asked; then it ends at once, as by a power cut, and all its processes with it."""
         started = self.command("postgres", "-D", self.folder, "-k", self.sockets, "-c", "listen_addresses=")
         with running(started, self.sockets.parent, lambda: self._ready()):
             yield
-        (self.folder / "postmaster.pid").unlink(missing_ok=True)
+            stop = self.command("pg_ctl", "stop", "-D", self.folder, "-m", "immediate")
+            subprocess.run(stop, check=True, capture_output=True)
         for left in self.sockets.iterdir():
             left.unlink()
 
@@ -215,4 +216,4 @@ def _over(lower: Path, folder: Path) -> Iterator[Path]:
     try:
         yield over
     finally:
-        subprocess.run(["umount", str(over)], check=True)
+        unmount(over)
