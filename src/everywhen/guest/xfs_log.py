@@ -27,8 +27,8 @@ _AT_ONCE: Final = 2048
 _IN_FLIGHT: Final = 8
 _UNSURE: Final = _IN_FLIGHT * (xfs_log.MOST_BYTES // BLOCK + xfs_log.MOST_HEADERS)
 """Blocks before the end that may be missing."""
-_MOST_REPLAYED: Final = 512 << 20
-"""Bytes of the log between its begin and end; at 20 MB/s this is near half the time that a question may take."""
+_MOST_REPLAYED: Final = 384 << 20
+"""Bytes of the log between its begin and end: some 20 s, a third of the time that a question may take."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from everywhen.formats.filesystems.xfs_log import Flag
 from everywhen.guest.errors import GuestDamaged, GuestLimit
 from everywhen.guest.xfs_log import Record
 
-_MOST_PENDING: Final = 96 << 20
-"""Bytes of transactions that have no COMMIT yet; the kernel lets one grow to some 64 MiB."""
+_MOST_PENDING: Final = 224 << 20
+"""Bytes of memory for transactions without a COMMIT; the kernel lets one grow to some 64 MiB, in many small regions."""
 _REGION_COST: Final = 64
 
 
