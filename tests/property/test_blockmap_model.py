@@ -70,7 +70,7 @@ def leaf_of(model: Model, index: int) -> Names:
     return names
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(steps)
 def test_any_history_is_the_model_and_canonical(history: list[tuple[int, list[tuple[float, list[tuple[int, int]]]]]]) -> None:
     nodes, tree = Nodes(), None

@@ -244,7 +244,7 @@ def contents(repository: Repository, point: RecoveryPoint) -> list[bytes]:
 
 
 @pytest.mark.timeout(1800 if SOAK else 120)
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 @example(  # a disk has grown, and another one's copy is interrupted before its turn
     filled=[(0, SIZE - 700, 700, 4), (1, SIZE - 700, 700, 3)],
     before=([], SIZE - BLOCK_SIZE),

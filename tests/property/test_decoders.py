@@ -33,8 +33,8 @@ from everywhen.storage.memory import MemoryStore, StoredObject
 from tests.laboratory import SparseDisk, World, block, touched
 from tests.long_forms import SOAK
 
-MANY = settings(max_examples=5000 if SOAK else 300, deadline=None)
-FEWER = settings(max_examples=2000 if SOAK else 120, deadline=None)
+MANY = settings(max_examples=5000 if SOAK else 300)
+FEWER = settings(max_examples=2000 if SOAK else 120)
 MOST = 64 << 20
 """Bytes that decoding anything here may take at a time: an index of 256 MiB must not be believed, but is allowed for."""
 

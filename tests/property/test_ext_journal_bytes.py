@@ -75,7 +75,7 @@ def changes(draw: st.DrawFn) -> Change:
     return draw(st.lists(one, max_size=6)), draw(st.booleans()), draw(st.none() | st.integers(0, 255))
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
 @given(changes())
 def test_damage_is_an_error_or_bytes(sample: tuple[bytes, int], change: Change) -> None:
     original, block = sample

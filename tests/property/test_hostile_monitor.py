@@ -24,7 +24,7 @@ from tests.hypervisor import Hypervisor
 from tests.long_forms import SOAK
 
 MIB = 1 << 20
-MANY = settings(max_examples=20000 if SOAK else 300, deadline=None)
+MANY = settings(max_examples=20000 if SOAK else 300)
 POINT = PointId("p-0123456789ab")
 Recorded = dict[tuple[str, str], Any]
 

@@ -14,7 +14,7 @@ from everywhen.nbd.server import Request, ServerSession
 from tests.long_forms import SOAK
 from tests.message_mutations import Mutation, mutated, mutations
 
-MANY = settings(max_examples=20000 if SOAK else 1000, deadline=None)
+MANY = settings(max_examples=20000 if SOAK else 1000)
 SIZE = 1 << 20
 WRITABLE = p.SEND_FLUSH | p.SEND_FUA | p.SEND_TRIM | p.SEND_WRITE_ZEROES
 EXPORTS = FixedExports({"disk": Export(SIZE, WRITABLE, maximum=1 << 16), "fixed": Export(SIZE, p.READ_ONLY)})

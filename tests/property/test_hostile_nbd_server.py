@@ -13,7 +13,7 @@ from everywhen.nbd.client import ClientSession, Reply
 from tests.long_forms import SOAK
 from tests.message_mutations import Mutation, mutated, mutations
 
-MANY = settings(max_examples=20000 if SOAK else 1000, deadline=None)
+MANY = settings(max_examples=20000 if SOAK else 1000)
 CONTEXT = "base:allocation"
 SIZE = 1 << 20
 

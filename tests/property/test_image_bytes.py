@@ -128,7 +128,7 @@ def read_or_refuse(path: Path, form: str) -> None:
 
 @pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("name", SAMPLES)
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changed=changes(), sealed=st.booleans())
 def test_changed_bytes(
     name: str,
@@ -153,7 +153,7 @@ def test_changed_bytes(
 
 @pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("name", SAMPLES)
-@settings(max_examples=EXAMPLES // 2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES // 2, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(where=st.floats(0, 1, exclude_max=True), after=st.integers(-1, 600))
 def test_truncation(name: str, samples: dict[str, tuple[bytes, list[int]]], tmp_path: Path, where: float, after: int) -> None:
     content, places = samples[name]
@@ -163,7 +163,7 @@ def test_truncation(name: str, samples: dict[str, tuple[bytes, list[int]]], tmp_
 
 
 @pytest.mark.parametrize("form", ["qcow2", "vhd", "vhdx", "vmdk", "vdi", None])
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=st.binary(max_size=2000),
     magic=st.sampled_from([b"QFI\xfb\0\0\0\3", b"KDMV", b"vhdxfile", b"conectix", b"COWD", b"# Disk DescriptorFile\n", b""]),

@@ -171,4 +171,4 @@ class IndexModel(RuleBasedStateMachine):
 
 
 TestIndexModel = IndexModel.TestCase
-TestIndexModel.settings = settings(max_examples=400 if SOAK else 50, stateful_step_count=60 if SOAK else 25, deadline=None)
+TestIndexModel.settings = settings(max_examples=400 if SOAK else 50, stateful_step_count=60 if SOAK else 25)

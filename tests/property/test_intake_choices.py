@@ -154,7 +154,7 @@ contents = st.dictionaries(st.integers(0, BLOCKS - 1), st.integers(0, 3), max_si
 disks = st.tuples(st.integers(0, BLOCKS), st.sampled_from([0, 1, 700]), contents)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(disks, min_size=1, max_size=4), st.booleans())
 def test_the_map_is_that_of_the_disk(states: list[tuple[int, int, dict[int, int]]], listed: bool) -> None:
     sink, tree, before = Sink(), None, Disk(0, {})
@@ -182,7 +182,7 @@ def test_the_map_is_that_of_the_disk(states: list[tuple[int, int, dict[int, int]
         tree, before = taken.tree, disk
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(disks, disks, st.booleans(), st.lists(st.booleans(), max_size=30))
 def test_a_disk_by_pieces(
     one: tuple[int, int, dict[int, int]], other: tuple[int, int, dict[int, int]], listed: bool, stops: list[bool]

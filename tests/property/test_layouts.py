@@ -31,7 +31,7 @@ def written(layout: Layout, disk: bytearray) -> bytearray:
     return file
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(sorted(FORMATS)),
     size=st.one_of(st.integers(1, LARGEST), st.sampled_from([512, 65536, 2 << 20, LARGEST])),

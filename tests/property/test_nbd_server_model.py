@@ -68,7 +68,7 @@ def test_the_disk_holds_what_was_written(tmp_path: Path) -> None:
     with served(MemoryExports({"disk": device}, frozenset({"disk"})), tmp_path) as running:
         connections = [running.connected("disk", p.ALLOCATION) for _ in range(CONNECTIONS)]
 
-        @settings(max_examples=2000 if SOAK else 60, deadline=None)
+        @settings(max_examples=2000 if SOAK else 60)
         @given(rounds, st.booleans())
         def hold(all_steps: list[list[Step]], at_hand: bool) -> None:
             device.at_hand = at_hand

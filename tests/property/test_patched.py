@@ -34,7 +34,7 @@ def applied(content: bytearray, patches: Patches, steps: list[tuple[bool, int, i
             patches.write(offset, data)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(changes, changes, st.integers(0, SIZE), st.integers(0, SIZE))
 def test_like_an_array(below: list[tuple[bool, int, int]], above: list[tuple[bool, int, int]], one: int, other: int) -> None:
     base = SparseDisk(2 * BLOCK_SIZE, {0: block(1), 1: block(2)})
@@ -84,7 +84,7 @@ def test_what_lies_under_changed_blocks_is_read_together_and_once() -> None:
     assert len(base.asked) <= 3
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(changes, changes, st.integers(0, SIZE), st.integers(0, SIZE))
 def test_like_an_array_with_contents_put_aside(
     below: list[tuple[bool, int, int]], above: list[tuple[bool, int, int]], one: int, other: int

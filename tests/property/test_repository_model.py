@@ -318,6 +318,5 @@ TestRepositoryModel = RepositoryModel.TestCase
 TestRepositoryModel.settings = settings(
     max_examples=500 if SOAK else 16,
     stateful_step_count=60 if SOAK else 25,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )

@@ -18,7 +18,7 @@ from everywhen.services.keep.thinning import Hold, plan
 from everywhen.services.moments import Moment
 from tests.long_forms import SOAK
 
-THOROUGH = settings(max_examples=2_000 if SOAK else 80, deadline=None)
+THOROUGH = settings(max_examples=2_000 if SOAK else 80)
 ZONES = ["UTC", "Europe/Berlin", "America/St_Johns", "Australia/Lord_Howe", "Asia/Kathmandu", "America/Havana"]
 LABELS = {
     "hourly": "%Y-%m-%d %H {fold}",

@@ -113,7 +113,7 @@ def test_zeroes_are_punched_where_there_is_data(tmp_path: Path) -> None:
     assert disk.stat().st_blocks < used // 2
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     steps=st.lists(st.tuples(st.booleans(), st.integers(0, SIZE), st.integers(0, 300_000)), max_size=6),
     seed=st.integers(0, 5),
