@@ -53,19 +53,23 @@ class BlockDifferences:
         pairs = [
             (which, 0, bytes(here.root or NO_CHUNK), bytes(tree.root or NO_CHUNK))
             for which, tree in enumerate(there)
-            if _level(tree) == level and tree.root != here.root
+            if _level(tree) == level and tree.root != here.root and (within is None or len(within))
         ]
         for at in range(level, -1, -1):
-            wanted = None if within is None else np.unique(within >> 8 * at)
+            if not pairs:
+                break
+            wanted = None if within is None else _slots(within, at)
             below: list[tuple[int, int, bytes, bytes]] = []
             for first in range(0, len(pairs), _TOGETHER):
                 some = pairs[first : first + _TOGETHER]
                 nodes = self._loaded({name for *_, a, b in some for name in (a, b)}, at)
                 for which, index, a, b in some:
                     mine, its = nodes[a], nodes[b]
-                    slots = np.flatnonzero((mine != its).any(axis=1))
-                    if wanted is not None:
-                        slots = slots[np.isin(slots + index * FANOUT, wanted)]
+                    if wanted is None:
+                        slots = np.flatnonzero((mine != its).any(axis=1))
+                    else:
+                        slots = wanted[index]
+                        slots = slots[(mine[slots] != its[slots]).any(axis=1)]
                     if not at:
                         found[which].append((slots + index * FANOUT, mine[slots], its[slots]))
                         continue
@@ -113,6 +117,13 @@ class BlockDifferences:
             while len(self._nodes) > _KEPT:
                 self._nodes.popitem(last=False)
         return loaded
+
+
+def _slots(within: BlockNumbers, level: int) -> dict[int, BlockNumbers]:
+    """By node of a level, the slots below which these blocks are."""
+    children = np.unique(within >> 8 * level)
+    nodes, first = np.unique(children // FANOUT, return_index=True)
+    return dict(zip(nodes.tolist(), np.split(children % FANOUT, first[1:]), strict=True))
 
 
 def _level(tree: Tree) -> int:

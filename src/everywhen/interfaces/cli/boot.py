@@ -21,7 +21,7 @@ from everywhen.capture.qmp import QmpMonitor
 from everywhen.interfaces.cli.app import GET_BACK, AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, app, context_of
 from everywhen.interfaces.cli.boot_words import Told
 from everywhen.interfaces.cli.console import Console, guest_console
-from everywhen.interfaces.cli.restored_words import ship_newest
+from everywhen.interfaces.cli.shipping import ship_newest
 from everywhen.interfaces.nbd_exports import MomentExports, forgotten, kept
 from everywhen.interfaces.sockets import unix_socket
 from everywhen.nbd.served_client import Terms

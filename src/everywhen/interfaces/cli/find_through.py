@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from everywhen.guest.tree import Kind
 from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.cli.opened_files import entry_document
-from everywhen.interfaces.cli.restored_words import ship_newest
+from everywhen.interfaces.cli.shipping import ship_newest
 from everywhen.services.addresses import Address, parse_address
 from everywhen.services.ages import span
 from everywhen.services.failures import Exit, WrongUsage

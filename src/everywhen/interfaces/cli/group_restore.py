@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from everywhen.interfaces.cli.context import Context
-from everywhen.interfaces.cli.restored_words import restored_document, ship_newest, tell_restored
+from everywhen.interfaces.cli.restored_words import restored_document, tell_restored
+from everywhen.interfaces.cli.shipping import ship_newest
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.services.catalog import read_catalog

@@ -23,7 +23,7 @@ from everywhen.interfaces.cli.app import (
 )
 from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.cli.opened_files import guest_time, path_demanded, time_document
-from everywhen.interfaces.cli.restored_words import ship_newest
+from everywhen.interfaces.cli.shipping import ship_newest
 from everywhen.services.addresses import Address, parse_address
 from everywhen.services.ages import age, span
 from everywhen.services.failures import Exit, NotFound, WrongUsage

@@ -13,7 +13,7 @@ import typer
 
 from everywhen.interfaces.cli.app import GET_BACK, AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, app, context_of
 from everywhen.interfaces.cli.context import Context
-from everywhen.interfaces.cli.restored_words import ship_newest
+from everywhen.interfaces.cli.shipping import ship_newest
 from everywhen.interfaces.fuse.mount_point import freed
 from everywhen.interfaces.service_manager import ServiceManager
 from everywhen.services.failures import Failed, NotFound

@@ -14,7 +14,7 @@ from everywhen.guest.errors import GuestError
 from everywhen.guest.tree import Entry
 from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.cli.missing_paths import MissingPath
-from everywhen.interfaces.cli.restored_words import ship_newest
+from everywhen.interfaces.cli.shipping import ship_newest
 from everywhen.repository.repository import Repository
 from everywhen.services.addresses import Address, parse_address
 from everywhen.services.failures import WrongUsage

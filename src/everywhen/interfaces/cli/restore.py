@@ -20,7 +20,8 @@ from everywhen.interfaces.cli.app import (
     context_of,
 )
 from everywhen.interfaces.cli.group_restore import Into, restore_group
-from everywhen.interfaces.cli.restored_words import restored_document, ship_newest, tell_restored
+from everywhen.interfaces.cli.restored_words import restored_document, tell_restored
+from everywhen.interfaces.cli.shipping import ship_newest
 from everywhen.services.addresses import parse_address
 from everywhen.services.catalog import read_catalog
 from everywhen.services.failures import WrongUsage

@@ -11,7 +11,6 @@ import typer
 
 from everywhen.interfaces.cli.app import AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, context_of
 from everywhen.interfaces.cli.context import Context
-from everywhen.interfaces.cli.restored_words import ship_newest
 from everywhen.interfaces.cli.serving import (
     Listen,
     SocketPath,
@@ -24,6 +23,7 @@ from everywhen.interfaces.cli.serving import (
     serving,
     tls_context,
 )
+from everywhen.interfaces.cli.shipping import ship_newest
 from everywhen.interfaces.nbd_exports import MomentExports, forgotten, kept
 from everywhen.interfaces.service_manager import ServiceManager
 from everywhen.interfaces.sockets import tcp_socket, unix_socket, uri

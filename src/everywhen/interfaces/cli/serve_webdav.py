@@ -17,7 +17,6 @@ import typer
 
 from everywhen.interfaces.cli.app import AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, context_of
 from everywhen.interfaces.cli.context import Context, read_secret
-from everywhen.interfaces.cli.restored_words import ship_newest
 from everywhen.interfaces.cli.serving import (
     Listen,
     SocketPath,
@@ -30,6 +29,7 @@ from everywhen.interfaces.cli.serving import (
     serving,
     tls_context,
 )
+from everywhen.interfaces.cli.shipping import ship_newest
 from everywhen.interfaces.service_manager import ServiceManager
 from everywhen.interfaces.sockets import tcp_socket, unix_socket
 from everywhen.interfaces.webdav.accounts import Accounts, put_account

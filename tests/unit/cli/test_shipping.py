@@ -12,7 +12,7 @@ import pytest
 
 from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.cli.output import Output
-from everywhen.interfaces.cli.restored_words import ship_newest
+from everywhen.interfaces.cli.shipping import ship_newest
 from everywhen.interfaces.control_socket import NAME, Listener
 
 
