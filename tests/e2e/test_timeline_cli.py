@@ -163,9 +163,12 @@ def test_a_capture_that_ended_with_an_error_is_not_one_that_nobody_wants(program
         assert row(program)["capture"]["state"] == "following"
         capture.stop()
     assert row(program)["capture"] is None
-    assert program.run("protect", "web1", "--qmp", other).code == 1
-    program.ok("unprotect", "web1", "--qmp", hypervisor.qmp)
-    assert row(program)["capture"] is None
+    ways: list[tuple[list[str | Path], int]] = [([], 6), (["--qmp", hypervisor.qmp], 0)]
+    for more, code in ways:
+        assert program.run("protect", "web1", "--qmp", other).code == 1
+        assert row(program)["capture"]["state"] == "failed"
+        assert program.run("unprotect", "web1", *more).code == code
+        assert row(program)["capture"] is None
 
 
 def test_status_of_a_capture_that_is_lost_or_waits(program: Program, hypervisor: Hypervisor) -> None:

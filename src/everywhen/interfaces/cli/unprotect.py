@@ -41,6 +41,8 @@ def _end(context: Context, vm: str) -> int:
     try:
         answer = ask_capture(context, vm, {"wish": "end"})
     except NotFound as error:
+        if is_name(vm):
+            failed_capture.forget(context.state(vm))  # whoever says this does not want it to go on
         error.do = [
             f"Did a capture of a VM that runs leave something? everywhen unprotect {vm} --qmp SOCKET (or --libvirt URI)",
             "A QEMU that has ended keeps nothing of ours.",
