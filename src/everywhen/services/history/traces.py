@@ -52,7 +52,10 @@ class _Watched:
             start, end = int(self.starts[which]), int(self.ends[which])
             content = self.contents.get(which)
             if content is None:
-                content = self.contents[which] = bytearray(self.base.read(start, end - start))
+                there = max(0, min(end, self.base.size) - start)  # the disk may have been smaller then
+                content = bytearray(self.base.read(start, there) if there else b"")
+                content.extend(bytes(end - start - there))
+                self.contents[which] = content
             low, high = max(start, offset), min(end, offset + length)
             new = bytes(high - low) if data is None else bytes(data[low - offset : high - offset])
             if content[low - start : high - start] != new:
@@ -115,7 +118,10 @@ class Traces:
     def _differ(self, one: At, other: At, footprint: Footprint) -> bool:
         here, there = self._line.disks(one), self._line.disks(other)
         return any(
-            name not in here or name not in there or here[name].read(*place) != there[name].read(*place)
+            name not in here
+            or name not in there
+            or sum(place) > min(here[name].size, there[name].size)
+            or here[name].read(*place) != there[name].read(*place)
             for name, ranges in footprint.items()
             for place in ranges
         )

@@ -60,6 +60,7 @@ class GuestFiles:
         """
         self._running = running or RunningParsers()
         self._parser = Parser(disks, failures, patience_s=patience_s, starting=self._running.starting)
+        self._sizes = {name: disk.size for name, disk in disks.items()}
         self._volumes: list[GuestVolume] | None = None
         self._systems: dict[tuple[str, str], FileSystem] = {}
         self._tree: FileSystem | None = None
@@ -86,10 +87,16 @@ class GuestFiles:
 
         Raises GuestError where that cannot be told.
         """
-        found, ended = self._parser.ask({"ask": "noted"}, _decode_noted)
+        found, ended = self._parser.ask({"ask": "noted"}, self._decode_noted)
         if ended is not None:
             raise ended
         return found
+
+    def _decode_noted(self, answer: Message) -> tuple[dict[str, Ranges], bool]:
+        noted = {short(one, "disk"): places_of(one, "ranges") for one in objects(answer.head, "noted")}
+        if any(ranges and sum(ranges[-1]) > self._sizes.get(disk, 0) for disk, ranges in noted.items()):
+            raise Corrupt("places that are on no disk")
+        return noted, flag(answer.head, "coarse")
 
     @property
     def volumes(self) -> list[GuestVolume]:
@@ -153,11 +160,6 @@ class GuestFiles:
             return [volume.name for volume in self.volumes if disk in volume.disks]
         place = self.place(disk, nearest)
         return [one.name for one in place.system.entries(place.found.entry)]
-
-
-def _decode_noted(answer: Message) -> tuple[dict[str, Ranges], bool]:
-    noted = {short(one, "disk"): places_of(one, "ranges") for one in objects(answer.head, "noted")}
-    return noted, flag(answer.head, "coarse")
 
 
 def _decode_volumes(answer: Message) -> tuple[list[GuestVolume], list[str]]:
