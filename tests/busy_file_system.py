@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""A program that uses a file system as a guest does, some of it synced: `busy_file_system.py FOLDER SEED STEPS`."""
+"""A program that uses a file system as a guest does, some of it synced: `busy_file_system.py FOLDER SEED STEPS [few]`.
+
+`few`: with so few names that they are in each other's way all the time, and seldom all is synced.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _CLONE = 0x40049409
 class Busy:
     """Each step is one change; what has gone meanwhile is no error."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, *, few: bool = False) -> None:
         self.top = folder
         self.chance = random.Random(seed)
         self.kept = [folder]
@@ -26,11 +29,21 @@ class Busy:
             self.kept.append(folder / "subvolume")
         self.folders = [*self.kept]
         self.files: list[Path] = []
+        self.few = few
         self.steps = [
             *[self.write] * 8, *[self.append] * 5, *[self.rename] * 4, *[self.remove] * 4, *[self.folder] * 2, self.no_folder,
             self.many, self.link, self.link, self.soft_link, *[self.attribute] * 3, self.no_attribute, self.shorter, self.owner,
             self.allocate, self.punch, self.clone, *[self.sync] * 4, self.sync_folder, self.scattered, self.move_folder,
         ]  # fmt: skip
+        if few:
+            for name in ("a", "b"):
+                (folder / name).mkdir()
+                self.folders.append(folder / name)
+            self.kept = [*self.folders]
+            self.steps = [
+                *[self.write] * 3, *[self.rename] * 5, *[self.remove] * 3, *[self.link] * 3, self.folder, self.move_folder,
+                self.no_folder, self.attribute, self.no_attribute, self.append, *[self.sync] * 3, *[self.sync_folder] * 3,
+            ]  # fmt: skip
 
     def step(self) -> None:
         """One of them."""
@@ -39,6 +52,8 @@ class Busy:
 
     def name(self, folder: Path | None = None) -> Path:
         """Of something new, or that is there."""
+        if self.few:
+            return (folder or self.chance.choice(self.folders)) / f"n{self.chance.randrange(9)}"
         length = self.chance.choice((3, 8, 20, 60, 200))
         return (folder or self.chance.choice(self.folders)) / f"{self.chance.randrange(10**6):x}".ljust(length, "n")
 
@@ -169,7 +184,7 @@ class Busy:
 
     def sync_folder(self) -> None:
         """A folder, or everything."""
-        if self.chance.random() < 0.3:
+        if self.chance.random() < (0.03 if self.few else 0.3):
             os.sync()
         descriptor = os.open(self.chance.choice(self.folders), os.O_RDONLY)
         os.fsync(descriptor)
@@ -177,6 +192,6 @@ class Busy:
 
 
 if __name__ == "__main__":
-    busy = Busy(Path(sys.argv[1]), int(sys.argv[2]))
+    busy = Busy(Path(sys.argv[1]), int(sys.argv[2]), few=sys.argv[4:] == ["few"])
     for _ in range(int(sys.argv[3])):
         busy.step()

@@ -27,7 +27,10 @@ HERE = Path(__file__).parent
 class Cuts:
     """The writes of a file system that was busy for so many steps, from its making on."""
 
-    def __init__(self, folder: Path, making: tuple[str, ...], *, size: int, seed: int, steps: int, mounting: str = "") -> None:
+    def __init__(
+        self, folder: Path, making: tuple[str, ...], *, size: int, seed: int, steps: int, mounting: str = "", few: bool = False
+    ) -> None:
+        """`few`: names (busy_file_system.py)."""
         need(making[0], "fusermount3")
         if os.geteuid():
             pytest.skip("only root may mount")
@@ -36,7 +39,7 @@ class Cuts:
         run(*making, image)
         run("cp", "--sparse=always", image, self._base)
         with recording(image, folder) as disk, mounted_beside(disk, folder, mounting) as inside:
-            run(sys.executable, HERE / "busy_file_system.py", inside, str(seed), str(steps))
+            run(sys.executable, HERE / "busy_file_system.py", inside, str(seed), str(steps), *(["few"] * few))
         image.unlink()
         self.writes = list(recorded(folder / "record"))
 
