@@ -11,5 +11,5 @@ from hypothesis import settings
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 # Beside three other tests, on processors that are not ours alone, an example may take any time.
-settings.register_profile("beside others")
+settings.register_profile("beside others", deadline=None)
 settings.load_profile("beside others")
