@@ -38,6 +38,8 @@ class Changes:
     def over(self, below: Items, first: Key) -> Items:
         """The items of the tree with the changes; `below` begins with the last one that is not behind `first`."""
         at = max(0, bisect_right(self._keys, first) - 1)
+        while at and self._items[self._keys[at]] is None:
+            at -= 1  # to the last one that is there: an extent that begins there may go on over those that are gone
         for key, data in below:
             while at < len(self._keys) and self._keys[at] < key:
                 yield from self._changed(self._keys[at])
