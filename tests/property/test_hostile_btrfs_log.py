@@ -18,7 +18,7 @@ from tests.guest_images import Bytes, opened
 from tests.long_forms import SOAK
 from tests.power_cuts import Cuts
 
-ROUNDS = 1500 if SOAK else 5
+ROUNDS = 500 if SOAK else 5
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,7 @@ def test_a_damaged_log_is_said_and_what_was_before_it_is_shown(cut: bytes) -> No
     assert "generation" in opened(stale).notes[0]
 
 
+@pytest.mark.timeout(1800 if SOAK else 120)
 def test_changed_logs_end_in_a_replay_or_a_note(cut: bytes) -> None:
     places, said = nodes(cut), 0
     for round_ in range(ROUNDS):

@@ -22,7 +22,7 @@ from tests.guest_images import Bytes, the_volume
 from tests.long_forms import SOAK
 from tests.power_cuts import Cuts
 
-ROUNDS = 1500 if SOAK else 5
+ROUNDS = 500 if SOAK else 5
 Damage = Callable[[random.Random, bytearray], None]
 
 
@@ -99,6 +99,7 @@ def test_a_damaged_log_is_said_and_what_was_before_it_is_shown(cut: bytes) -> No
     assert open_file_system(replayed(the_volume(disk))[0]).root == before.root
 
 
+@pytest.mark.timeout(1800 if SOAK else 120)
 @pytest.mark.parametrize("damage", [changed, doubled])
 def test_changed_logs_end_in_a_replay_or_a_note(cut: bytes, damage: Damage) -> None:
     superblock = decode_superblock(cut[:512])
