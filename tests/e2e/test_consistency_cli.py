@@ -211,6 +211,7 @@ def test_what_cannot_be_meant(program: Program, words: list[str], said: str) -> 
     assert said in done.error["what"]
 
 
+@in_soak
 def test_nobody_has_said_where_the_agent_is(program: Program, guest: AgentGuest) -> None:
     with Capture(program, "web1", guest.qmp, "--pace", "0") as running:
         running.followed()

@@ -19,7 +19,7 @@ from everywhen.interfaces.cli.completing import names_file
 from tests.agent_double import GuestDouble, listening
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor, eventually
-from tests.long_forms import in_soak
+from tests.long_forms import SOAK, in_soak
 from tests.moments import nanoseconds, rfc3339
 from tests.program import Done, Program
 from tests.shared_clocks import forgotten
@@ -156,7 +156,7 @@ def test_nothing_without_what_came_before_it(program: Program, machines: list[Hy
         assert (nanoseconds(done["time"]), done["write_order"]) == (at, True)
         writer.check(images, at)
     chance = random.Random(3)
-    for at in [chance.randrange(writer.issued_ns[0], writer.answered_ns[-1]) for _ in range(2)]:
+    for at in [chance.randrange(writer.issued_ns[0], writer.answered_ns[-1]) for _ in range(5 if SOAK else 1)]:
         done, images = restored(program, rfc3339(at))
         assert done["write_order"]
         assert nanoseconds(done["time"]) == at

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.long_forms import in_soak
 from tests.program import WITHOUT_PRIVILEGE, Done, Program, ended, freeze, same
 
 HOUR = 3600
@@ -90,7 +91,7 @@ def test_a_backup_interrupted_twice_ends_at_once_and_harms_nothing(program: Prog
     same(image, tmp_path / "back.img")
 
 
-@pytest.mark.parametrize("caches", ["shared", "own"])
+@pytest.mark.parametrize("caches", ["shared", pytest.param("own", marks=in_soak)])
 def test_several_backups_at_once(caches: str, program: Program, tmp_path: Path) -> None:
     shared = noise(tmp_path / "shared.img", 12, 3)
     images = {name: noise(tmp_path / f"{name}.img", 6, number) for number, name in enumerate(("web1", "web2"))}

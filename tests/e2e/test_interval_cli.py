@@ -172,6 +172,7 @@ def test_after_any_end_only_what_changed_is_read(program: Program, hypervisor: H
     assert len(program.ok("timeline", "web1")["every_write"]) == 1
 
 
+@in_soak
 def test_a_vm_that_ends_and_starts_again(program: Program, hypervisor: Hypervisor) -> None:
     with captured(program, hypervisor.qmp, "1s").followed() as capture:
         hypervisor.write(0, 2 * MIB, 65536, 3)

@@ -102,9 +102,8 @@ def test_a_migration_that_fails_costs_nothing(program: Program, first: Hyperviso
     same(program, first)
 
 
-@pytest.mark.parametrize(
-    "meanwhile", ["following", pytest.param("paused", marks=in_soak), pytest.param("ended", marks=in_soak)]
-)
+@in_soak
+@pytest.mark.parametrize("meanwhile", ["following", "paused", "ended"])
 def test_back_in_the_qemu_that_it_had_left(
     program: Program, first: Hypervisor, second: Destination, meanwhile: str, tmp_path: Path
 ) -> None:

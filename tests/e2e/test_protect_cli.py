@@ -237,6 +237,7 @@ def test_after_a_crash_of_qemu_the_disks_are_compared(program: Program, hypervis
     same(program, hypervisor)
 
 
+@in_soak
 def test_another_repository_does_not_believe_our_bitmap(program: Program, hypervisor: Hypervisor) -> None:
     stopped(started(program, hypervisor))
     hypervisor.write(0, 15 * MIB, 4096, 4)  # the other's bitmaps will begin after this

@@ -130,6 +130,7 @@ def test_a_vm_that_went_elsewhere_is_not_in_sync(program: Program, tmp_path: Pat
         running.start()
 
 
+@in_soak
 def test_on_a_terminal_only_what_was_captured_before_is_waited_for(tmp_path: Path) -> None:
     program = Program(tmp_path).init()
     done = program.run("protect", "web1", "--qmp", tmp_path / "qmp.sock")

@@ -157,6 +157,7 @@ def refusal(hypervisor: Hypervisor, command: str, arguments: dict[str, Any]) -> 
     return ""
 
 
+@in_soak
 @MEANWHILE
 def test_a_revert_below_a_filter(program: Program, tmp_path: Path, meanwhile: str) -> None:
     """The disk's topmost node is a throttle; what reverts, if it is named, is the one below."""
@@ -182,6 +183,7 @@ def test_a_revert_below_a_filter(program: Program, tmp_path: Path, meanwhile: st
         assert REFUSED in refused
 
 
+@in_soak
 def test_an_external_snapshot_that_was_thrown_away(program: Program, tmp_path: Path) -> None:
     """The disk is on its old node again, with the bitmap of then, which has nothing of what was captured on the overlay."""
     with filled(tmp_path / "vm", scsi=True) as hypervisor, captured(program, hypervisor) as capture:

@@ -19,6 +19,7 @@ import pytest
 
 from tests.captures import Capture
 from tests.hypervisor import Hypervisor, eventually
+from tests.long_forms import in_soak
 from tests.program import PROGRAM, Program
 
 MIB = 1 << 20
@@ -269,6 +270,7 @@ def test_a_part_of_the_time(program: Program, tmp_path: Path) -> None:
     assert program.run("timeline", "web2").code == 6
 
 
+@in_soak
 def test_what_was_written_is_counted(program: Program, hypervisor: Hypervisor) -> None:
     with captured(program, hypervisor) as capture:
         writes(hypervisor)
