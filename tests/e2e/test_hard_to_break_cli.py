@@ -66,6 +66,7 @@ def test_an_interrupted_backup_says_what_is_kept(program: Program, tmp_path: Pat
     same(image, tmp_path / "back.img")
 
 
+@in_soak
 def test_a_backup_interrupted_twice_ends_at_once_and_harms_nothing(program: Program, tmp_path: Path) -> None:
     image = noise(tmp_path / "a.img", 96, 4)
     # Slow compression: an ending in good order waits for it, a quarter of a second, and the second Ctrl-C is faster.

@@ -95,6 +95,7 @@ def test_a_snapshot_behind_our_back(program: Program, tmp_path: Path) -> None:
         assert figures(program, "bytes_stored")["vd0"] < STORED
 
 
+@in_soak
 def test_a_guest_that_was_ended_and_started(program: Program, tmp_path: Path) -> None:
     with filled(tmp_path) as hypervisor:
         between(program, hypervisor, lambda: None)

@@ -98,6 +98,7 @@ def test_points_are_the_only_moments(program: Program, hypervisor: Hypervisor) -
     assert program.run("gc").code == 0
 
 
+@in_soak
 def test_points_come_by_themselves_and_missing_ones_are_a_gap(program: Program, hypervisor: Hypervisor) -> None:
     with captured(program, hypervisor.qmp, "1s").followed() as capture:
         for value in range(2):

@@ -50,6 +50,7 @@ def test_such_an_export_ends_qemu(hypervisor: Hypervisor) -> None:
     assert hypervisor.process.wait(20) == -signal.SIGABRT
 
 
+@in_soak
 def test_only_what_changed_is_read_after_a_gap(program: Program, hypervisor: Hypervisor) -> None:
     with MonitorProxy(hypervisor.folder / "proxy", hypervisor.qmp) as proxy:
         with Capture(program, "web1", proxy.path, "--pace", "0") as capture:

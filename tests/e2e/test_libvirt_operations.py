@@ -278,6 +278,7 @@ def test_a_snapshot_with_its_memory(capture: LibvirtCapture, guest: Guest) -> No
     capture.same()
 
 
+@in_soak
 def test_renamed(capture: LibvirtCapture, guest: Guest) -> None:
     """Where it is named by its UUID, capture finds it again by itself."""
     capture.start("--domain", guest.domain.uuid)

@@ -176,6 +176,7 @@ def test_the_default_policy(program: Program) -> None:
     program.ok("prune")
 
 
+@in_soak
 def test_only_what_is_lost_can_be_given_up(program: Program) -> None:
     (name,) = documents(program, "holds")
     assert program.run("verify", "--repair", "--give-up", name).code == 2

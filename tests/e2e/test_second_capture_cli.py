@@ -99,6 +99,7 @@ def test_what_lies_beside_is_told(program: Program, tmp_path: Path) -> None:
         assert (tmp_path / "vda.raw").read_bytes()[65536:65539] == content
 
 
+@in_soak
 def test_a_backup_beside_a_capture(program: Program, hypervisor: Hypervisor, capture: Capture) -> None:
     """Made between two points of the capture, and after its newest one: it is in the history, and every write is still."""
     (first,) = [point["id"] for point in program.ok("points", "web1")]

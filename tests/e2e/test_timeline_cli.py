@@ -248,6 +248,7 @@ def test_the_picture_fits_the_terminal(program: Program, tmp_path: Path) -> None
     assert any(line.startswith("changed") for line in drawn)
 
 
+@in_soak
 def test_a_part_of_the_time(program: Program, tmp_path: Path) -> None:
     image = tmp_path / "image.raw"
     ids = []

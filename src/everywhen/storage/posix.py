@@ -326,15 +326,16 @@ class PosixStore:
 
     def _write_temporary(self, folder: str, fill: Callable[[int], None]) -> str:
         """A new file that `fill` (told its descriptor) gives its content, durable but for its name."""
-        while True:
-            # The process keeps the number apart from those of others, O_EXCL from leftovers and from other hosts.
-            temporary = os.path.join(folder, f"{TEMPORARY}{os.getpid()}-{next(self._numbers)}")
-            try:
-                descriptor = self._calls.create(temporary)
-                break
-            except FileExistsError:
-                continue
+        temporary = ""
         try:
+            while True:
+                # The process keeps the number apart from those of others, O_EXCL from leftovers and from other hosts.
+                temporary = os.path.join(folder, f"{TEMPORARY}{os.getpid()}-{next(self._numbers)}")
+                try:
+                    descriptor = self._calls.create(temporary)  # Ctrl-C may come when it is there and has not returned
+                    break
+                except FileExistsError:
+                    continue
             try:
                 fill(descriptor)
                 self._calls.fsync(descriptor)

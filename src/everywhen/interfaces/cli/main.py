@@ -55,6 +55,8 @@ MODULES = sorted({*ALONE.values(), "completion", "habits", "help_topics"} - (set
 
 def load_commands(first_word: str) -> None:
     """Register the command that is called, or all of them where that is not sure from the first word."""
+    if first_word == "--version":
+        return
     alone = ALONE.get(first_word)
     for module in [alone] if alone in MODULES else MODULES:
         importlib.import_module(f"everywhen.interfaces.cli.{module}")
