@@ -94,14 +94,17 @@ def _around(context: Context, vm: str, request: dict[str, object], command: list
         ask_capture(context, vm, request)
         context.output.note(f"{vm}: paused; runs {command[0]}")
         # Standard output is for the one document.
-        process = subprocess.Popen(command, stdout=sys.stderr if context.output.as_json else None)
+        process = None
         try:
+            with _signals_wait():
+                process = subprocess.Popen(command, stdout=sys.stderr if context.output.as_json else None)
             ended = process.wait()
         except KeyboardInterrupt as interrupt:
             context.output.kept = f"Capture of {vm} begins again."
-            for number in interrupt.args:  # Ctrl-C the terminal has sent to both
-                process.send_signal(number)
-            process.wait()
+            if process is not None:
+                for number in interrupt.args:  # Ctrl-C the terminal has sent to both
+                    process.send_signal(number)
+                process.wait()
             raise
     if not _resume(context, vm):
         context.output.warn(f"{vm}: the pause had ended by itself before {command[0]} did: use a longer --for")
@@ -136,6 +139,24 @@ def _trim(context: Context, vm: str, request: dict[str, object]) -> None:
         context.output.warn(f"{vm}: {path} was not trimmed: {why}")
     trimmed = ", ".join(f"{path} {size(count)}" for path, count in done.paths.items())
     context.output.line(f"{vm}: unused in the guest and given back: {trimmed or 'nothing'}; paused for {seconds:.1f} s.")
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """One that comes here comes at the end of it: a command that was begun is not left alone, unknown to who would end it."""
+    came: list[int] = []
+
+    def later(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+
+    before = {number: signal.signal(number, later) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in came[:1]:
+        signal.raise_signal(number)
 
 
 @contextmanager
