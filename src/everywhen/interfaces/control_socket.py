@@ -84,8 +84,9 @@ class Listener:
         """`status`: what a capture says of itself at any time. Raises Busy where one is in this folder already; WrongUsage
         where the names of sockets in it would be too long; OSError."""
         self._status = status
-        self._wishes: queue.Queue[tuple[Wish, float] | None] = queue.Queue()
-        self._ending = threading.Event()
+        # Both are changed in a signal's handler, too: by a thread that may hold what a Queue or an Event would wait for then.
+        self._wishes: queue.SimpleQueue[tuple[Wish, float] | None] = queue.SimpleQueue()
+        self._ending = False
         self._closed = threading.Event()
         self._end_wish: End | None = None
         self._serving: dict[threading.Thread, queue.Queue[Json]] = {}
@@ -122,7 +123,7 @@ class Listener:
 
     @property
     def ending(self) -> bool:
-        return self._ending.is_set()
+        return self._ending
 
     @property
     def end_wish(self) -> End | None:
@@ -130,7 +131,7 @@ class Listener:
 
     def end(self) -> None:
         """Wish the end of this run; may be called from a signal."""
-        self._ending.set()
+        self._ending = True
         self._wishes.put(None)
 
     def wait(self, seconds: float) -> Wish | None:

@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -171,3 +173,17 @@ def test_a_connection_that_cannot_be_taken_is_not_the_last(folder: Path, listene
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert json.loads(asking.recv(1 << 16)) == {"state": "following"}
     assert ask(folder, {"wish": "status"}) == {"state": "following"}
+
+
+def test_a_signal_may_come_wherever_the_wait_for_wishes_is(listener: Listener) -> None:
+    """A Queue's lock would be held by the thread that the signal interrupts: it waited for itself, and capture did not end."""
+    before = signal.signal(signal.SIGPROF, lambda _number, _frame: listener.end())
+    signal.setitimer(signal.ITIMER_PROF, 0.0005, 0.0005)  # of processor time: it comes while Python runs, not while it waits
+    try:
+        until = time.monotonic() + 1
+        while time.monotonic() < until:
+            listener._ending = False
+            listener.wait(0)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)

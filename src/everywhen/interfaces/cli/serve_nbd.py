@@ -12,6 +12,7 @@ import typer
 from everywhen.interfaces.cli.app import AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, context_of
 from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.cli.serving import (
+    EndedBySignals,
     Listen,
     SocketPath,
     TlsCert,
@@ -19,7 +20,6 @@ from everywhen.interfaces.cli.serving import (
     TlsKey,
     Told,
     demand_one_place,
-    ended_by_signals,
     serving,
     tls_context,
 )
@@ -88,7 +88,7 @@ def serve_nbd(
         proof = ["With certificates: --tls-cert FILE --tls-key FILE --tls-clients FILE"]
         proven = tls_clients is not None
         listening = unix_socket(socket_path, stack) if socket_path else tcp_socket(listen or "", proven=proven, proof=proof)
-        ended = ended_by_signals()
+        ended = EndedBySignals()
         server = NbdServer(Terms(exports, FAILURES, told.client_failed, tls))
         stack.callback(server.stop)
         server.listen(listening)

@@ -18,6 +18,7 @@ import typer
 from everywhen.interfaces.cli.app import AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, context_of
 from everywhen.interfaces.cli.context import Context, read_secret
 from everywhen.interfaces.cli.serving import (
+    EndedBySignals,
     Listen,
     SocketPath,
     TlsCert,
@@ -25,7 +26,6 @@ from everywhen.interfaces.cli.serving import (
     TlsKey,
     Told,
     demand_one_place,
-    ended_by_signals,
     serving,
     tls_context,
 )
@@ -83,7 +83,7 @@ def serve_webdav(
         stack.enter_context(
             closing(serve(listening, folders, gate, tls, identity=repository.id.hex(), url=url, say=told.failed))
         )
-        ended = ended_by_signals()
+        ended = EndedBySignals()
         _ready(context, _url(listening, encrypted=tls is not None))
         while not ended.wait(_TIDY_S):
             _tidy(context, folders, told)

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import queue
 import signal
 import ssl
 import threading
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -87,9 +89,20 @@ def tls_context(certificate: str | None, key: str | None, clients: str | None) -
     return tls
 
 
-def ended_by_signals() -> threading.Event:
-    """Set by Ctrl-C and SIGTERM from now on."""
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda _number, _frame: ended.set())
-    return ended
+class EndedBySignals:
+    """Ctrl-C and SIGTERM, from now on.
+
+    An Event would have a lock that the thread which a signal interrupts may hold itself; a SimpleQueue has none.
+    """
+
+    def __init__(self) -> None:
+        self._came: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _frame: self._came.put(number))
+
+    def wait(self, seconds: float) -> bool:
+        """Whether one comes within so long."""
+        with suppress(queue.Empty):
+            self._came.get(timeout=seconds)
+            return True
+        return False
