@@ -130,16 +130,8 @@ class Context:
         path = self.passphrase_file or self.env.get("EVERYWHEN_PASSPHRASE_FILE")
         if path:
             return read_secret(path)
-        if not sys.stdin.isatty():
-            raise WrongUsage(
-                "A new repository passphrase is needed, and there is no terminal to ask on.",
-                safe="Nothing was made.",
-                do=["--passphrase-file FILE, or set EVERYWHEN_PASSPHRASE_FILE"],
-            )
-        first = getpass.getpass("New repository passphrase: ", stream=sys.stderr)
-        if getpass.getpass("The same again: ", stream=sys.stderr) != first:
-            raise WrongUsage("The two passphrases differ.", safe="Nothing was made.")
-        return first
+        instead = "--passphrase-file FILE, or set EVERYWHEN_PASSPHRASE_FILE"
+        return typed_twice("new repository passphrase", instead=instead, safe="Nothing was made.")
 
     def show_recovery_key(self, text: str) -> None:
         """A new one, which nobody keeps."""
@@ -203,6 +195,16 @@ def read_secret(path: str, what: str = "passphrase") -> str:
     if not lines or not lines[0]:
         raise NotAllowed(f"{path}: the {what} file is empty.", on=path)
     return lines[0]
+
+
+def typed_twice(what: str, *, of: str = "", instead: str, safe: str = "Nothing was changed.") -> str:
+    """A new secret from the terminal: `what`, `of` whom; `instead`: what to do without a terminal. Raises WrongUsage."""
+    if not sys.stdin.isatty():
+        raise WrongUsage(f"A {what} is needed, and there is no terminal to ask on.", safe=safe, do=[instead])
+    first = getpass.getpass(f"{what.capitalize()}{of}: ", stream=sys.stderr)
+    if getpass.getpass("The same again: ", stream=sys.stderr) != first:
+        raise WrongUsage("What was typed the second time differs.", safe=safe)
+    return first
 
 
 def local_zone(env: Mapping[str, str]) -> tzinfo:

@@ -27,7 +27,7 @@ from everywhen.interfaces.cli.app import (
     app,
     context_of,
 )
-from everywhen.interfaces.cli.context import Context, read_secret
+from everywhen.interfaces.cli.context import Context, read_secret, typed_twice
 from everywhen.interfaces.cli.recovery_sheet import sheet
 from everywhen.repository.keys import keys
 from everywhen.repository.keys.keys import Mint, Unlocked
@@ -230,16 +230,7 @@ def new_secret(context: Context, path: str | None) -> str:
     """A new repository passphrase: from a file, or typed twice. Raises NotAllowed, WrongUsage."""
     if path:
         return read_secret(path)
-    if not sys.stdin.isatty():
-        raise WrongUsage(
-            "A new repository passphrase is needed, and there is no terminal to ask on.",
-            safe="Nothing was changed.",
-            do=["--new-passphrase-file FILE"],
-        )
-    first = getpass.getpass(f"New repository passphrase for {context.opened_url}: ", stream=sys.stderr)
-    if getpass.getpass("The same again: ", stream=sys.stderr) != first:
-        raise WrongUsage("The two passphrases differ.", safe="Nothing was changed.")
-    return first
+    return typed_twice("new repository passphrase", of=f" for {context.opened_url}", instead="--new-passphrase-file FILE")
 
 
 @contextmanager

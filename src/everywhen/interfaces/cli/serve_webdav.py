@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import secrets
 import socket
-import sys
 import time
 from contextlib import ExitStack, closing
 from typing import Annotated
@@ -16,7 +14,7 @@ from urllib.parse import quote
 import typer
 
 from everywhen.interfaces.cli.app import AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, context_of
-from everywhen.interfaces.cli.context import Context, read_secret
+from everywhen.interfaces.cli.context import Context, read_secret, typed_twice
 from everywhen.interfaces.cli.serving import (
     EndedBySignals,
     Listen,
@@ -36,7 +34,7 @@ from everywhen.interfaces.webdav.accounts import Accounts, put_account
 from everywhen.interfaces.webdav.attempts import Attempts
 from everywhen.interfaces.webdav.gate import Gate
 from everywhen.repository.repository import Repository
-from everywhen.services.failures import Failure, WrongUsage
+from everywhen.services.failures import Failure
 from everywhen.services.translation import failing
 from everywhen.services.view.folders import Folders
 from everywhen.services.view.moments import OpenMoments
@@ -102,24 +100,13 @@ def account(
 ) -> None:
     """Add an account to the file that serve webdav reads, or give it another login password. To remove one, delete its line."""
     context = context_of(locals())
-    password = _login_password(name) if login_password_file is None else read_secret(login_password_file, "login password")
+    if login_password_file is None:
+        password = typed_twice("login password", of=f" for {name}", instead="--login-password-file FILE")
+    else:
+        password = read_secret(login_password_file, "login password")
     replaced = put_account(accounts, name, password)
     context.output.document({"account": name, "accounts": accounts, "replaced": replaced})
     context.output.line(f"{name} has another login password in {accounts}." if replaced else f"{name} is in {accounts}.")
-
-
-def _login_password(name: str) -> str:
-    """Typed in twice. Raises WrongUsage."""
-    if not sys.stdin.isatty():
-        raise WrongUsage(
-            "A login password is needed, and there is no terminal to ask on.",
-            safe="Nothing was changed.",
-            do=["--login-password-file FILE"],
-        )
-    first = getpass.getpass(f"Login password for {name}: ", stream=sys.stderr)
-    if getpass.getpass("The same again: ", stream=sys.stderr) != first:
-        raise WrongUsage("The two login passwords differ.", safe="Nothing was changed.")
-    return first
 
 
 def _folders(context: Context, repository: Repository, told: Told, stack: ExitStack) -> Folders:

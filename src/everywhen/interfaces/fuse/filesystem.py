@@ -18,6 +18,7 @@ from typing import Any
 from everywhen.formats.layouts.runs import Runs
 from everywhen.interfaces.fuse.attributes import attributes
 from everywhen.interfaces.fuse.mount_point import SUBTYPE
+from everywhen.interfaces.said_once import SaidOnce
 from everywhen.services.failures import Failed, Failure, NotFound, WrongUsage
 from everywhen.services.translation import as_failure
 from everywhen.services.view.folders import Folders
@@ -34,8 +35,6 @@ _NO_NUMBER = 0xFFFFFFFF
 """libfuse's own for what it does not know; with 0 Go's programs take the entry for one that was deleted."""
 _LONGEST_NAME = 1024
 """Bytes; NTFS has names of 255 characters, and some of three bytes each."""
-_MOST_SAID = 1000
-"""Of so many lines it is known that they were printed: the kernel asks for what is damaged again and again."""
 
 Warn = Callable[[str], None]
 
@@ -52,9 +51,8 @@ class Mount:
         self.was_ready = False
         self._folders = folders
         self._url = url
-        self._say = say
+        self._say = SaidOnce(say)
         self._ready = ready
-        self._said: set[str] = set()
         self._files: dict[int, OpenFile] = {}
         self._data: dict[int, Runs] = {}
         self._last = 0
@@ -153,17 +151,8 @@ class Mount:
                 raise  # a fault of the program: libfuse's caller prints it, with where it happened
             if isinstance(failure, NotFound | WrongUsage):
                 raise OSError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
-            self._tell(f"{path}: {failure.what}")
+            self._say(f"{path}: {failure.what}")
             raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
-
-    def _tell(self, line: str) -> None:
-        with self._lock:
-            if line in self._said:
-                return
-            if len(self._said) >= _MOST_SAID:
-                self._said.clear()
-            self._said.add(line)
-        self._say(line)
 
 
 class _Fuse(mfusepy.FUSE):  # type: ignore[misc]

@@ -11,7 +11,6 @@ Source: PEP 3333 (WSGI).
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from http import HTTPStatus
@@ -20,6 +19,7 @@ from wsgidav.dav_error import DAVError
 from wsgidav.request_resolver import RequestResolver
 from wsgidav.wsgidav_app import WsgiDAVApp
 
+from everywhen.interfaces.said_once import SaidOnce
 from everywhen.interfaces.webdav.asked import prepare
 from everywhen.interfaces.webdav.gate import Gate, Refused
 from everywhen.interfaces.webdav.resources import UNDO, Environ, Shared, StartResponse
@@ -34,8 +34,6 @@ _ALWAYS = [
 ]
 _FINITE_DEPTH = '<?xml version="1.0" encoding="utf-8"?>\n<error xmlns="DAV:"><propfind-finite-depth/></error>\n'
 _METHODS = "OPTIONS, GET, HEAD, PROPFIND"
-_MOST_SAID = 1000
-"""Of so many lines it is known that they were said: clients ask for what is damaged again and again."""
 
 _TEXT, _XML = "text/plain; charset=utf-8", "application/xml; charset=utf-8"
 
@@ -60,9 +58,7 @@ class Share:
             }
         )
         self._gate = gate
-        self._say = say
-        self._said: set[str] = set()
-        self._lock = threading.Lock()
+        self._say = SaidOnce(say)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterator[bytes]:
         """Answer one request. Raises Failure, which was said, where an answer that has begun cannot be ended."""
@@ -104,16 +100,8 @@ class Share:
         yield described
 
     def _tell(self, environ: Environ, failure: Failure) -> None:
-        if isinstance(failure, Interrupted):
-            return  # it was we who ended it
-        line = f"{environ['PATH_INFO']}: {failure.what}"
-        with self._lock:
-            if line in self._said:
-                return
-            if len(self._said) >= _MOST_SAID:
-                self._said.clear()
-            self._said.add(line)
-        self._say(line)
+        if not isinstance(failure, Interrupted):  # it was we who ended it then
+            self._say(f"{environ['PATH_INFO']}: {failure.what}")
 
 
 class _Answer:
