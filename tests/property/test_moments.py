@@ -34,6 +34,7 @@ def quoted(mark: str) -> str:
 
 
 whens = st.one_of(st.just("latest"), st.just("-2h30m~3"), texts.map(quoted), instants.map(rfc3339))
+branches = st.none() | st.integers(1, 999_999)
 paths = st.text(max_size=30).map(lambda path: "/" + path)
 pieces = st.lists(
     st.sampled_from(
@@ -62,7 +63,7 @@ hostile = st.text(max_size=40) | pieces.map("".join)
 
 
 @THOROUGH
-@given(st.builds(Address, texts, st.none() | names, st.none() | whens, st.none() | paths))
+@given(st.builds(Address, texts | texts.map("{}~7".format), st.none() | names, st.none() | whens, st.none() | paths, branches))
 def test_addresses_are_read_back(address: Address) -> None:
     assert parse_address(str(address)) == address
 

@@ -18,6 +18,7 @@ Recovery point:
 | files | object | configuration files by name: `size` and `root` of a block map like a disk's |
 | mark | text or null | the name that a person gave it |
 | common | flag | whether it was made at an instant that all VMs of its group make points of; absent: no |
+| rolled_back | object | of the first point after a rollback: see `RolledBack`; absent: none |
 | guest_clock | object | `guest_ns`: its clock, as its agent told it when the host's said `host_ns`; absent: not known |
 | seconds | number | how long it took to make |
 | program | text | version that wrote it |
@@ -30,6 +31,10 @@ shows), `disks` (their names in the order in which the records number them), `be
 moment), `gap` (object or null: what was not captured before that, `from_ns` since when and `why`; null where no capture was
 before), `clock` (text or null: the clock that stamped its records; across VMs, times of one clock are in write order). The last
 three are the stream's and stand in each of its points, because any of them may be dropped.
+
+Rolled back: the disks were set back to another moment, on purpose: `point` and `time_ns`, the point and the instant gone back
+to, and `branch`, how many times the VM was set back by then: what was left so is called `VM~branch`. The point's parent, where
+it was not dropped, is the last one of that (`repository/branches.py`).
 
 Tombstone: `kind` `tombstone`, `point`, `fenced_ns`, `why`.
 """
@@ -127,6 +132,26 @@ class GuestClock:
 
 
 @dataclass(frozen=True, slots=True)
+class RolledBack:
+    """That the disks were set back to what they were at `time_ns`: to `point`, or to that with the journal's records after it.
+
+    `branch`: how many times the VM was set back by then, from 1.
+    """
+
+    point: PointId
+    time_ns: int
+    branch: int
+
+    def to_json(self) -> Json:
+        return {"point": self.point, "time_ns": self.time_ns, "branch": self.branch}
+
+    @classmethod
+    def from_json(cls, value: Json) -> RolledBack:
+        """Raises Corrupt."""
+        return cls(_point_id(value), whole(value, "time_ns"), whole(value, "branch"))
+
+
+@dataclass(frozen=True, slots=True)
 class JournalPosition:
     """Where in a journal a point was made: from there on the journal's records lie over it.
 
@@ -175,6 +200,7 @@ class RecoveryPoint:
     journal: JournalPosition | None = None
     common: bool = False
     guest_clock: GuestClock | None = None
+    rolled_back: RolledBack | None = None
 
     def trees(self) -> list[Tree]:
         """All block maps that this point needs."""
@@ -203,7 +229,9 @@ class RecoveryPoint:
         files = {name: tree.to_json() for name, tree in self.files.items()}
         journal = self.journal.to_json() if self.journal else None
         clock = {"guest_clock": self.guest_clock.to_json()} if self.guest_clock else {}
-        return {"kind": "point", **plain, "parent": parent, "disks": disks, "files": files, "journal": journal, **clock}
+        back = {"rolled_back": self.rolled_back.to_json()} if self.rolled_back else {}
+        trees = {"disks": disks, "files": files}
+        return {"kind": "point", **plain, "parent": parent, **trees, "journal": journal, **clock, **back}
 
     @classmethod
     def from_json(cls, value: Json) -> RecoveryPoint:
@@ -240,6 +268,7 @@ class RecoveryPoint:
             journal=JournalPosition.from_json(journal) if journal else None,
             common=flag(value, "common", False),
             guest_clock=GuestClock.from_json(mapping(value, "guest_clock")) if "guest_clock" in value else None,
+            rolled_back=RolledBack.from_json(mapping(value, "rolled_back")) if "rolled_back" in value else None,
         )
 
 

@@ -131,6 +131,6 @@ class MomentExports:
 def _single(view: MomentView, address: Address) -> str:
     """The disk, where the VM has one. Raises WrongUsage."""
     if len(view.disks) != 1:
-        each = [f"{address.vm}/{disk}@{address.when or 'latest'}" for disk in sorted(view.disks)]
+        each = [str(replace(address, disk=disk, when=address.when or "latest")) for disk in sorted(view.disks)]
         raise WrongUsage(f"{view.vm.name} has {len(each)} disks: name one.", on=view.vm.name, do=each)
     return next(iter(view.disks))

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import tzinfo
 
 from everywhen.formats.point import RecoveryPoint, Tombstone
-from everywhen.repository.branches import history
+from everywhen.repository.branches import before_rollback, history, rollbacks
 from everywhen.repository.ledger import Drop, Hold, Ledger, Vm
 from everywhen.repository.repository import Repository
-from everywhen.services.addresses import Address
+from everywhen.services.addresses import Address, branch_name
 from everywhen.services.failures import NotFound
 from everywhen.services.moments import Moment
 from everywhen.services.naming import find_vm
@@ -57,6 +57,22 @@ class Catalog:
         """Its points without those of another branch (`repository/branches.py`), oldest first."""
         return history(self.points_of(vm))
 
+    def on_branch(self, vm: Vm, branch: int | None) -> Catalog:
+        """What there was of the VM when its rollback of that number was made, if there is such a number: nothing of it later.
+
+        Raises NotFound.
+        """
+        if branch is None:
+            return self
+        turns = rollbacks(self.points_of(vm))
+        if branch not in turns:
+            known = ", ".join(branch_name(vm.name, number) for number in sorted(turns))
+            hint = f"There are: {known}." if known else "It was never rolled back, as far as moments are kept."
+            what = f"{vm.name} has no branch {branch_name(vm.name, branch)}. {hint}"
+            raise NotFound(what, on=branch_name(vm.name, branch), do=[f"everywhen points {vm.name}"])
+        kept = {point.point for point in before_rollback(self.points_of(vm), turns[branch])}
+        return replace(self, points=[point for point in self.points if point.vm != vm.vm or point.point in kept])
+
     def newest(self, vm: Vm) -> RecoveryPoint | None:
         """The newest point of its history."""
         points = self.history_of(vm)
@@ -75,7 +91,8 @@ class Catalog:
         """The point that an address means. Raises NotFound, WrongUsage."""
         vm = self.vm(address.vm)
         when = parse_when(address.when or "latest", now_ns=now_ns, zone=zone)
-        found = resolve(vm.name, when, self.moments_for(vm, when), zone=zone, exact=exact)
+        moments = self.on_branch(vm, address.branch).moments_for(vm, when)
+        found = resolve(vm.name, when, moments, zone=zone, exact=exact)
         point = next(point for point in self.points if point.point == found.moment.id)
         self.demand_disk(vm, point, address)
         return vm, point, found

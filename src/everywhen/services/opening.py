@@ -69,6 +69,7 @@ def open_moment(
     Raises NotFound, WrongUsage, Damaged, StorageError.
     """
     vm = catalog.vm(address.vm)
+    catalog = catalog.on_branch(vm, address.branch)
     when = parse_when(address.when or "latest", now_ns=now_ns, zone=zone)
     line, opened = _latest(repository, catalog, vm, when, zone, contents=contents and not when.writes_back)
     if when.writes_back:

@@ -9,7 +9,7 @@ import pytest
 
 from everywhen.formats.errors import Corrupt
 from everywhen.formats.ids import PointId
-from everywhen.formats.point import GuestClock, RecoveryPoint
+from everywhen.formats.point import GuestClock, RecoveryPoint, RolledBack
 
 POINT = RecoveryPoint(PointId("p-0123456789ab"), "a" * 32, 5, 1, 1, None, "filesystem", "filesystem", "", {})
 
@@ -23,3 +23,12 @@ def test_a_guests_clock_stands_where_it_is_known() -> None:
     for clock in (None, 5, {}, {"host_ns": 1, "guest_ns": -1}):
         with pytest.raises(Corrupt):
             RecoveryPoint.from_json(POINT.to_json() | {"guest_clock": clock})
+
+
+def test_a_rollback_stands_where_there_was_one() -> None:
+    assert "rolled_back" not in POINT.to_json(), "as it was written before"
+    back = replace(POINT, rolled_back=RolledBack(PointId("p-0123456789aa"), 3, 1))
+    assert RecoveryPoint.from_json(back.to_json()) == back
+    for wrong in ({}, {"point": "p-0123456789aa", "time_ns": -1, "branch": 1}, {"point": "x", "time_ns": 3, "branch": 1}, "x"):
+        with pytest.raises(Corrupt):
+            RecoveryPoint.from_json({**back.to_json(), "rolled_back": wrong})

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from everywhen.formats.ids import PointId
-from everywhen.formats.point import JournalPosition, ParentLink, RecoveryPoint
-from everywhen.repository.branches import history
+from everywhen.formats.point import JournalPosition, ParentLink, RecoveryPoint, RolledBack
+from everywhen.repository.branches import before_rollback, history, next_branch, rollbacks
 from everywhen.repository.journal_spans import kept_spans
 
 
@@ -67,3 +69,16 @@ def test_what_follows_the_newest_point_of_the_newest_capture_stays_whatever_numb
     assert spans(P, later) == {("p", 100, None)}
     assert spans(P, C, D, F) >= {("f", 250, None)}, "the older capture's numbers have run ahead"
     assert spans(P, D, G) == {("d", 300, None), ("g", 350, None)}
+
+
+def test_a_rollback_leaves_a_branch_and_stays_history() -> None:
+    turn = replace(point("t", 50, 4, parent="d"), rolled_back=RolledBack(PointId("p"), 12, 1))
+    again = replace(point("u", 70, 6, parent="t"), rolled_back=RolledBack(PointId("d"), 30, 2))
+    later = point("v", 60, 5, parent="t")
+    every = [P, C, D, turn, later, again]
+    assert history(every) == every
+    assert rollbacks(every) == {1: turn, 2: again}
+    assert next_branch(every) == 3
+    assert next_branch([P, C]) == 1
+    assert before_rollback(every, turn) == [P, C, D]
+    assert before_rollback(every, again) == [P, C, D, turn, later]

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from everywhen.block.patched import Patches
-from everywhen.formats.point import Disk, RecoveryPoint, Tree
+from everywhen.formats.point import Disk, RecoveryPoint, RolledBack, Tree
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.repository.writer import parent_link, write_point
 from everywhen.services.addresses import parse_address
 from everywhen.services.catalog import read_catalog
-from everywhen.services.failures import Failure
+from everywhen.services.failures import Failure, NotFound
 from everywhen.services.identities import record
 from everywhen.services.opening import open_moment
 from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
@@ -60,8 +60,8 @@ def repository(tmp_path: Path) -> Iterator[Repository]:
         yield opened
 
 
-def found(repository: Repository, when: str) -> Found:
-    address = parse_address(f"web1@{when}")
+def found(repository: Repository, when: str, vm: str = "web1") -> Found:
+    address = parse_address(f"{vm}@{when}")
     _, opened = open_moment(repository, read_catalog(repository), address, now_ns=1 << 61, zone=UTC, exact=False)
     return opened.found
 
@@ -123,6 +123,31 @@ def test_no_time_leads_to_another_branch(repository: Repository) -> None:
     assert other.time_ns < last.time_ns
     assert found(repository, "latest").moment.id == other.point
     assert found(repository, last.point).moment.id == last.point
+
+
+def test_what_a_rollback_left_has_a_name(repository: Repository) -> None:
+    for number, groups in enumerate((GROUPS[2:3], [group(10, write(0, 0, b"left"))]), start=1):
+        put_segment(repository, STREAM, number, *groups)
+    first, last = repository.points.list()[0]
+    present = backed_up(repository, last, 20_000)
+    with write_point(repository, "rollback", first_copy=False) as writer:
+        back = RolledBack(first.point, first.time_ns, 1)
+        link = parent_link(repository, present)
+        disks = first.disks
+        point = RecoveryPoint(
+            writer.point, VM.vm, 30_000, present.number + 1, 1, link, "crash", "crash", "", disks, rolled_back=back
+        )
+        writer.commit(point)
+    later = backed_up(repository, point, 40_000)
+    assert found(repository, "latest").moment.id == later.point
+    assert found(repository, "latest", "web1~1").moment.id == present.point
+    for when in ("1970-01-01T00:00:00.000007001Z", first.point, "1970-01-01T00:00:00.000015Z"):
+        assert found(repository, when, "web1~1") == found(repository, when), "times lead to what lived then, with and without"
+    assert found(repository, "1970-01-01T00:00:00.000035Z").moment.id == point.point
+    assert found(repository, "1970-01-01T00:00:00.000035Z", "web1~1").moment.id == present.point
+    for wrong in ("web1~2@latest", f"web1~1@{point.point}", f"web1~1@{later.point}"):
+        with pytest.raises(NotFound):
+            found(repository, wrong.partition("@")[2], wrong.partition("@")[0])
 
 
 def test_much_that_is_laid_over_a_point_is_put_aside(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Annotated
 
@@ -129,7 +129,7 @@ def boot(
 
 
 def _disk(address: Address, name: str) -> Address:
-    return Address(address.vm, name, address.when or "latest")
+    return replace(address, disk=name, when=address.when or "latest")
 
 
 def _files(repository: Repository, view: MomentView) -> Files:

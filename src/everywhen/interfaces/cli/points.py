@@ -9,10 +9,12 @@ from typing import Annotated
 
 import typer
 
-from everywhen.formats.point import RecoveryPoint
+from everywhen.formats.point import RecoveryPoint, RolledBack
 from everywhen.interfaces.cli.app import LOOK, AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, app, context_of
 from everywhen.interfaces.cli.completion import write_names
+from everywhen.interfaces.cli.context import Context
 from everywhen.repository.ledger import Vm
+from everywhen.services.addresses import branch_name
 from everywhen.services.ages import SECOND, age, span
 from everywhen.services.catalog import Catalog, read_catalog
 from everywhen.services.groups import members, parse_group_alone, points_at
@@ -53,7 +55,7 @@ def points(
             str(len(point.disks)),
             size(sum(disk.bytes_changed for disk in point.disks.values())),
             size(sum(disk.bytes_stored for disk in point.disks.values())),
-            _note(catalog, point, now, shared),
+            _note(context, catalog, (vms[point.vm], point), now, shared),
         )
         for point in chosen
     ]
@@ -92,9 +94,12 @@ def _shared(catalog: Catalog, groups: set[str]) -> dict[str, _Shared]:
     return found
 
 
-def _note(catalog: Catalog, point: RecoveryPoint, now: int, shared: Mapping[str, _Shared]) -> str:
+def _note(context: Context, catalog: Catalog, of: tuple[Vm, RecoveryPoint], now: int, shared: Mapping[str, _Shared]) -> str:
+    vm, point = of
     held = [hold for hold in catalog.active_holds(now) if hold.point == point.point]
     parts = [f'"{point.mark}"'] if point.mark else []
+    if (back := point.rolled_back) is not None:
+        parts.append(f"rolled back to {local_time(back.time_ns, context.zone)}; before: {branch_name(vm.name, back.branch)}")
     if (there := shared.get(point.point)) is not None:
         parts.append(f"group {there.group}" + (f" without {', '.join(there.lacking)}" if there.lacking else ""))
     parts += [f"held: {hold.reason}" for hold in held]
@@ -102,6 +107,13 @@ def _note(catalog: Catalog, point: RecoveryPoint, now: int, shared: Mapping[str,
     if point.guest_clock is not None and abs(ahead := point.guest_clock.ahead_ns) >= _CLOCKS_DIFFER:
         parts.append(f"its clock was {span(abs(ahead))} {'ahead' if ahead > 0 else 'behind'}")
     return ", ".join(parts)
+
+
+def rolled_back_document(vm: str, back: RolledBack | None) -> dict[str, object] | None:
+    """For programs; `branch` is the address of what was left."""
+    if back is None:
+        return None
+    return {"point": back.point, "time": rfc3339(back.time_ns), "branch": branch_name(vm, back.branch)}
 
 
 def _document(catalog: Catalog, vm: Vm, point: RecoveryPoint, shared: Mapping[str, _Shared]) -> dict[str, object]:
@@ -115,6 +127,7 @@ def _document(catalog: Catalog, vm: Vm, point: RecoveryPoint, shared: Mapping[st
         "why": point.why,
         "mark": point.mark,
         "group": {"group": there.group, "vms": there.vms} if there else None,
+        "rolled_back": rolled_back_document(vm.name, point.rolled_back),
         "parent": point.parent.point if point.parent else None,
         "held": [{"reason": hold.reason, "until": rfc3339(hold.until_ns) if hold.until_ns else None} for hold in holds],
         "disks": {

@@ -14,10 +14,12 @@ from everywhen.interfaces.cli.asking import captured_here
 from everywhen.interfaces.cli.capture_words import capture_document, load_words
 from everywhen.interfaces.cli.completion import write_names
 from everywhen.interfaces.cli.context import Context
+from everywhen.interfaces.cli.points import rolled_back_document
 from everywhen.interfaces.cli.timeline_picture import ASCII, BLOCKS, LABEL, legend, picture
 from everywhen.repository.errors import Damaged
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
+from everywhen.services.addresses import branch_name
 from everywhen.services.ages import DAY, MINUTE, SECOND, age, span
 from everywhen.services.catalog import Catalog, read_catalog
 from everywhen.services.failures import NotFound, WrongUsage
@@ -62,7 +64,7 @@ def timeline_command(
     part = line.within(begin, end)
     held = {hold.point for hold in catalog.active_holds(now)}
     names = {"vm": found.name, "group": found.group or None}
-    context.output.document({**names, **_document(part, begin, end, held, captured, now)})
+    context.output.document({**names, **_document(found.name, part, (begin, end), held, captured, now)})
     _show(context, found, part, (begin, end), lambda point: point.point in held)
     _show_lag(context, line, captured, now)
     if begin > line.points[0].time_ns:
@@ -120,6 +122,9 @@ def _show(context: Context, vm: Vm, line: Timeline, ends: tuple[int, int], held:
     for gap in line.gaps:
         output.line(f"{'GAP':{LABEL}}{_gap_words(context, gap, ends[1])}", style="warn")
     for point in line.points:
+        if (back := point.rolled_back) is not None:
+            gone, to = branch_name(vm.name, back.branch), local_time(back.time_ns, zone)
+            output.line(f"{'ROLLBACK':{LABEL}}{local_time(point.time_ns, zone)}   {point.point}   to {to}; before: {gone}")
         if point.mark or held(point):
             name = f'"{point.mark}"' if point.mark else "held"
             output.line(f"{'MARK' if point.mark else 'HELD':{LABEL}}{local_time(point.time_ns, zone)}   {point.point}   {name}")
@@ -162,12 +167,12 @@ def _all_but(writes: int) -> str:
 
 
 def _document(
-    line: Timeline, begin: int, end: int, held: set[str], captured: Captured | None, now_ns: int
+    vm: str, line: Timeline, ends: tuple[int, int], held: set[str], captured: Captured | None, now_ns: int
 ) -> dict[str, object]:
     return {
         "time": rfc3339(now_ns),
-        "from": rfc3339(begin),
-        "to": rfc3339(end),
+        "from": rfc3339(ends[0]),
+        "to": rfc3339(ends[1]),
         "every_write": [{"from": rfc3339(one.from_ns), "to": rfc3339(one.to_ns)} for one in line.coverage],
         "gaps": [
             {"from": rfc3339(gap.from_ns), "to": None if gap.to_ns is None else rfc3339(gap.to_ns), "why": gap.why}
@@ -180,6 +185,7 @@ def _document(
                 "consistency": point.reached,
                 "mark": point.mark,
                 "held": point.point in held,
+                "rolled_back": rolled_back_document(vm, point.rolled_back),
                 "changed_bytes": sum(disk.bytes_changed for disk in point.disks.values()),
                 "stored_bytes": sum(disk.bytes_stored for disk in point.disks.values()),
             }

@@ -49,7 +49,7 @@ def opened_history(
     with ExitStack() as stack:
         blocks = Blocks(repository.fetcher)
         stack.callback(blocks.close)
-        line = Line(repository, catalog.points_of(vm), blocks)
+        line = Line(repository, catalog.on_branch(vm, address.branch).points_of(vm), blocks)
         newest = _place(line, moment.point, moment.found.sequence)
         if newest is None:
             raise NotFound(

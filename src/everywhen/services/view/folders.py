@@ -3,6 +3,7 @@
 
     VM/@2026-11-21_10.32.05Z/disk/vda.raw           what is in the folder of a moment: `moment_folder.py`
     VM/@2026-11-21_10.32.05Z/files/etc/passwd
+    VM~1/@2026-11-21_10.32.05Z/...                  what was left when the VM was rolled back
 
 A VM's folder lists its recovery points (`names.py`) and `@latest`; whatever else may follow the @ of an address can be asked
 for. It is a link to the folder of the moment that it means just now: who has gone into that folder stays in that moment,
@@ -24,9 +25,10 @@ from dataclasses import dataclass
 from datetime import tzinfo
 
 from everywhen.formats.point import RecoveryPoint
+from everywhen.repository.branches import rollbacks
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
-from everywhen.services.addresses import Address
+from everywhen.services.addresses import Address, branch_name, split_branch
 from everywhen.services.catalog import Catalog
 from everywhen.services.failures import NotFound
 from everywhen.services.opening import OpenedMoment, open_moment
@@ -96,7 +98,7 @@ class Folders:
             case []:
                 return Folder(max((point.time_ns for point in self._known().catalog.points), default=0))
             case [vm]:
-                return Folder(max((point.time_ns for point in self._known().catalog.points_of(self._vm(vm))), default=0))
+                return Folder(max((point.time_ns for point in self._catalog(vm).points_of(self._vm(vm))), default=0))
             case [vm, name]:
                 return self._moment(vm, name)
             case [vm, name, *inner]:
@@ -108,7 +110,7 @@ class Folders:
         """What is in a folder. Raises as `look_up`."""
         match _parts(path):
             case []:
-                return [vm.name for vm in self._known().catalog.vms]
+                return self._vms()
             case [vm]:
                 listed = self._points(vm)
                 return [*listed, LATEST] if listed else []
@@ -156,16 +158,27 @@ class Folders:
 
     def _vm(self, name: str) -> Vm:
         """The VM of that name of ours. Raises NotFound."""
-        found = next((vm for vm in self._known().catalog.vms if vm.name == name), None)
+        wanted = split_branch(name)[0]
+        found = next((vm for vm in self._known().catalog.vms if vm.name == wanted), None)
         if found is None:
             raise _nothing(name)
         return found
+
+    def _vms(self) -> list[str]:
+        """Names of VMs, and of what their rollbacks left."""
+        catalog = self._known().catalog
+        branches = {vm.name: sorted(rollbacks(catalog.points_of(vm))) for vm in catalog.vms}
+        return [name for vm, numbers in branches.items() for name in (vm, *(branch_name(vm, one) for one in numbers))]
+
+    def _catalog(self, vm: str) -> Catalog:
+        """What there is of a VM, or of a branch of it. Raises NotFound."""
+        return self._known().catalog.on_branch(self._vm(vm), split_branch(vm)[1])
 
     def _points(self, vm: str) -> dict[str, RecoveryPoint]:
         """The points of a VM's history by the names of their folders. Raises NotFound."""
         known = self._known()
         if vm not in known.listed:  # with a thousand points it takes 2 ms, and each of them is asked for
-            known.listed[vm] = listed_names(known.catalog.history_of(self._vm(vm)))
+            known.listed[vm] = listed_names(self._catalog(vm).history_of(self._vm(vm)))
         return known.listed[vm]
 
     def _moment(self, vm: str, name: str) -> Folder | Link:
@@ -187,7 +200,7 @@ class Folders:
     def _address(self, vm: str, name: str) -> Address:
         """What has to be opened for the folder of a moment. Raises NotFound."""
         point = self._listed(vm, name)
-        return Address(vm, None, name[1:] if point is None else point.point)
+        return _address(vm, name[1:] if point is None else point.point)
 
     def _meaning(self, vm: str, name: str) -> _Meaning:
         """Which moment's own name stands for what somebody typed. Raises as `look_up`."""
@@ -220,11 +233,16 @@ class Folders:
 
     def _resolved(self, vm: str, name: str) -> OpenedMoment:
         """What a name means just now. Raises as `look_up`."""
-        self._before(vm)
-        address = Address(vm, None, name[1:])
+        self._before(split_branch(vm)[0])
+        address = _address(vm, name[1:])
         now_ns = self._repository.surroundings.clock()
         catalog = self._known().catalog
         return open_moment(self._repository, catalog, address, now_ns=now_ns, zone=self._zone, exact=False, contents=False)[1]
+
+
+def _address(vm: str, when: str) -> Address:
+    name, branch = split_branch(vm)
+    return Address(name, None, when, branch=branch)
 
 
 def _parts(path: str) -> list[str]:

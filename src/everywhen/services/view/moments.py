@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import tzinfo
 
 from everywhen.block.device import DeviceError
@@ -165,4 +165,4 @@ class OpenMoments:
 
 
 def _name(address: Address) -> str:
-    return str(Address(address.vm, None, address.when or "latest"))
+    return str(replace(address, disk=None, when=address.when or "latest", path=None))

@@ -10,11 +10,11 @@ from datetime import UTC
 import pytest
 
 from everywhen.block.patched import Patches
-from everywhen.formats.point import RecoveryPoint, Tree
+from everywhen.formats.point import RecoveryPoint, RolledBack, Tree
 from everywhen.formats.segment import Group, decode_group, encode_group
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
-from everywhen.repository.writer import write_point
+from everywhen.repository.writer import parent_link, write_point
 from everywhen.services.ages import SECOND
 from everywhen.services.failures import NotFound, WrongUsage
 from everywhen.services.identities import record
@@ -254,3 +254,19 @@ def test_several_threads_find_one_moment(repository: Repository, folders: Folder
     assert len(found) == 4
     assert len(set(found)) == 1
     assert leases(repository) == 1
+
+
+def test_what_a_rollback_left_is_a_folder_beside_the_vm(
+    repository: Repository, points: list[RecoveryPoint], folders: Folders
+) -> None:
+    last = points[-1]
+    with write_point(repository, "rollback", first_copy=False) as writer:
+        link, back = parent_link(repository, last), RolledBack(points[0].point, points[0].time_ns, 1)
+        at, disks = 50 * SECOND, points[0].disks
+        turn = RecoveryPoint(writer.point, VM.vm, at, last.number + 1, 1, link, "crash", "crash", "", disks, rolled_back=back)
+        writer.commit(turn)
+    assert folders.names("") == ["web1", "web1~1"]
+    assert set(folders.names("web1")) - set(folders.names("web1~1")) == {f"@{folder_time(at, exact=False)}"}
+    assert (first_byte(folders, "web1/@latest"), first_byte(folders, "web1~1/@latest")) == (0, 6)
+    with pytest.raises(NotFound):
+        folders.look_up("web1~2")
