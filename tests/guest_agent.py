@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from everywhen.capture.agent import AgentSocket
+from everywhen.capture.agent_socket import AgentSocket
 from tests.guest import KERNEL, Guest, cpio, initramfs
 from tests.hypervisor import eventually
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from everywhen.capture.agent import AgentSocket
+from everywhen.capture.agent_socket import AgentSocket
 from tests.captures import Capture
 from tests.guest import needs_kernel
 from tests.guest_agent import HOOK, AgentGuest, needs_agent

@@ -12,7 +12,8 @@ import pytest
 
 pytest.importorskip("libvirt", reason="libvirt's Python library is not installed")
 
-from everywhen.capture.agent import AgentAddress, AgentError, AgentGone, AgentRefused
+from everywhen.capture.agent import AgentError, AgentGone, AgentRefused
+from everywhen.capture.agent_address import AgentAddress
 from tests.guest import KERNEL, SIZES, needs_kernel
 from tests.guest_agent import needs_agent, with_agent
 from tests.hypervisor import eventually

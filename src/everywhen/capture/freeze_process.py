@@ -18,7 +18,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from everywhen.capture.agent import AgentAddress, AgentError, AgentGone
+from everywhen.capture.agent import AgentError, AgentGone
+from everywhen.capture.agent_address import AgentAddress
 from everywhen.capture.freezing import Freezing, NotFrozen
 from everywhen.formats.fields import Json, canonical_json, flag, mapping, parse_json, text
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from everywhen.capture.agent import AgentAddress
+from everywhen.capture.agent_address import AgentAddress
 from everywhen.capture.freeze_process import FreezeOrder
 from everywhen.capture.freezer import Freezer, Thawed
 from everywhen.capture.freezing import GUEST_HOOK, WINDOWS_HOOK, NotFrozen

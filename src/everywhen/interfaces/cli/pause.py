@@ -15,7 +15,8 @@ from typing import Annotated
 
 import typer
 
-from everywhen.capture.agent import AgentAddress, AgentError
+from everywhen.capture.agent import AgentError
+from everywhen.capture.agent_address import AgentAddress
 from everywhen.capture.trimming import trim
 from everywhen.interfaces.cli.app import PROTECT, AsJson, Quiet, app, context_of
 from everywhen.interfaces.cli.asking import ask_capture

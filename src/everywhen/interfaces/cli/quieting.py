@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from everywhen.capture.agent import AgentAddress
+from everywhen.capture.agent_address import AgentAddress
 from everywhen.formats.point import CONSISTENCIES
 from everywhen.interfaces.cli.context import Context
 from everywhen.services.failures import NotFound, WrongUsage

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 
-from everywhen.capture.agent import AgentError, AgentSocket
+from everywhen.capture.agent import AgentError
+from everywhen.capture.agent_socket import AgentSocket
 
 _ANSWER_S = 2.0
 _PAUSE_S = 0.5

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from everywhen.capture.agent import AgentAddress
+from everywhen.capture.agent_address import AgentAddress
 from everywhen.capture.freeze_process import FreezeOrder
 from everywhen.capture.freezer import Freezer, Thawed
 from everywhen.capture.freezing import NotFrozen, Quiet

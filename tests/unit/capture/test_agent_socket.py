@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from everywhen.capture.agent import AgentError, AgentGone, AgentRefused, AgentSocket
+from everywhen.capture.agent import AgentError, AgentGone, AgentRefused
+from everywhen.capture.agent_socket import AgentSocket
 from tests.agent_double import GuestDouble, listening, refusal
 
 
