@@ -36,6 +36,10 @@ def mark(disk: int, what: str) -> Made:
     return MARK, disk, 0, canonical_json({"mark": what})
 
 
+def clock_set(from_ns: int, to_ns: int) -> Made:
+    return MARK, 0, 0, canonical_json({"mark": "clock set", "from_ns": from_ns, "to_ns": to_ns})
+
+
 def write(disk: int, offset: int, content: bytes) -> Made:
     return WRITE, disk, offset, content
 

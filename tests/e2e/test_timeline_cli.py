@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -47,6 +48,13 @@ def opens(program: Program, at: float) -> int:
     return program.run("restore", f"web1/vd0@{when}", "--to", "back.raw", "--overwrite", "--exact").code
 
 
+def set_back(program: Program, by_s: int) -> None:
+    """The host's clock was set back since the last capture, as far as the next one can know."""
+    kept = Path(program.environment["EVERYWHEN_STATE"]) / "web1" / "spool" / "clock.json"
+    value = json.loads(kept.read_text())
+    kept.write_text(json.dumps(value | {"offset_ns": value["offset_ns"] + by_s * 10**9}))
+
+
 def writes(hypervisor: Hypervisor) -> None:
     for number in range(6):
         hypervisor.write(number % 2, 4096 * number, 512, 20 + number)
@@ -78,12 +86,18 @@ def test_coverage_and_gaps_are_what_can_be_opened_and_what_cannot(program: Progr
     assert (goes_on["why"], seconds(goes_on["from"]) < killed_at) == ("capture was killed", True)
     seen = program.run("status", "--check")
     assert (seen.code, "KILLED" in seen.out, "its capture on this host was killed" in seen.out) == (5, True, True), seen
+    set_back(program, 37)
     assert "in the spool that a capture left" in program.run("restore", "web1/vd0", "--to", "back.raw", "--overwrite").err
     with captured(program, hypervisor) as capture:
         writes(hypervisor)
         eventually(lambda: len(program.ok("timeline", "web1")["every_write"]) == 3, "the newest writes are durable")
         line = program.ok("timeline", "web1")
+        shown = program.run("timeline", "web1").out
         capture.stop()
+    (step,) = line["clock_steps"]
+    assert (round(step["seconds"]), round(seconds(step["from"]) - seconds(step["to"]))) == (-37, 37)
+    assert killed_at < seconds(step["at"]) < time.time()
+    assert re.search(r"^CLOCK +[-0-9]+ [:0-9]+   the host's clock was set back by 37 s, from ", shown, re.MULTILINE), shown
     first, second = line["gaps"]
     assert (first["why"], second["why"]) == ("paused", "capture was not running")
     # The taps say themselves when they were closed; of a run that was killed the sink ends a little later.
@@ -104,7 +118,7 @@ def test_coverage_and_gaps_are_what_can_be_opened_and_what_cannot(program: Progr
     assert program.run("verify").code == 0
     # After the end, from the repository alone.
     later = program.ok("timeline", "web1")
-    assert (later["gaps"], later["capture"]) == (line["gaps"], None)
+    assert (later["gaps"], later["clock_steps"], later["capture"]) == (line["gaps"], line["clock_steps"], None)
 
 
 def test_status_of_a_capture(program: Program, hypervisor: Hypervisor) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from everywhen.formats.ids import PointId
-from everywhen.formats.point import Disk, Gap, JournalPosition, ParentLink, RecoveryPoint, Tree
+from everywhen.formats.point import ClockStep, Disk, Gap, JournalPosition, ParentLink, RecoveryPoint, Tree
 from everywhen.repository.journal_spans import kept_spans
 from everywhen.services.timeline import Missing, Reach, Timeline, cells, timeline
 
@@ -220,3 +220,16 @@ def test_of_two_captures_nothing_is_claimed_that_no_time_leads_to(
         assert at <= ends[carrier.journal.stream] or at == carrier.time_ns
     for gap in line.gaps:
         assert covered(line).isdisjoint(range(gap.from_ns + 1, gap.to_ns or 0)), "no gap where something can be opened"
+
+
+def test_the_clocks_steps_are_those_of_all_points_that_are_kept() -> None:
+    steps = [ClockStep(at, at + 37, at) for at in (15, 30, 45)]
+    kept = [(20, steps[:1]), (40, steps[:2]), (60, steps)]
+    points = [
+        point(number, at, JournalPosition("a" * 32, at, ("vda",), 10, clock_steps=tuple(of_point)))
+        for number, (at, of_point) in enumerate(kept, 1)
+    ]
+    assert timeline(points, Reach()).clock_steps == steps
+    assert timeline([points[0]], Reach()).clock_steps == steps[:1]
+    assert timeline(points, Reach()).within(15, 44).clock_steps == steps[:2]
+    assert timeline(points, Reach()).within(16, 29).clock_steps == []

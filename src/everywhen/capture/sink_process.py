@@ -18,6 +18,7 @@ from everywhen.capture.counters import Counters
 from everywhen.capture.shared_clock import SharedClock
 from everywhen.capture.sink import Sink
 from everywhen.capture.spool_writer import SpoolPlace, SpoolWriter
+from everywhen.capture.wall_clock import WatchedClock
 from everywhen.formats.fields import canonical_json, hexbytes, parse_json, text, whole
 from everywhen.formats.segment import SegmentHeader
 from everywhen.repository.index.process_lock import try_lock
@@ -90,7 +91,7 @@ def main(arguments: list[str]) -> int:
     keep_large_buffers()
     gc.freeze()  # looking through all that is there by now for cycles took 4 to 10 ms each time
     clock = SharedClock(order.clock, order.folder) if order.clock else None
-    writer = SpoolWriter(order.place(), counters, clock)
+    writer = SpoolWriter(order.place(), counters, clock, WatchedClock().kept_in(Path(order.folder) / "clock.json"))
     try:
         Sink(order.sizes, writer.take, counters, socket.socket(fileno=control), lambda: writer.behind).run()
     finally:

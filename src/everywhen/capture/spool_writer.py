@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic, time_ns
+from time import monotonic
 from typing import Protocol
 
 from everywhen.capture.counters import (
@@ -37,7 +37,18 @@ from everywhen.capture.counters import (
 )
 from everywhen.capture.shared_clock import SharedClock
 from everywhen.capture.spool_room import room
-from everywhen.formats.segment import HEADER_SIZE, SegmentHeader, encode_frame, encode_group, group_aad, group_nonce
+from everywhen.capture.wall_clock import WatchedClock
+from everywhen.formats.fields import canonical_json
+from everywhen.formats.segment import (
+    CLOCK_SET,
+    HEADER_SIZE,
+    MARK,
+    SegmentHeader,
+    encode_frame,
+    encode_group,
+    group_aad,
+    group_nonce,
+)
 
 _GROUP_BYTES = 1 << 20
 """With 4 MiB a write of 16 KiB cost twice as much (50 µs, not 26): each group's memory came from the kernel anew."""
@@ -82,10 +93,15 @@ class SpoolPlace:
 class SpoolWriter:
     """Owns the newest file of one epoch. `take` from one thread."""
 
-    def __init__(self, place: SpoolPlace, counters: Counters, clock: SharedClock | None = None) -> None:
-        """`clock`: where other VMs' writes must be stamped in one order with these."""
+    def __init__(
+        self, place: SpoolPlace, counters: Counters, clock: SharedClock | None = None, wall: WatchedClock | None = None
+    ) -> None:
+        """`clock`: where other VMs' writes must be stamped in one order with these; `wall`: the host's."""
         self._place = place
         self._clock = clock
+        self._wall = wall or WatchedClock()
+        self._kept = False
+        """Whether what is known of the wall clock is in its file."""
         self._counters = counters
         self._next = 0
         self._taken_bytes = self._work_bytes = 0
@@ -114,37 +130,49 @@ class SpoolWriter:
             if self._waiting > _WAITING_BYTES:
                 self._counters.put(STATE, SPOOL_SLOW)
                 return None
-            # Recorded time never runs backwards, whatever the clock does.
-            now = max(time_ns(), self._last_ns)
-            if self._clock is not None:
-                now = self._clock.stamp(now)
-            self._last_ns = now
-            if self._open.records and now - self._open.time_ns > _LONGEST_NS:
-                self._close_group()  # the thread hangs in a slow disk, or the clock was set
-            group = self._open
-            if not group.records:
-                group.time_ns, group.began = now, monotonic()
-            after, size = now - group.time_ns, 0
-            for kind, disk, offset, length, data in records:
-                group.records.append((kind, disk, offset, length, after))
-                if data:
-                    group.parts.append(data)
-                    size += len(data)
-                else:
-                    # Zeroes hold no data, but what is made of them does: some 300 bytes for each block.
-                    self._work_bytes += length // 256
-            group.bytes += size
-            self._waiting += size + len(records) * _RECORD_BYTES
-            number = self._next
-            self._next += len(records)
-            self._taken_bytes += size
-            self._work_bytes += size
-            self._counters.put(TAKEN, self._next)
-            self._counters.put(TAKEN_BYTES, self._taken_bytes)
-            self._counters.put(WORK_BYTES, self._work_bytes)
-            if group.bytes >= _GROUP_BYTES or len(group.records) >= _GROUP_RECORDS:
-                self._close_group()
-                self._work.set()
+            return self._append(records, self._look_at_clock())
+
+    def _look_at_clock(self) -> int:
+        """What time it is; where the clock was set, the journal says so before what comes next."""
+        now, step = self._wall.look()
+        if step is not None:
+            self._kept = False
+            text = canonical_json({"mark": CLOCK_SET, **step._asdict()})
+            self._append([(MARK, 0, 0, len(text), text)], now)
+        return now
+
+    def _append(self, records: Sequence[Record], wall_ns: int) -> int:
+        # Recorded time never runs backwards, whatever the clock does.
+        now = max(wall_ns, self._last_ns)
+        if self._clock is not None:
+            now = self._clock.stamp(now)
+        self._last_ns = now
+        if self._open.records and now - self._open.time_ns > _LONGEST_NS:
+            self._close_group()  # the thread hangs in a slow disk, or the clock was set
+        group = self._open
+        if not group.records:
+            group.time_ns, group.began = now, monotonic()
+        after, size = now - group.time_ns, 0
+        for kind, disk, offset, length, data in records:
+            group.records.append((kind, disk, offset, length, after))
+            if data:
+                group.parts.append(data)
+                size += len(data)
+            else:
+                # Zeroes hold no data, but what is made of them does: some 300 bytes for each block.
+                self._work_bytes += length // 256
+        group.bytes += size
+        self._waiting += size + len(records) * _RECORD_BYTES
+        number = self._next
+        self._next += len(records)
+        self._taken_bytes += size
+        self._work_bytes += size
+        self._counters.put(TAKEN, self._next)
+        self._counters.put(TAKEN_BYTES, self._taken_bytes)
+        self._counters.put(WORK_BYTES, self._work_bytes)
+        if group.bytes >= _GROUP_BYTES or len(group.records) >= _GROUP_RECORDS:
+            self._close_group()
+            self._work.set()
         return number
 
     @property
@@ -170,6 +198,7 @@ class SpoolWriter:
                 self._work.clear()
                 # Looked at before: what was taken before it was asked for is in the segment that is closed.
                 asked = self._counters.get(ROLL)
+                self._watch_clock()
                 self._write_groups()
                 self._sync(_SYNC_SECONDS)
                 if asked != self._counters.get(ROLLED):
@@ -177,6 +206,7 @@ class SpoolWriter:
                     self._counters.put(ROLLED, asked)
             self._write_groups()
             self._close_file()
+            self._keep_clock()
         except OSError:
             self._counters.put(STATE, SPOOL_FAILED)
         except BaseException:
@@ -186,6 +216,20 @@ class SpoolWriter:
             if self._file is not None:
                 os.close(self._file.descriptor)
                 self._file = None
+
+    def _watch_clock(self) -> None:
+        """Also where nothing is written."""
+        with self._lock:
+            if self._counters.get(STATE) == FINE and not self._ending:
+                self._look_at_clock()
+        self._keep_clock()
+
+    def _keep_clock(self) -> None:
+        """Leave word of it for the next one. Here and not when it is looked at, where a guest's write may wait for the disk."""
+        with self._lock:
+            kept, self._kept = self._kept, True
+        if not kept:
+            self._wall.keep()
 
     def _write_groups(self) -> None:
         with self._lock:

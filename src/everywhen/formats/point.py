@@ -29,8 +29,10 @@ Disk: `size` bytes, `root` (hex name of the block map's root node, null: all zer
 Journal position: `stream` (32 hex digits, names the segments), `sequence` (the number after the newest record that the point
 shows), `disks` (their names in the order in which the records number them), `began_ns` (the instant of the stream's first
 moment), `gap` (object or null: what was not captured before that, `from_ns` since when and `why`; null where no capture was
-before), `clock` (text or null: the clock that stamped its records; across VMs, times of one clock are in write order). The last
-three are the stream's and stand in each of its points, because any of them may be dropped.
+before), `clock` (text or null: the clock that stamped its records; across VMs, times of one clock are in write order),
+`clock_steps` (the newest 32 times that the host's clock was set: `at_ns` the instant that the records have, `from_ns` what the
+clock would have said then, `to_ns` what it said; absent: none). The last four are the stream's and stand in each of its points,
+because any of them may be dropped.
 
 Rolled back: the disks were set back to another moment, on purpose: `point` and `time_ns`, the point and the instant gone back
 to, and `branch`, how many times the VM was set back by then: what was left so is called `VM~branch`. The point's parent, where
@@ -45,7 +47,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from everywhen.formats.errors import Corrupt
-from everywhen.formats.fields import Json, flag, hexbytes, mapping, optional_hexbytes, optional_text, text, texts, whole
+from everywhen.formats.fields import (
+    Json,
+    flag,
+    hexbytes,
+    mapping,
+    objects,
+    optional_hexbytes,
+    optional_text,
+    text,
+    texts,
+    whole,
+)
 from everywhen.formats.ids import CHUNK_NAME_SIZE, ChunkName, PointId, is_point_id
 
 CONSISTENCIES = ("none", "crash", "filesystem", "application")
@@ -131,6 +144,28 @@ class GuestClock:
         return cls(whole(value, "host_ns"), whole(value, "guest_ns"))
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class ClockStep:
+    """A host's clock was set, at the recorded instant `at_ns`: from what it would have said to what it said; ns since 1970."""
+
+    at_ns: int
+    from_ns: int
+    to_ns: int
+
+    @property
+    def by_ns(self) -> int:
+        """By how much; negative where it was set back."""
+        return self.to_ns - self.from_ns
+
+    def to_json(self) -> Json:
+        return {"at_ns": self.at_ns, "from_ns": self.from_ns, "to_ns": self.to_ns}
+
+    @classmethod
+    def from_json(cls, value: Json) -> ClockStep:
+        """Raises Corrupt."""
+        return cls(whole(value, "at_ns"), whole(value, "from_ns"), whole(value, "to_ns"))
+
+
 @dataclass(frozen=True, slots=True)
 class RolledBack:
     """That the disks were set back to what they were at `time_ns`: to `point`, or to that with the journal's records after it.
@@ -156,7 +191,7 @@ class JournalPosition:
     """Where in a journal a point was made: from there on the journal's records lie over it.
 
     `began_ns`: the stream's first moment; `gap`: what was not captured before that; `clock`: what stamped it, where that is
-    one that VMs of a host share.
+    one that VMs of a host share; `clock_steps`: when the host's was set.
     """
 
     stream: str
@@ -165,18 +200,21 @@ class JournalPosition:
     began_ns: int = 0
     gap: Gap | None = None
     clock: str | None = None
+    clock_steps: tuple[ClockStep, ...] = ()
 
     def to_json(self) -> Json:
         gap = {"from_ns": self.gap.from_ns, "why": self.gap.why} if self.gap else None
         place = {"stream": self.stream, "sequence": self.sequence, "disks": list(self.disks)}
-        return {**place, "began_ns": self.began_ns, "gap": gap, "clock": self.clock}
+        steps = {"clock_steps": [step.to_json() for step in self.clock_steps]} if self.clock_steps else {}
+        return {**place, "began_ns": self.began_ns, "gap": gap, "clock": self.clock, **steps}
 
     @classmethod
     def from_json(cls, value: Json) -> JournalPosition:
         place = (hexbytes(value, "stream", 16).hex(), whole(value, "sequence"), tuple(texts(value, "disks")))
         gap = None if value.get("gap") is None else mapping(value, "gap")
         before = Gap(whole(gap, "from_ns"), text(gap, "why")) if gap else None
-        return cls(*place, whole(value, "began_ns", 0), before, optional_text(value, "clock"))
+        steps = tuple(ClockStep.from_json(step) for step in objects(value, "clock_steps"))
+        return cls(*place, whole(value, "began_ns", 0), before, optional_text(value, "clock"), steps)
 
 
 @dataclass(frozen=True, slots=True)

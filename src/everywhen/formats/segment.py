@@ -43,7 +43,10 @@ Group, once opened:
 Kinds: 1 write, 2 zeroes written, 3 mark (its JSON says what; `offset` is 0, `length` its bytes).
 
 Marks: `{"mark": "tap opened"}` and `"tap closed"`, by the sink; `"complete"`: what the disk held when its tap was opened has
-been read, so that from here on every record is a moment until the tap is closed; `"quiet"`: the guest was frozen here.
+been read, so that from here on every record is a moment until the tap is closed; `"quiet"`: the guest was frozen here;
+`"clock set"`: the host's clock was set, from what it would have said (`from_ns`) to what it said (`to_ns`, ns since 1970). What
+comes after it is stamped by the new time, but never earlier than what stands before it. Marks that a reader does not know mean
+nothing to it.
 """
 
 from __future__ import annotations
@@ -60,6 +63,7 @@ from everywhen.formats.errors import BadMagic, Corrupt, Truncated, UnsupportedVe
 from everywhen.formats.pack import CIPHER_AES_256_GCM, CIPHER_NONE
 
 WRITE, ZERO, MARK = range(1, 4)
+CLOCK_SET = "clock set"
 _HAS_DATA = np.array([False, True, False, True])
 
 _HEADER = struct.Struct("<8sHBxI16s16sQQQQ32s76xI")

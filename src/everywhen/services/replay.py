@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from everywhen.block.patched import Patches
 from everywhen.formats.errors import Corrupt
-from everywhen.formats.fields import parse_json, text
-from everywhen.formats.segment import MARK, WRITE, Group
+from everywhen.formats.fields import Json, parse_json, text, whole
+from everywhen.formats.point import ClockStep
+from everywhen.formats.segment import CLOCK_SET, MARK, WRITE, Group
 
 
 class Replay:
@@ -27,6 +28,8 @@ class Replay:
         """Records that were laid, marks not counted."""
         self.ended_ns: int | None = None
         """When a tap was closed after the newest record, all disks complete: until then every write is among the records."""
+        self.clock_steps: list[ClockStep] = []
+        """When the host's clock was set, as the records say."""
         self.beyond = False
         """Whether there was a record after the limit up to which it was fed."""
         self._tapped = [following] * len(patches)
@@ -68,7 +71,7 @@ class Replay:
             if number >= len(self.patches):
                 raise Corrupt(f"record {sequence} is of disk {number}; there are {len(self.patches)}")
             if kind == MARK:
-                self._mark(number, text(parse_json("a mark", bytes(data[start:end])), "mark"), time_ns)
+                self._mark(number, parse_json("a mark", bytes(data[start:end])), time_ns)
                 if self.ended:
                     return
             else:
@@ -80,7 +83,10 @@ class Replay:
             self.sequence = sequence + 1
             self.time_ns = max(self.time_ns, time_ns)
 
-    def _mark(self, number: int, what: str, time_ns: int) -> None:
+    def _mark(self, number: int, mark: Json, time_ns: int) -> None:
+        what = text(mark, "mark")
+        if what == CLOCK_SET:
+            self.clock_steps.append(ClockStep(time_ns, whole(mark, "from_ns"), whole(mark, "to_ns")))
         if what == "tap closed" and self.is_moment:
             self.ended_ns = time_ns
             return

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from everywhen.formats.ids import PointId
-from everywhen.formats.point import RecoveryPoint
+from everywhen.formats.point import ClockStep, RecoveryPoint
 from everywhen.repository.branches import history
 from everywhen.repository.journal_spans import JournalSpan, kept_spans
 
@@ -54,13 +54,15 @@ class Reach:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """All in the order of time. `points`: of the history; `beside`: of other branches (`repository/branches.py`)."""
+    """All in the order of time. `points`: of the history; `beside`: of other branches (`repository/branches.py`);
+    `clock_steps`: when the host's clock was set, as far as points that are kept say so."""
 
     points: list[RecoveryPoint]
     coverage: list[Coverage]
     gaps: list[Missing]
     changes: list[Change]
     beside: list[RecoveryPoint] = field(default_factory=list)
+    clock_steps: list[ClockStep] = field(default_factory=list)
 
     @property
     def newest_ns(self) -> int | None:
@@ -80,6 +82,7 @@ class Timeline:
             [one for one in self.gaps if one.from_ns < to_ns and (one.to_ns is None or one.to_ns > from_ns)],
             [one for one in self.changes if one.from_ns < to_ns and one.to_ns > from_ns],
             [point for point in self.beside if from_ns <= point.time_ns <= to_ns],
+            [step for step in self.clock_steps if from_ns <= step.at_ns <= to_ns],
         )
 
 
@@ -102,7 +105,8 @@ def timeline(points: Sequence[RecoveryPoint], reach: Reach) -> Timeline:
         _add(covered, one)
     kept = {point.point for point in line}
     beside = [point for point in ordered if point.point not in kept]
-    return Timeline(line, covered, _gaps(line, covered, reach), _changes(line), beside)
+    steps = sorted({step for point in line if point.journal for step in point.journal.clock_steps})
+    return Timeline(line, covered, _gaps(line, covered, reach), _changes(line), beside, steps)
 
 
 def newest_captured(line: Sequence[RecoveryPoint]) -> RecoveryPoint | None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from everywhen.capture.counters import (
 )
 from everywhen.capture.spool_reader import SpoolDamaged, SpoolFile, read_spooled, spool_files
 from everywhen.capture.spool_writer import Record, SpoolWriter
+from everywhen.capture.wall_clock import WatchedClock
 from everywhen.formats.errors import Corrupt, UnsupportedVersion
 from everywhen.formats.keyslot import Keyset
 from everywhen.formats.segment import MARK, WRITE, ZERO, SegmentHeader
@@ -45,9 +47,11 @@ class Spool:
     folder: Path
     keyset: Keyset
 
-    def writer(self, counters: Counters, *, epoch: int = 1, limit: int = 1 << 30) -> SpoolWriter:
+    def writer(
+        self, counters: Counters, *, epoch: int = 1, limit: int = 1 << 30, wall: WatchedClock | None = None
+    ) -> SpoolWriter:
         order = sink_order(self.folder, [1 << 20], self.keyset, repository=REPOSITORY, epoch=epoch, limit=limit)
-        return SpoolWriter(order.place(), counters)
+        return SpoolWriter(order.place(), counters, wall=wall)
 
     def opener(self, header: SegmentHeader) -> Cipher:
         return open_segment(self.keyset, REPOSITORY, header.cipher, header.generation, header.key)
@@ -259,14 +263,60 @@ def test_each_record_has_its_own_time_however_long_the_spool_hangs(
 ) -> None:
     """32 bits of nanoseconds are 4.29 s: a group that stays open for longer must not date a write too early."""
     times = [10**18 + 3 * 10**9 * number for number in range(8)]
-    clock = iter(times)
-    monkeypatch.setattr(spool_writer, "time_ns", lambda: next(clock))
+    now = [times[0]]
     monkeypatch.setattr(spool_writer, "_GROUP_SECONDS", 3600.0)
     spool = Spool(tmp_path, KEYSET)
-    writer = spool.writer(counters)
+    writer = spool.writer(counters, wall=WatchedClock(lambda: now[0], lambda: now[0]))
     for number in range(8):
+        now[0] = times[number]
         assert writer.take([(WRITE, 0, number, 1, b"x")]) == number
     writer.close()
     (file,) = spool_files(tmp_path)
     groups = [group for group, _ in read_spooled(file, spool.opener, last=False)]
     assert [group.time_ns + time for group in groups for time in group.times.tolist()] == times
+
+
+def test_the_journal_says_when_the_clock_was_set_and_its_time_never_runs_backwards(
+    tmp_path: Path, counters: Counters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool_writer, "_GROUP_SECONDS", 3600.0)
+    noon, wall, steady = 1_795_348_800 * 10**9, [0], [0]
+    wall[0] = noon
+    spool = Spool(tmp_path, KEYSET)
+    writer = spool.writer(counters, wall=WatchedClock(lambda: wall[0], lambda: steady[0]))
+
+    def write_after(passed_s: int, set_by_s: int) -> None:
+        wall[0] += (passed_s + set_by_s) * 10**9
+        steady[0] += passed_s * 10**9
+        writer.take([(WRITE, 0, 0, 1, b"x"), (ZERO, 0, 0, 1, b"")])
+
+    for passed_s, set_by_s in ((1, 0), (1, -37), (1, 0), (36, 0), (1, 60)):
+        write_after(passed_s, set_by_s)
+    writer.close()
+    found = [
+        (kind, (group.time_ns + after - noon) // 10**9)
+        for file in spool_files(tmp_path)
+        for group, _ in read_spooled(file, spool.opener, last=True)
+        for kind, after in zip(group.kinds.tolist(), group.times.tolist(), strict=True)
+    ]
+    both = (WRITE, ZERO)
+    seconds = ((both, 1), ((MARK, *both), 1), (both, 1), (both, 2), ((MARK, *both), 63))
+    assert found == [(kind, second) for kinds, second in seconds for kind in kinds]
+    marks = [json.loads(record[4]) for record in spool.records(spool_files(tmp_path)[0]) if record[0] == MARK]
+    assert [(one["from_ns"] - noon, one["to_ns"] - noon) for one in marks] == [
+        (2 * 10**9, -35 * 10**9),
+        (3 * 10**9, 63 * 10**9),
+    ]
+
+
+def test_a_step_is_noticed_where_nothing_is_written(tmp_path: Path, counters: Counters) -> None:
+    wall = [10**18]
+    spool = Spool(tmp_path, KEYSET)
+    writer = spool.writer(counters, wall=WatchedClock(lambda: wall[0], lambda: 5).kept_in(tmp_path / "clock.json", "boot"))
+    wall[0] -= 37 * 10**9
+    eventually(lambda: counters.get(DURABLE) == 1, "a mark is there, and durable")
+    writer.close()
+    assert [(kind, json.loads(data)["mark"]) for kind, *_, data in spool.records(spool_files(tmp_path)[0])] == [
+        (MARK, "clock set")
+    ]
+    assert WatchedClock(lambda: wall[0], lambda: 5).kept_in(tmp_path / "clock.json", "boot").look()[1] is None

@@ -7,8 +7,9 @@ import pytest
 
 from everywhen.block.patched import Patches
 from everywhen.formats.errors import Corrupt
+from everywhen.formats.point import ClockStep
 from everywhen.services.replay import Replay
-from tests.records import COMPLETE, OPENED, group, mark, write
+from tests.records import COMPLETE, OPENED, clock_set, group, mark, write
 
 
 @pytest.fixture
@@ -71,3 +72,12 @@ def test_records_that_are_missing(replay: Replay) -> None:
     replay.feed(group(0, *OPENED, *COMPLETE))
     with pytest.raises(Corrupt, match="4 to 6 are missing"):
         replay.feed(group(7, write(0, 0, b"x")))
+
+
+def test_marks_that_are_not_of_a_tap_change_no_moment(replay: Replay) -> None:
+    replay.feed(group(0, clock_set(40, 3), *OPENED, *COMPLETE, mark(0, "a word of a later program"), clock_set(5, 9)))
+    replay.feed(group(7, clock_set(9, 1)), until=7)
+    assert (replay.is_moment, replay.ended, replay.writes, replay.sequence) == (True, False, 0, 7)
+    assert replay.clock_steps == [ClockStep(0, 40, 3), ClockStep(6, 5, 9)]
+    with pytest.raises(Corrupt):
+        replay.feed(group(7, clock_set(-1, 5)))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from everywhen.formats.point import RecoveryPoint
+from everywhen.formats.point import ClockStep, RecoveryPoint
 from everywhen.interfaces.cli.app import LOOK, AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, app, context_of
 from everywhen.interfaces.cli.asking import captured_here
 from everywhen.interfaces.cli.capture_words import capture_document, load_words
@@ -121,6 +121,8 @@ def _show(context: Context, vm: Vm, line: Timeline, ends: tuple[int, int], held:
         output.line(f"most was changed until {local_time(peak[0], zone)}: {size(round(peak[1] * MINUTE / SECOND))} a minute")
     for gap in line.gaps:
         output.line(f"{'GAP':{LABEL}}{_gap_words(context, gap, ends[1])}", style="warn")
+    for step in line.clock_steps:
+        output.line(f"{'CLOCK':{LABEL}}{_step_words(context, step)}", style="warn")
     for point in line.points:
         if (back := point.rolled_back) is not None:
             gone, to = branch_name(vm.name, back.branch), local_time(back.time_ns, zone)
@@ -143,6 +145,13 @@ def _gap_words(context: Context, gap: Missing, end_ns: int) -> str:
         until = until[11:]
     length = (end_ns if gap.to_ns is None else gap.to_ns) - gap.from_ns
     return f"{begin} - {until}   {span(max(length, 0))}   {gap.why}"
+
+
+def _step_words(context: Context, step: ClockStep) -> str:
+    at, before, after = (local_time(at, context.zone) for at in (step.at_ns, step.from_ns, step.to_ns))
+    how = "back" if step.by_ns < 0 else "forward"
+    clock = f"from {before} to {after[11:] if after[:10] == before[:10] else after}"
+    return f"{at}   the host's clock was set {how} by {span(abs(step.by_ns))}, {clock}"
 
 
 def _show_lag(context: Context, line: Timeline, captured: Captured | None, now_ns: int) -> None:
@@ -192,5 +201,14 @@ def _document(
             for point in line.points
         ],
         "beside": [point.point for point in line.beside],
+        "clock_steps": [
+            {
+                "at": rfc3339(step.at_ns),
+                "from": rfc3339(step.from_ns),
+                "to": rfc3339(step.to_ns),
+                "seconds": step.by_ns / SECOND,
+            }
+            for step in line.clock_steps
+        ],
         "capture": capture_document(captured, now_ns) if captured else None,
     }

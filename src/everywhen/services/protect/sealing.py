@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from everywhen import __version__
 from everywhen.block.device import BlockDevice
 from everywhen.block.patched import PatchedDevice, Patches
-from everywhen.formats.point import Disk, Gap, JournalPosition, RecoveryPoint, Tree
+from everywhen.formats.point import ClockStep, Disk, Gap, JournalPosition, RecoveryPoint, Tree
 from everywhen.formats.segment import Group
 from everywhen.repository.disk import PointDisk
 from everywhen.repository.intake import Ranges
@@ -27,6 +27,9 @@ from everywhen.services.replay import Replay
 _MEMORY = 128 << 20
 """Bytes of changes that are held before they are taken in. Only what is changed again after that is stored twice: of writes
 of which most lie in 100 MiB half as much as with 64 MiB."""
+
+_CLOCK_STEPS = 32
+"""So many of a stream stand in its points: a clock that is set every few minutes must not make them long."""
 
 _BLOCKS = 1 << 18
 """Changed blocks that are held, at about 300 bytes each: zeroes have no content, and a record of them may name many."""
@@ -147,7 +150,13 @@ class Sealer:
             seconds=round(seconds, 3),
             program=__version__,
             journal=JournalPosition(
-                origin.stream, self.replay.sequence, names, origin.began_ns or time_ns, origin.gap, origin.clock
+                origin.stream,
+                self.replay.sequence,
+                names,
+                origin.began_ns or time_ns,
+                origin.gap,
+                origin.clock,
+                self._clock_steps(parent, origin.stream),
             ),
             common=self.instant_ns > 0,
             guest_clock=consistency.clock,
@@ -158,6 +167,12 @@ class Sealer:
         add_minutes(self._repository.documents, origin.vm, origin.apart or origin.stream, days)
         self._writer.commit(point)
         return point
+
+    def _clock_steps(self, parent: RecoveryPoint | None, stream: str) -> tuple[ClockStep, ...]:
+        """The stream's newest ones."""
+        before = parent.journal if parent else None
+        known = before.clock_steps if before and before.stream == stream else ()
+        return (*known, *self.replay.clock_steps)[-_CLOCK_STEPS:]
 
     def _days(self, time_ns: int, origin: Origin, sealed: int) -> dict[int, DayOfMinutes]:
         """What is to be known of the point's minutes when it is long gone; `sealed`: bytes of its packs."""

@@ -10,7 +10,7 @@ import pytest
 
 from everywhen.block.device import BLOCK_SIZE
 from everywhen.block.patched import Patches
-from everywhen.formats.point import RecoveryPoint, Tree
+from everywhen.formats.point import ClockStep, RecoveryPoint, Tree
 from everywhen.formats.segment import ZERO, Group, decode_group, encode_group
 from everywhen.repository.disk import PointDisk
 from everywhen.repository.repository import Repository
@@ -20,7 +20,7 @@ from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
 from everywhen.services.replay import Replay
 from everywhen.storage.memory import MemoryStore
 from tests.laboratory import World
-from tests.records import COMPLETE, OPENED, group, write
+from tests.records import COMPLETE, OPENED, clock_set, group, write
 
 SIZE = 4 * BLOCK_SIZE
 ORIGIN = Origin("a" * 32, 1, "b" * 32, {})
@@ -94,3 +94,28 @@ def test_whoever_waits_hears_that_it_goes_on(repository: Repository) -> None:
         assert heard == [0, 6]
         sealer.commit(None, ORIGIN, 0.5)
     assert set(heard[2:]) == {7}, "while changes are taken in, too"
+
+
+def test_points_say_when_the_clock_was_set(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sealing, "_CLOCK_STEPS", 3)
+    point = sealed(repository, None, *FIRST)
+    found = []
+    for number in range(4):
+        point = sealed(repository, point, group(7 + number, clock_set(40 + number, 3)))
+        assert point.journal is not None
+        found.append(point.journal.clock_steps)
+    steps = [ClockStep(1000 * (7 + number), 40 + number, 3) for number in range(4)]
+    assert found == [tuple(steps[:1]), tuple(steps[:2]), tuple(steps[:3]), tuple(steps[1:])]
+    assert repository.points.get(point.point) == point
+
+
+def test_another_stream_has_its_own_steps(repository: Repository) -> None:
+    before = sealed(repository, None, *FIRST, group(7, clock_set(40, 3)))
+    with write_point(repository, "test", first_copy=False) as writer:
+        sealer = first(repository, writer)
+        for one in FIRST:
+            sealer.feed(one)
+        point = sealer.commit(before, Origin("a" * 32, 1, "c" * 32, {}), 0.5)
+    assert before.journal is not None
+    assert point.journal is not None
+    assert (len(before.journal.clock_steps), point.journal.clock_steps) == (1, ())
