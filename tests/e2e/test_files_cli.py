@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import shutil
 import signal
 import stat
@@ -34,6 +36,7 @@ from tests.program import PROGRAM, Program
 
 UUID_ROOT, UUID_DATA = "11111111-2222-3333-4444-555555555555", "66666666-7777-8888-9999-aaaaaaaaaaaa"
 VOLUME = "Volume{01234567-89ab-cdef-0123-456789abcdef}"
+MOTD = b"Gr\xc3\xbc\xc3\x9fe\tyou\x1b[2J\r\n\xff\xe2\x80\xaeend\r"
 LEFT_OUT = {"pipe": "pipe", "zero": "character device", "large device": "block device", "socket": "socket"}
 
 
@@ -56,6 +59,7 @@ def linux(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Program, P
     )
     (root / "etc" / "fstab").write_text(fstab)
     (root / "etc" / "hosts").write_text("127.0.0.1 localhost\n")
+    (root / "motd").write_bytes(MOTD)
     (root / "etc" / "here").symlink_to("/srv/files/../files/plan.txt")
     (root / "etc" / "dangling").symlink_to("/srv/files/gone/x")
     (data / "files").mkdir(parents=True)
@@ -120,6 +124,34 @@ def test_names_are_harmless_unless_they_are_asked_for(linux: tuple[Program, Path
     paths = subprocess.run([PROGRAM, "find", "-0", "web1:/", "no*"], env=program.environment, capture_output=True, check=True)
     assert paths.stdout == b"/srv/files/no text \xff\0"
     assert b"web1 at " in paths.stderr
+
+
+def test_contents_are_harmless_on_a_terminal_alone(linux: tuple[Program, Path]) -> None:
+    program, _ = linux
+    ours, theirs = pty.openpty()
+    environment = {**program.environment, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
+    subprocess.run([PROGRAM, "cat", "-q", "web1:/motd"], env=environment, stdout=theirs, check=True)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # all of it was read
+        while part := os.read(ours, 1 << 16):
+            shown += part
+    os.close(ours)
+    assert shown.decode() == "Grüße\tyou\\x1b[2J\r\n\\xff\\u202eend\\x0d"
+    piped = subprocess.run([PROGRAM, "cat", "web1:/motd"], env=program.environment, capture_output=True, check=True)
+    assert piped.stdout == MOTD
+
+
+def test_where_to_find_need_not_be_said(linux: tuple[Program, Path]) -> None:
+    program, _ = linux
+    assert [one["path"] for one in program.ok("find", "web1", "fst*")["found"]] == ["/etc/fstab"]
+    deleted = program.ok("find", "web1", "fst*", "--deleted")
+    assert not deleted["found"]
+    assert any("/gone is not shown" in note for note in deleted["notes"])
+    for more in ((), ("--deleted",)):
+        done = program.run("find", "web1/vda", "fst*", *more)
+        assert done.code == 2
+        assert "which volume?" in done.err
 
 
 def test_which_moment_and_the_content_do_not_mix(linux: tuple[Program, Path]) -> None:

@@ -24,7 +24,7 @@ from everywhen.repository.repository import Repository
 from everywhen.repository.writer import write_point
 from everywhen.services.history.line import At, Line
 from everywhen.services.history.opening import OpenedHistory
-from everywhen.services.history.presences import Presences
+from everywhen.services.history.presences import Presence, Presences
 from everywhen.services.history.sight import TurningFiles
 from everywhen.services.history.traces import Traces
 from everywhen.services.history.versions import History, last_write
@@ -182,7 +182,20 @@ def test_history_is_what_is_seen_at_every_moment(tmp_path: Path, seed: int, kind
 def names_are_found(opened: OpenedHistory) -> None:
     """From which to which point each name was there, against a walk through each of them."""
     seeking = Presences(opened, ("vda", "/p0"), "*e*i*")  # `file`, `beside 1`
-    found = list(seeking.all(lambda _: None))
+    looked, told = [seeking.last], dict[str, list[int]]()
+
+    def begun(found: list[Presence]) -> None:
+        """Told when they are found, before older points are looked at; who is told may look into any moment."""
+        assert [one.path for one in found] == sorted(one.path for one in found)
+        for one in found:
+            assert one.last in (looked[-1], opened.newest.index)
+            told.setdefault(one.path, []).append(one.last)
+        opened.files.at(opened.line.disks(opened.line.at_point(0))).place("vda", "/p0")
+
+    found = list(seeking.all(looked.append, begun))
+    assert sorted((path, last) for path, all_of in told.items() for last in all_of) == sorted(
+        (one.path, one.last) for one in found
+    )
     assert not seeking.unreadable
     for number in range(seeking.last + 1):
         place = opened.files.at(opened.line.disks(seeking.moment(number))).place("vda", "/p0")

@@ -22,6 +22,11 @@ def visible(text: str) -> str:
     return "".join(_code(char) if unicodedata.category(char) in _UNSEEN else char for char in text)
 
 
+def visible_text(text: str) -> str:
+    """The same of a text that may have several lines: line ends and tabs stay what they are."""
+    return "\n".join("\t".join(map(visible, line.split("\t"))) for line in text.split("\n"))
+
+
 def _code(char: str) -> str:
     number = ord(char)
     if 0xDC80 <= number <= 0xDCFF:  # a byte that is not UTF-8 (PEP 383)

@@ -95,6 +95,21 @@ def test_without_a_total_there_is_no_bar() -> None:
     assert "%" not in text
 
 
+def test_lines_of_the_result_and_a_moving_one_do_not_mix() -> None:
+    clock, screen = Clock(), Terminal()
+    output = Output(screen, screen, {"TERM": "xterm", "COLUMNS": "120"})
+    with progress(output, "find", clock=clock) as job:
+        for done in (1, 2):
+            clock.now += 1
+            job.step("points", done, 9)
+            output.line(f"hit {done}")
+    shown = screen.getvalue()
+    for done in (1, 2):
+        before = shown[: shown.index(f"hit {done}\n")]
+        assert before.endswith("\r\x1b[2K"), "the line was taken away, and the cursor is at its begin"
+    assert shown.index("points 1 of 9") < shown.index("hit 1") < shown.index("points 2 of 9") < shown.index("hit 2")
+
+
 def test_a_failed_job_still_shows_its_end() -> None:
     err = io.StringIO()
     output = Output(io.StringIO(), err, {})

@@ -48,7 +48,10 @@ def show_differences(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> int:
-    """What changed between two moments: + appeared, - vanished, M changed, a attributes only, R renamed."""
+    """What changed between two moments: + appeared, - vanished, M changed, a attributes only, R renamed.
+
+    Files of the same size, times, owner and mode are taken to be the same, unread.
+    """
     context = context_of(locals())
     paths = [parse_address(moment).path for moment in (before, after)]
     if blocks and (summary or any(paths)):

@@ -24,7 +24,7 @@ from everywhen.interfaces.cli.app import (
     context_of,
 )
 from everywhen.interfaces.cli.find_through import find_through
-from everywhen.interfaces.cli.opened_files import entry_document, opened_files, path_demanded, write_raw
+from everywhen.interfaces.cli.opened_files import entry_document, opened_files, volume_demanded, write_raw
 from everywhen.services.failures import Exit, WrongUsage
 from everywhen.services.view.files import Place
 
@@ -51,9 +51,9 @@ def find_files(
         raise WrongUsage("-0 excludes --json, --deleted and --all-moments.")
     if deleted and all_moments:
         raise WrongUsage("--deleted and --all-moments exclude one another.")
+    volume_demanded(moment)
     if deleted or all_moments:
         return find_through(context, moment, pattern, deleted=deleted)
-    path_demanded(moment)
     problems: list[tuple[str, str]] = []
     with opened_files(context, moment, "find") as opened:
         (context.output.note if raw else context.output.line)(opened.heading)
@@ -73,7 +73,7 @@ def find_files(
         context.output.document(
             {
                 **opened.document,
-                "path": opened.address.path,
+                "path": opened.address.path or "/",
                 "pattern": pattern,
                 "notes": list(place.system.notes),
                 "found": found,

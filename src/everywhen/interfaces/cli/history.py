@@ -22,7 +22,7 @@ from everywhen.interfaces.cli.app import (
     context_of,
 )
 from everywhen.interfaces.cli.context import Context
-from everywhen.interfaces.cli.opened_files import guest_time, path_demanded, time_document
+from everywhen.interfaces.cli.opened_files import IN_MEMORY, guest_time, path_demanded, time_document
 from everywhen.interfaces.cli.shipping import ship_newest
 from everywhen.services.addresses import Address, parse_address
 from everywhen.services.ages import age, span
@@ -31,11 +31,6 @@ from everywhen.services.history.line import At, Line
 from everywhen.services.history.opening import OpenedHistory, opened_history
 from everywhen.services.history.versions import History, Version
 from everywhen.services.times import local_time, rfc3339, zone_label
-
-_IN_MEMORY = (
-    "FROM is when the disk had it. A guest keeps what is written in its memory for up to about 30 s before that: what was "
-    "written just before the newest moment may not be on the disk yet."
-)
 
 
 @app.command("history", rich_help_panel=LOOK)
@@ -109,7 +104,7 @@ def _show(
         f"{looked:,} moments opened, {span(round(seconds * 1e9))}."
     )
     output.line("Get one: everywhen cp ADDRESS .   Compare: everywhen diff ADDRESS ADDRESS")
-    output.note(f"The newest moment is of {local_time(newest_ns, context.zone)}. {_IN_MEMORY}")
+    output.note(f"The newest moment is of {local_time(newest_ns, context.zone)}. FROM is when the disk had it. {IN_MEMORY}")
     for note in notes:
         output.warn(note)
 

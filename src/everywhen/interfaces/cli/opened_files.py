@@ -22,6 +22,11 @@ from everywhen.services.times import local_time, rfc3339
 from everywhen.services.view.files import GuestFiles, Place
 from everywhen.services.view.moments import FAILURES, MomentView, OpenMoments
 
+IN_MEMORY = (
+    "A guest keeps what is written in its memory for up to about 30 s: what it did just before the newest moment may not be on "
+    "the disk yet."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class OpenedFiles:
@@ -99,6 +104,13 @@ def path_demanded(moment: str) -> None:
     """Raises WrongUsage where an address has no path."""
     if parse_address(moment).path is None:
         raise WrongUsage(f"{moment}: which file? Say MOMENT:/path.", on=moment, do=[f"everywhen ls {moment}"])
+
+
+def volume_demanded(moment: str) -> None:
+    """Raises WrongUsage where an address has a disk and no path, which would begin with a volume."""
+    address = parse_address(moment)
+    if address.disk is not None and address.path is None:
+        raise WrongUsage(f"{moment}: which volume? Say {moment}:/p1.", on=moment, do=[f"everywhen ls {moment}"])
 
 
 def guest_time(time_ns: int | None, zone: tzinfo) -> str:

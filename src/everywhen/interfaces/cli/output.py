@@ -16,7 +16,7 @@ File contents (`cat`, `restore --to -`) are bytes and go to `sys.stdout.buffer` 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -43,6 +43,9 @@ class Output:
         self._out = _console(out, env)
         self._err = _console(err, env)
         self._documents = 0
+        self.before_a_line: Callable[[], None] = lambda: None
+        """Called before a line of the result goes to a terminal: whoever draws a moving line there takes it away until the next
+        drawing."""
 
     @property
     def moving(self) -> bool:
@@ -79,6 +82,8 @@ class Output:
     def line(self, text: str = "", *, style: str = "") -> None:
         """One line of the result; `style` is good, warn, bad or faint, and never the only bearer of a meaning."""
         if not (self.as_json or self.quiet):
+            if self._out.is_terminal:
+                self.before_a_line()
             _write(self._out, visible(text), style)
 
     def once(self, text: str = "") -> None:

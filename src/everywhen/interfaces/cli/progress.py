@@ -167,17 +167,20 @@ class _JsonLines:
 class _Bar:
     def __init__(self, output: Output, clock: Clock) -> None:
         self._live = Live(console=output.err, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+        self._output = output
         self._clock = clock
         self._last: float | None = None
 
     def show(self, meter: Meter) -> None:
         if self._last is None:
             self._live.start()
+            self._output.before_a_line = lambda: self._live.update(Text(""), refresh=True)
         elif self._clock() - self._last < _REDRAW:
             return
         self._draw(meter)
 
     def close(self, meter: Meter) -> None:
+        self._output.before_a_line = lambda: None
         self._draw(meter)
         self._live.stop()
 

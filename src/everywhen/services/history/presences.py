@@ -62,12 +62,14 @@ class Presences:
         self._open: dict[str, Presence] = {}
         self._lost: set[str] = set()
         self._gained: dict[str, Entry] = {}
+        self._begun: Callable[[list[Presence]], None] = lambda _: None
         self._index = 0
         self.opened = 0
         """Points that were opened."""
         self.unreadable: dict[str, str] = {}
         """Folders and entries that could not be looked into at some point, and why."""
         self.notes: tuple[str, ...] = ()
+        """What whoever looks must know, of any of the moments."""
 
     def moment(self, number: int) -> At:
         """The moment that a number in a Presence means."""
@@ -78,8 +80,15 @@ class Presences:
         """The number of the newest moment."""
         return self._newest.index + (self._newest > self._line.at_point(self._newest.index))
 
-    def all(self, progress: Callable[[int], None]) -> Iterator[Presence]:
-        """Those there are, in no order. `progress`: told each point. Raises Damaged, StorageError, GuestError."""
+    def all(self, progress: Callable[[int], None], begun: Callable[[list[Presence]], None]) -> Iterator[Presence]:
+        """Those there are, in no order. `progress`: told each point.
+
+        `begun`: told what was not there in the moments that were looked at before, by path, as soon as it is found; its `first`
+        is not known then. It may turn the files to another moment.
+
+        Raises Damaged, StorageError, GuestError.
+        """
+        self._begun = begun
         at = self._newest.index
         for number in range(self.last, at - 1, -1):
             self._index = number
@@ -106,7 +115,7 @@ class Presences:
         for folder in list(self._tree):
             self._remove(folder)
         if place is not None and place.found.entry.kind is Kind.FOLDER:
-            self.notes = place.system.notes
+            self.notes = tuple(dict.fromkeys((*self.notes, *files.problems, *place.system.notes)))
             self._walk(files, place, [(place.spelled(place.found.path).rstrip("/"), place.found.entry)])
         yield from self._settled()
 
@@ -174,10 +183,10 @@ class Presences:
             one = self._open.pop(path)
             one.first = self._index + 1
             yield one
-        for path, entry in self._gained.items():
-            if path not in self._open:
-                self._open[path] = Presence(path, entry, 0, self._index)
+        new = [Presence(path, self._gained[path], 0, self._index) for path in sorted(self._gained.keys() - self._open.keys())]
+        self._open |= {one.path: one for one in new}
         self._lost, self._gained = set(), {}
+        self._begun(new)
 
     def _turn(self) -> tuple[GuestFiles, Place | None]:
         """The files of the point, and the folder to begin with, if it is there."""
