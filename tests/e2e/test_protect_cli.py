@@ -385,6 +385,7 @@ def test_a_monitor_that_is_none(program: Program, tmp_path: Path, kind: str) -> 
     assert "cannot be captured" in done.err
     assert ("serves one client at a time" in done.err) == (kind == "silent")
     assert "Traceback" not in done.err
+    assert program.ok("status")["vms"] == [], "of what was mistyped nothing stays in the repository"
 
 
 def test_a_folder_that_can_have_no_sockets_is_named(program: Program, tmp_path: Path) -> None:

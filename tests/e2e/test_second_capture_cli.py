@@ -99,6 +99,19 @@ def test_what_lies_beside_is_told(program: Program, tmp_path: Path) -> None:
         assert (tmp_path / "vda.raw").read_bytes()[65536:65539] == content
 
 
+def test_by_another_name_it_is_not_taken_from_who_has_it(program: Program, hypervisor: Hypervisor, capture: Capture) -> None:
+    """Each would take it back from the other, by turns and for ever: none would stand aside for another VM."""
+    second = hypervisor.qmp.with_name("second.sock")
+    for command in ("protect", "unprotect"):
+        done = program.run(command, "web2", "--qmp", second, "--json")
+        assert done.code == 4, done
+        assert "has" in done.error["what"]
+        assert "as web1" in done.error["what"]
+    assert [vm["vm"] for vm in program.ok("status")["vms"]] == ["web1"]
+    assert capture.state() == "following"
+    assert "lost" not in capture.said
+
+
 @in_soak
 def test_a_backup_beside_a_capture(program: Program, hypervisor: Hypervisor, capture: Capture) -> None:
     """Made between two points of the capture, and after its newest one: it is in the history, and every write is still."""

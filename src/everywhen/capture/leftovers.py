@@ -48,8 +48,13 @@ def clear(monitor: Monitor, *, answered: bool) -> None:
 def is_anothers(monitor: Monitor, socket: Path) -> bool:
     """Whether taps of ours lead to a sink at another socket: another run has attached since this one did, and what there was of
     this one it has removed. Raises MonitorError, CommandFailed."""
-    sinks = [node for node in answers.block_nodes(monitor).values() if node.name.startswith(SINK)]
-    return any(not sink.filename.endswith(f"?socket={socket}") for sink in sinks)
+    return any(one != socket for one in sinks(monitor))
+
+
+def sinks(monitor: Monitor) -> set[Path]:
+    """The sockets to which taps of ours lead. Raises MonitorError, CommandFailed."""
+    ours = [node for node in answers.block_nodes(monitor).values() if node.name.startswith(SINK)]
+    return {Path(node.filename.partition("?socket=")[2]) for node in ours}
 
 
 def clear_bitmaps(monitor: Monitor) -> int:

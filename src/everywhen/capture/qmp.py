@@ -184,12 +184,16 @@ class QmpMonitor:
 
     @classmethod
     def connect(cls, path: str, timeout: float = 10.0) -> QmpMonitor:
-        """The monitor at a unix socket. QEMU serves one client at a time. Raises VmOff, MonitorError."""
+        """The monitor at a unix socket. QEMU serves one client at a time, two may wait. Raises VmOff, MonitorError."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(timeout)
         try:
             connection.connect(path)
             return cls(connection, timeout)
+        except (_Late, BlockingIOError) as error:
+            connection.close()
+            late = str(error) if isinstance(error, _Late) else "several clients wait for the monitor already"
+            raise MonitorBusy(f"{path}: {late}") from error
         except (FileNotFoundError, ConnectionRefusedError) as error:
             connection.close()
             if os.path.exists(path) and not stat.S_ISSOCK(os.stat(path).st_mode):

@@ -7,7 +7,8 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -135,6 +136,21 @@ def test_a_peer_that_is_silent_hangs_up_or_speaks_otherwise() -> None:
         QmpMonitor(mine, 5)
     with played(lambda peer: peer.sendall(b"220 smtp ready\r\n")) as mine, pytest.raises(MonitorError, match="no QMP"):
         QmpMonitor(mine, 5)
+
+
+def test_a_monitor_that_serves_somebody_else_is_busy_not_away(tmp_path: Path) -> None:
+    """QEMU takes the next client when the one before hangs up; so long nothing greets whoever waits, and few can."""
+    path = tmp_path / "qmp.sock"
+    with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as waiting:
+        listening.bind(str(path))
+        listening.listen(0)
+        with pytest.raises(MonitorBusy, match="the monitor does not answer"):
+            QmpMonitor.connect(str(path), 0.05)
+        waiting.settimeout(1)
+        with suppress(BlockingIOError):  # the one before waits there still
+            waiting.connect(str(path))
+        with pytest.raises(MonitorBusy, match="several clients wait"):
+            QmpMonitor.connect(str(path), 0.05)
 
 
 def test_a_monitor_whose_answer_is_late_is_busy_and_goes_on() -> None:

@@ -48,13 +48,20 @@ from everywhen.services.sizes import parse_size, size
 class _Told:
     """Says on standard error how it goes."""
 
-    def __init__(self, context: Context, vm: str, job: Progress, *, every_write: bool) -> None:
+    def __init__(self, context: Context, vm: str, *, every_write: bool) -> None:
         self._context = context
         self._vm = vm
-        self._job = job
         self._every_write = every_write
+        self._job: Progress | None = None
+        self._shown = ExitStack()
+
+    def not_copying(self) -> None:
+        """A copy is over, or given up: the next one has a line, a rate and a rest of its own."""
+        self._job = None
+        self._shown.close()
 
     def attached(self, disks: list[str], left_out: Mapping[str, str]) -> None:
+        self.not_copying()
         besides = "; ".join(f"{name} ({why})" for name, why in left_out.items())
         self._context.output.note(
             f"{self._vm}: capture attached to {', '.join(disks)}" + (f". Not captured: {besides}" if besides else "")
@@ -62,9 +69,11 @@ class _Told:
 
     def copying(self, done: int, total: int) -> None:
         if total:  # else there is nothing to look at
+            self._job = self._job or self._shown.enter_context(self._context.progress(f"copy of {self._vm}"))
             self._job.report(done, total)
 
     def sealed(self, point: RecoveryPoint, writes: int) -> None:
+        self.not_copying()
         changed = size(sum(disk.bytes_changed for disk in point.disks.values()))
         amount = f"{writes:,} writes" if self._every_write else f"{changed} changed"
         self._context.output.note(f"{self._vm}: recovery point {point.point}, {amount}{_beside_crash(point)}")
@@ -76,6 +85,7 @@ class _Told:
         """Nobody wants to read that every minute."""
 
     def paused(self, seconds: float) -> None:
+        self.not_copying()
         self._context.output.note(f"{self._vm}: paused for {span(round(seconds * SECOND))}; what changes is remembered")
 
     def waiting(self, why: str) -> None:
@@ -85,12 +95,14 @@ class _Told:
         self._context.output.warn(f"{self._vm}: {what}")
 
     def displaced(self, why: str) -> None:
+        self.not_copying()
         self._context.output.warn(
             f"{self._vm}: {why}. This run stands aside: its taps are off, and it makes no recovery points. What it captured is "
             f"kept, and the VM runs on. Is this the run that should go on? End the other one, then: everywhen resume {self._vm}"
         )
 
     def off(self, why: str, complete: RecoveryPoint | None) -> None:
+        self.not_copying()
         sync = f" In sync since recovery point {complete.point}." if complete else ""
         self._context.output.note(f"{self._vm}: waiting for the VM ({why}).{sync}")
 
@@ -98,6 +110,7 @@ class _Told:
         """Nothing to say."""
 
     def lost(self, why: str) -> None:
+        self.not_copying()
         self._context.output.warn(
             f"{self._vm}: capture was lost ({why}). It begins again by itself, and reads what changed, or all where nothing "
             "remembers that"
@@ -168,10 +181,11 @@ def protect_command(
         interval_s=(apart := _apart(interval, group)) / SECOND,
     )
     thaw_again(context, vm)
-    with context.repository() as repository, context.progress(f"copy of {vm}") as job, ExitStack() as stack:
+    with context.repository() as repository, ExitStack() as stack:
         where = {"agent": asdict(address) if address else None}
         identity = {"vm": vm, "repository": repository.id.hex(), "interval_ns": apart, **where}
-        said = _Told(context, vm, job, every_write=not apart)
+        said = _Told(context, vm, every_write=not apart)
+        stack.callback(said.not_copying)
         told = ServiceWords(said, manager, time.monotonic, span(apart) if apart else "")
         state = CaptureState(told, repository.surroundings.clock, identity)
         wishes = stack.enter_context(Listener(order.folder, state.document))

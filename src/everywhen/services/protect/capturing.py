@@ -47,7 +47,7 @@ from everywhen.services.protect.latencies import Latencies
 from everywhen.services.protect.pushing import Push
 from everywhen.services.protect.recipient import Making, PointFacts, Recipient
 from everywhen.services.protect.sink_orders import joined_clock, sink_order
-from everywhen.services.protect.taps_standing import demand_taps, take_off
+from everywhen.services.protect.taps_standing import demand_one_name, demand_taps, take_off
 from everywhen.services.protect.wishes import Wishes, refuse
 
 _WHY = {
@@ -152,6 +152,7 @@ class Capture:
         with self.order.hypervisor.monitor() as monitor:
             known = self.parent.disks if self.parent else {}
             choice = choose(self.order.hypervisor.survey(monitor), self.order.disks, known, self.order.folder.parent)
+            demand_one_name(monitor, self.order.folder.name)
             leftovers.clear(monitor, answered=False)
             self.order.hypervisor.clear_outdated(monitor, list(choice.disks.values()))
             try:

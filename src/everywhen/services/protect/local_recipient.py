@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from everywhen.block.device import BlockDevice
@@ -40,6 +40,8 @@ class LocalRecipient:
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
+        self._new: str | None = None
+        """The VM that is to be made known when its taps are attached: of a mistyped name, or monitor, nothing is to stay."""
 
     @property
     def surroundings(self) -> Surroundings:
@@ -56,7 +58,11 @@ class LocalRecipient:
         repository = self._repository
         catalog = read_catalog(repository)
         vm, known = vm_of(repository, catalog, name, *order.hypervisor.identity())
-        if not known:
+        # Whoever waits for one knows that it exists, and wants to be told that it is not protected yet.
+        self._new = None if known or order.waits else vm.vm
+        if self._new is not None:
+            vm = replace(vm, group=vm.group if order.group is None else order.group)
+        elif not known:
             record(repository, vm)
         if order.group is not None and order.group != vm.group:
             vm = put_into_group(repository, vm, order.group)
@@ -104,7 +110,8 @@ class LocalRecipient:
         demand_parent(self._repository, parent)
 
     def consumption(self, vm: Vm, epoch: int, stream: str, spool: Path) -> LocalConsumption:
-        return LocalConsumption(self._repository, vm, epoch, stream, Spool(self._repository, spool, epoch, stream))
+        files = Spool(self._repository, spool, epoch, stream)
+        return LocalConsumption(self._repository, vm, epoch, stream, files, new=self._new == vm.vm)
 
     def back_up(self, name: str, order: CaptureOrder, report: Report) -> RecoveryPoint | str:
         disks = {disk: one for disk, one in order.hypervisor.images().items() if not order.disks or disk in order.disks}
@@ -127,12 +134,14 @@ class LocalRecipient:
 class LocalConsumption:
     """One stream. Is `recipient.Consumption`."""
 
-    def __init__(self, repository: Repository, vm: Vm, epoch: int, stream: str, spool: Spool) -> None:
+    def __init__(self, repository: Repository, vm: Vm, epoch: int, stream: str, spool: Spool, *, new: bool) -> None:
+        """`new`: the VM is to be made known."""
         self._repository = repository
         self._vm = vm
         self._epoch = epoch
         self._stream = stream
         self._spool = spool
+        self._new = new
         # A file goes when it is a segment of the journal, and its records are in a point.
         self.size, self.ship, self.drop = spool.size, spool.ship, spool.drop
         self.discard, self.remove = spool.discard, spool.remove
@@ -144,6 +153,8 @@ class LocalConsumption:
     def first_point(self, parent: RecoveryPoint | None, disks: Sequence[tuple[str, int]]) -> Iterator[LocalMaking]:
         before = parent.disks if parent else {}
         with write_point(self._repository, f"protect {self._vm.name}", first_copy=parent is None) as writer:
+            if self._new:
+                record(self._repository, self._vm)
             trees = {name: disk.tree for name, disk in before.items() if writer.usable(disk.tree)}
             made = [SealedDisk(name, size, trees.get(name) or Tree(size, None)) for name, size in disks]
             sealer = Sealer(self._repository, writer, made, Replay([Patches() for _ in made], 0, following=False))
