@@ -49,28 +49,43 @@ def import_spool(
     empty afterwards.
     Raises SpoolDamaged, StorageError, Damaged.
     """
+    if newest.journal is None:
+        return None
+    made = bring_in(repository, newest, spool, begin, alive)
+    spool.remove()
+    return made
+
+
+def bring_in(
+    repository: Repository,
+    newest: RecoveryPoint,
+    spool: Spool,
+    begin: int,
+    alive: Callable[[], None],
+    *,
+    beside: bool = False,
+) -> Imported | None:
+    """As `import_spool`, and the spool stays as it is. `beside`: also where a later capture has made points. Then the point is
+    in the history where it is older than that one's first moment, and lies beside it else (`repository/branches.py`)."""
     position = newest.journal
     if position is None:
         return None
     spool.ship(begin, None, alive)
-    made = None
     first = next(spool.groups(position.sequence), None)
     # What follows a point that was deleted, or cannot be read just now, cannot be laid over the one before it.
     follows = first is not None and first.sequence <= position.sequence
-    if follows and later_point(repository, newest.vm, newest.epoch, position.stream) is None:
-        with write_point(repository, "what a spool still held", first_copy=False) as writer:
-            sealer = Sealer.after(repository, writer, newest, position)
-            sealer.alive = alive
-            for group in spool.groups(position.sequence):
-                sealer.feed(group)
-            point = None
-            if sealer.replay.writes:
-                stream = (position.stream, newest.files, position.began_ns, position.gap, position.clock)
-                origin = Origin(newest.vm, newest.epoch, *stream)
-                point = sealer.commit(newest, origin, 0)
-            made = Imported(point, sealer.replay.writes, sealer.replay.ended_ns or 0)
-    spool.remove()
-    return made
+    if not follows or (not beside and later_point(repository, newest.vm, newest.epoch, position.stream) is not None):
+        return None
+    with write_point(repository, "what a spool still held", first_copy=False) as writer:
+        sealer = Sealer.after(repository, writer, newest, position)
+        sealer.alive = alive
+        for group in spool.groups(position.sequence):
+            sealer.feed(group)
+        point = None
+        if sealer.replay.writes:
+            stream = (position.stream, newest.files, position.began_ns, position.gap, position.clock)
+            point = sealer.commit(newest, Origin(newest.vm, newest.epoch, *stream), 0)
+        return Imported(point, sealer.replay.writes, sealer.replay.ended_ns or 0)
 
 
 def import_left(
@@ -82,12 +97,12 @@ def import_left(
     (`all_known`): else it may follow one that cannot be read just now, and stays. `alive` as in `import_spool`.
     Raises ForeignSpool, SpoolInUse, SpoolDamaged, StorageError, Damaged.
     """
-    with _nobody_writes(folder):
+    with nobody_writes(folder):
         return _import_left(repository, folder, points, alive, all_known=all_known)
 
 
 @contextmanager
-def _nobody_writes(folder: Path) -> Iterator[None]:
+def nobody_writes(folder: Path) -> Iterator[None]:
     """A sink has its spool's folder locked until it ends. Raises SpoolInUse."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

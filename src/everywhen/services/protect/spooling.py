@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from everywhen.capture.spool_reader import SpoolFile, first_sequence, read_spooled, spool_files
+from everywhen.capture.spool_reader import SpoolDamaged, SpoolFile, first_sequence, read_spooled, spool_files
 from everywhen.formats.segment import Group, SegmentHeader
 from everywhen.repository.journal import Journal
 from everywhen.repository.keys.cipher import Cipher
@@ -21,8 +21,10 @@ from everywhen.repository.repository import Repository
 class Spool:
     """The files of one stream. Everything raises SpoolDamaged and OSError."""
 
-    def __init__(self, repository: Repository, folder: Path, epoch: int, stream: str) -> None:
+    def __init__(self, repository: Repository, folder: Path, epoch: int, stream: str, last: int | None = None) -> None:
+        """`last`: the number of its last file, where what follows that cannot be used; its end may be torn."""
         self._repository = repository
+        self._last = last
         self._folder = folder
         self._epoch = epoch
         self._journal = Journal(repository, stream)
@@ -30,7 +32,8 @@ class Spool:
 
     def files(self) -> list[SpoolFile]:
         """Its files, in order."""
-        return [file for file in spool_files(self._folder) if file.epoch == self._epoch]
+        mine = (file for file in spool_files(self._folder) if file.epoch == self._epoch)
+        return [file for file in mine if self._last is None or file.number <= self._last]
 
     def size(self) -> int:
         """Bytes of its files."""
@@ -46,6 +49,23 @@ class Spool:
             for group, _ in read_spooled(file, self._opener, last=file == files[-1]):
                 if group.sequence + len(group) > since:
                     yield group
+
+    def damage(self) -> tuple[int, str] | None:
+        """The number of the last file that can be used, the good part of it, and what is wrong there; None: nothing is.
+
+        Of a disk that fails: a file that cannot be read is not used at all. All of the spool is read."""
+        files, expected = self.files(), None
+        for file in files:
+            try:
+                for group, _ in read_spooled(file, self._opener, last=file == files[-1]):
+                    if expected is not None and group.sequence != expected:
+                        return file.number - 1, f"{file.path}: records {expected} to {group.sequence - 1} before it are missing"
+                    expected = group.sequence + len(group)
+            except SpoolDamaged as error:
+                return file.number, str(error)
+            except OSError as error:
+                return file.number - 1, f"{file.path}: {error.strerror or error}"
+        return None
 
     def ship(self, since: int, closed: int | None, alive: Callable[[], None]) -> None:
         """Make segments of the files with lower numbers than `closed` (None: all are closed), durable on return.
