@@ -25,6 +25,7 @@ from everywhen.services.failures import Exit, Failed, NotFound, WrongUsage, from
 from everywhen.services.sizes import size
 from everywhen.services.view.copying import Copied, Copying
 from everywhen.services.view.files import Place
+from everywhen.services.view.measuring import Measuring
 from everywhen.services.view.target_folder import TargetFolder
 
 _SHOWN = 20
@@ -52,6 +53,7 @@ def copy_files(
         place = opened.place()
         opened.note(place)
         copied, where = _copied(opened, place, target, recursive=recursive, overwrite=overwrite)
+        opened.note(place)
         _tell(opened, copied, where)
     return Exit.LESS_THAN_ASKED if copied.problems else Exit.DONE
 
@@ -78,8 +80,12 @@ def _copied(opened: OpenedFiles, place: Place, target: str, *, recursive: bool, 
         raise WrongUsage(f"{target}: say a name, or a folder that is there.", on=target)
     folder = TargetFolder.at(into or ".", overwrite=overwrite)
     with opened.context.progress(f"cp {opened.view.vm.name}") as job:
-        total = entry.size if entry.kind is Kind.FILE else None
-        copying = Copying(place.system, folder, lambda done: job.report(done.bytes, total, files=done.files), umask=_umask())
+        measuring = Measuring(place.system, place.found)
+
+        def report(done: Copied) -> None:
+            job.report(done.passed, measuring.total() if job.is_shown else None, files=done.files)
+
+        copying = Copying(place.system, folder, report, umask=_umask())
         try:
             if whole:
                 copying.copy_content(entry, made=not there_already)

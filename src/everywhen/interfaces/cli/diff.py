@@ -129,6 +129,9 @@ def _show_files(sides: tuple[OpenedFiles, OpenedFiles], places: tuple[Place | No
     context, output = sides[0].context, sides[0].context.output
     with context.progress("compared") as job:
         found = compare(*places, lambda looked: job.step(f"{looked:,} entries", looked, None))
+    for side, place in zip(sides, places, strict=True):
+        if place is not None:
+            side.note(place)
     counts = Counter(one.what for one in found.found)
     folders = _by_folder(found) if summary else []
     output.document(

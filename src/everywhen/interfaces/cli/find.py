@@ -70,6 +70,7 @@ def find_files(
                 write_raw([path])
             else:
                 context.output.line(f"{path}/" if one.entry.kind is Kind.FOLDER else path)
+        opened.note(place)
         context.output.document(
             {
                 **opened.document,

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import tzinfo
 
 from everywhen.guest.errors import GuestError
@@ -22,6 +22,7 @@ from everywhen.services.times import local_time, rfc3339
 from everywhen.services.view.files import GuestFiles, Place
 from everywhen.services.view.moments import FAILURES, MomentView, OpenMoments
 
+_LOCAL_TIMES = "Times here are of the guest's own zone; the file system does not say which."
 IN_MEMORY = (
     "A guest keeps what is written in its memory for up to about 30 s: what it did just before the newest moment may not be on "
     "the disk yet."
@@ -37,6 +38,8 @@ class OpenedFiles:
     view: MomentView
     files: GuestFiles
     repository: Repository
+    told: set[str] = field(default_factory=set)
+    """What `note` has said."""
 
     @property
     def heading(self) -> str:
@@ -63,11 +66,16 @@ class OpenedFiles:
             raise MissingPath(self.files, self.address, self.view.vm.name, at).failure(error) from error
 
     def note(self, place: Place) -> None:
-        """Say what whoever looks there must know."""
+        """Say what whoever looks there must know, once. Asked again at the end it tells of the volumes that were opened on the
+        way, because they are mounted there.
+        """
         for text in (*self.files.problems, *place.system.notes):
-            self.context.output.warn(text)
-        if place.system.local_times:
-            self.context.output.note("Times here are of the guest's own zone; the file system does not say which.")
+            if text not in self.told:
+                self.told.add(text)
+                self.context.output.warn(text)
+        if place.system.local_times and _LOCAL_TIMES not in self.told:
+            self.told.add(_LOCAL_TIMES)
+            self.context.output.note(_LOCAL_TIMES)
 
 
 @contextmanager

@@ -205,6 +205,11 @@ class Progress:
         self._reported = False
         self._lock = Lock()
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether anybody sees it."""
+        return self._display is not None
+
     def report(self, done: int, total: int | None, limited_by: str = "", *, files: int | None = None) -> None:
         """`done` of `total` bytes, all counted from the start; may be called often, and from any thread."""
         with self._lock:

@@ -30,6 +30,7 @@ from everywhen.guest.errors import GuestDamaged, GuestError, GuestLimit, GuestUn
 from everywhen.guest.messages import CHUNK
 from everywhen.guest.tree import Entry, FileSystem, Kind, Unreadable
 from everywhen.repository.errors import Damaged
+from everywhen.services.view.measuring import weight
 from everywhen.services.view.restoring import Restoring
 from everywhen.services.view.target_folder import NewFile, TargetFolder, name_bytes
 
@@ -50,6 +51,8 @@ class Copied:
     links: int = 0
     bytes: int = 0
     """Of content, without holes."""
+    passed: int = 0
+    """Of the `weight` of all that is to be copied, as much as is done, also of what could not be copied."""
     problems: list[tuple[str, str]] = field(default_factory=list)
     """What is not there: path and why."""
     lost: Counter[str] = field(default_factory=Counter)
@@ -79,6 +82,7 @@ class Copying:
         self._attributes = Restoring(umask)
         self._first: dict[tuple[int, int], tuple[tuple[bytes, ...], bytes]] = {}
         self._entered: set[tuple[int, int]] = set()
+        self._to_pass = 0
         self.copied = Copied(lost=self._attributes.lost)
 
     def copy(self, entry: Entry, name: str) -> None:
@@ -122,7 +126,8 @@ class Copying:
         if entry.kind is Kind.FOLDER:
             levels.append(self._begun(level, entry, name, raw))
         elif entry.kind is Kind.FILE:
-            self._file(level, entry, raw)
+            with self._passing(entry):
+                self._file(level, entry, raw)
         elif entry.kind is Kind.LINK:
             level.target.link(raw, (entry.target or "").encode("utf-8", "surrogateescape"))
             self._attributes.link(level.target.descriptor, raw, entry)
@@ -199,7 +204,17 @@ class Copying:
                 if os.pwrite(new.descriptor, piece, at) != len(piece):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 self.copied.bytes += len(piece)
+                self.copied.passed = min(self.copied.passed + len(piece), self._to_pass)
                 self._report(self.copied)
+
+    @contextmanager
+    def _passing(self, entry: Entry) -> Iterator[None]:
+        """A file is passed with all its weight when it is done, whatever came of it."""
+        self._to_pass = self.copied.passed + weight(entry)
+        try:
+            yield
+        finally:
+            self.copied.passed = self._to_pass
 
     def _problem(self, path: str, why: str) -> None:
         self.copied.problems.append((path, why))
