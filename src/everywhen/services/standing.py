@@ -25,7 +25,8 @@ from everywhen.services.journal_reach import reached_ns
 from everywhen.services.keep.brakes import CLOCK_TOLERANCE
 from everywhen.services.keep.policies import Policies, Standing
 from everywhen.services.keep.pruning import pending
-from everywhen.services.protect.captured import Captured
+from everywhen.services.protect.capture_states import work_of
+from everywhen.services.protect.captured import ENDED, Captured
 from everywhen.services.timeline import newest_captured
 from everywhen.storage.base import Space
 
@@ -205,7 +206,9 @@ def _needs(repository: Repository, found: State) -> list[str]:
     if found.space and found.space.free < found.space.total * _LOW:
         share = 100 * found.space.free / found.space.total
         needs.append(f"only {share:.1f} % of the medium is free: everywhen policy preview --free 50GB")
-    dead = [work for work in found.sessions if not work.alive]
+    # What a capture that runs here lost and began again is over, and gc clears it; what it needs it says for itself.
+    tries_again = {work_of(vm.vm.name) for vm in found.vms if vm.captured is not None and vm.captured.state not in ENDED}
+    dead = [work for work in found.sessions if not work.alive and work.presence.what not in tries_again]
     if dead:
         longest = max(work.silent_ns for work in dead)
         needs.append(f"{len(dead)} unfinished, silent for {age(longest)}: run the backup again, or everywhen gc clears it")

@@ -81,6 +81,19 @@ def test_a_table_on_a_terminal_folds_and_loses_nothing() -> None:
     assert out.getvalue().count("x") == 300
 
 
+@pytest.mark.parametrize("columns", [72, 80, 102])
+def test_a_table_on_a_narrow_terminal_breaks_no_word_that_somebody_copies(columns: int) -> None:
+    output, out, _ = made(Terminal(), env={"TERM": "xterm", "COLUMNS": str(columns), "NO_COLOR": "1"})
+    heads = ["POINT", "VM", "TIME (UTC)", "AGE", "CONSISTENCY", "DISKS", "CHANGED", "STORED", "NOTE"]
+    row = ["p-6p9aq86xy0k7", "web", "2026-11-22 19:44:15", "39 s", "crash", "2", "524 kB", "4.5 kB", '"before update"']
+    output.table(heads, [row], right=["DISKS", "CHANGED", "STORED"])
+    assert max(map(len, out.getvalue().splitlines())) <= columns
+    words = [word for cell in row for word in cell.split()]
+    assert [word for word in words if word not in out.getvalue().split()] == []
+    # Heads give way first, but where there is room for what is in a column in one line it stands in one.
+    assert ("2026-11-22 19:44:15" in out.getvalue()) == (columns == 102)
+
+
 @pytest.mark.parametrize(
     ("env", "colour"),
     [

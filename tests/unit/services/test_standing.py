@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -17,6 +18,8 @@ from everywhen.services.ages import DAY, HOUR, MINUTE
 from everywhen.services.failures import Exit
 from everywhen.services.keep import holding
 from everywhen.services.keep.pruning import drop
+from everywhen.services.protect.capture_states import work_of
+from everywhen.services.protect.captured import FAILED, KILLED, Captured
 from everywhen.services.standing import MAX_AGE, State, state
 from everywhen.storage.base import Space
 from everywhen.storage.posix import PosixStore
@@ -31,9 +34,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made.close()
 
 
-def look(world: World, **options: int) -> State:
+def look(world: World, captures: Mapping[str, Captured] = MappingProxyType({}), **options: int) -> State:
     catalog = world.catalog()
-    return state(world.repository, catalog, world.policies(), catalog.vms, {}, **options)
+    return state(world.repository, catalog, world.policies(), catalog.vms, captures, **options)
 
 
 def test_an_empty_repository_is_all_right(world: World) -> None:
@@ -120,6 +123,19 @@ def test_a_session_whose_point_is_there_is_no_work(world: World) -> None:
     assert found.needs == ["1 unfinished, silent for 1 h: run the backup again, or everywhen gc clears it"]
     world.repository.documents.delete(f"sessions/{open_}")
     assert look(world).needs == []
+
+
+@pytest.mark.parametrize(("goes_on", "needed"), [("following", False), ("detached", False), (KILLED, True), (FAILED, True)])
+def test_what_a_capture_lost_and_begins_again_needs_nobody(world: World, goes_on: str, *, needed: bool) -> None:
+    """A watchdog on a busy host that takes a sink away while a gap is closed leaves a session until the next gc."""
+    world.backup("web1", [b"a"])
+    who = Holder("kvm9", "boot", 812, "ann")
+    presence = Presence("sessions/p-000000000001", who, work_of("web1"), ["p-000000000001"], world.now, world.now)
+    world.repository.documents.put(presence.name, presence.to_json())
+    world.now += HOUR
+    found = look(world, {"web1": Captured(goes_on, world.now, "the sink ended")})
+    assert any("unfinished" in need for need in found.needs) == needed
+    assert any("unfinished" in need for need in look(world).needs), "nobody captures it here"
 
 
 def test_damage_unreadable_moments_and_little_room_need_somebody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@
 - `-q` silences all but failures: lines, tables and notes; not the document, which was asked for by name, nor a recovery key,
   which is shown once and kept nowhere.
 - Everything printed here goes through `visible`: nobody has to remember where a name came from.
-- Tables fold what does not fit on a terminal and never cut; in a pipe they are as wide as their content, without colour.
+- Tables fold what does not fit on a terminal, between words where they can, and never cut; in a pipe they are as wide as their
+  content, without colour.
 - `NO_COLOR` (not empty) and `TERM=dumb` (or `unknown`) mean no colour; `TERM=dumb` also no moving progress.
 - What the stream's encoding cannot show is written as its code, instead of failing in the middle of a listing.
 
@@ -23,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from everywhen.interfaces.cli.column_widths import column_widths
 from everywhen.services.escape import visible
 from everywhen.services.failures import Failure
 
@@ -30,6 +32,8 @@ _STYLES = {"good": "green", "warn": "yellow", "bad": "bold red", "faint": "dim"}
 _PIPE_WIDTH = 100_000
 """Wider than any row; rich makes a table only as wide as its content."""
 _DRAWN_WIDTH = 100
+_BETWEEN = 2
+"""Blanks between two columns."""
 
 
 class Output:
@@ -96,11 +100,14 @@ class Output:
         if self.as_json or self.quiet:
             return
         figures = set(right)
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_edge=False)
-        for column in columns:
-            table.add_column(Text(column), justify="right" if column in figures else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(visible(cell)) for cell in row))
+        table = Table(box=None, pad_edge=False, padding=(0, _BETWEEN, 0, 0), header_style="bold", show_edge=False)
+        shown = [[visible(cell) for cell in row] for row in rows]
+        room = self._out.width - _BETWEEN * (len(columns) - 1)
+        widths = column_widths(columns, shown, room) if self._out.is_terminal else None
+        for column, width in zip(columns, widths or [None] * len(columns), strict=True):
+            table.add_column(Text(column), justify="right" if column in figures else "left", overflow="fold", width=width)
+        for cells in shown:
+            table.add_row(*map(Text, cells))
         with self._out.capture() as captured:
             self._out.print(table)
         for line in captured.get().splitlines():

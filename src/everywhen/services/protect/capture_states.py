@@ -9,3 +9,8 @@ DISPLACED = "displaced"
 
 NOT_RUNNING = "capture was not running"
 """Why nothing was captured before a run of ours."""
+
+
+def work_of(vm: str) -> str:
+    """What the sessions of a capture of that VM are called, in which it makes points."""
+    return f"protect {vm}"

@@ -27,6 +27,7 @@ from everywhen.services.failures import WrongUsage
 from everywhen.services.identities import put_into_group, record, vm_of
 from everywhen.services.naming import is_name
 from everywhen.services.protect.capture_order import CaptureOrder, Told
+from everywhen.services.protect.capture_states import work_of
 from everywhen.services.protect.lineage import claimed_epoch, demand_line, demand_parent, demand_turn
 from everywhen.services.protect.recipient import Beginning, PointFacts, Report
 from everywhen.services.protect.sealing import Origin, SealedDisk, Sealer
@@ -152,7 +153,7 @@ class LocalConsumption:
     @contextmanager
     def first_point(self, parent: RecoveryPoint | None, disks: Sequence[tuple[str, int]]) -> Iterator[LocalMaking]:
         before = parent.disks if parent else {}
-        with write_point(self._repository, f"protect {self._vm.name}", first_copy=parent is None) as writer:
+        with write_point(self._repository, work_of(self._vm.name), first_copy=parent is None) as writer:
             if self._new:
                 record(self._repository, self._vm)
             trees = {name: disk.tree for name, disk in before.items() if writer.usable(disk.tree)}
@@ -163,7 +164,7 @@ class LocalConsumption:
 
     @contextmanager
     def next_point(self, parent: RecoveryPoint, position: JournalPosition) -> Iterator[LocalMaking]:
-        with write_point(self._repository, f"protect {self._vm.name}", first_copy=False) as writer:
+        with write_point(self._repository, work_of(self._vm.name), first_copy=False) as writer:
             sealer = Sealer.after(self._repository, writer, parent, position)
             yield LocalMaking(self._making_of, writer, sealer, self._spool, [])
 
