@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
-from everywhen.formats.point import RecoveryPoint, RolledBack
+from everywhen.formats.point import RecoveryPoint
 from everywhen.interfaces.cli.app import LOOK, AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, app, context_of
 from everywhen.interfaces.cli.completion import write_names
 from everywhen.interfaces.cli.context import Context
+from everywhen.interfaces.cli.rolled_back import rolled_back_document
 from everywhen.repository.ledger import Vm
 from everywhen.services.addresses import branch_name
 from everywhen.services.ages import SECOND, age, span
@@ -107,13 +108,6 @@ def _note(context: Context, catalog: Catalog, of: tuple[Vm, RecoveryPoint], now:
     if point.guest_clock is not None and abs(ahead := point.guest_clock.ahead_ns) >= _CLOCKS_DIFFER:
         parts.append(f"its clock was {span(abs(ahead))} {'ahead' if ahead > 0 else 'behind'}")
     return ", ".join(parts)
-
-
-def rolled_back_document(vm: str, back: RolledBack | None) -> dict[str, object] | None:
-    """For programs; `branch` is the address of what was left."""
-    if back is None:
-        return None
-    return {"point": back.point, "time": rfc3339(back.time_ns), "branch": branch_name(vm, back.branch)}
 
 
 def _document(catalog: Catalog, vm: Vm, point: RecoveryPoint, shared: Mapping[str, _Shared]) -> dict[str, object]:

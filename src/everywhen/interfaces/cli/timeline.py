@@ -14,7 +14,7 @@ from everywhen.interfaces.cli.asking import captured_here
 from everywhen.interfaces.cli.capture_words import capture_document, load_words
 from everywhen.interfaces.cli.completion import write_names
 from everywhen.interfaces.cli.context import Context
-from everywhen.interfaces.cli.points import rolled_back_document
+from everywhen.interfaces.cli.rolled_back import rolled_back_document
 from everywhen.interfaces.cli.timeline_picture import ASCII, BLOCKS, LABEL, legend, picture
 from everywhen.repository.errors import Damaged
 from everywhen.repository.ledger import Vm
