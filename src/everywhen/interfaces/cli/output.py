@@ -103,8 +103,9 @@ class Output:
         table = Table(box=None, pad_edge=False, padding=(0, _BETWEEN, 0, 0), header_style="bold", show_edge=False)
         shown = [[visible(cell) for cell in row] for row in rows]
         room = self._out.width - _BETWEEN * (len(columns) - 1)
-        widths = column_widths(columns, shown, room) if self._out.is_terminal else None
-        for column, width in zip(columns, widths or [None] * len(columns), strict=True):
+        fitting = column_widths(columns, shown, room) if self._out.is_terminal else None
+        widths: Sequence[int | None] = fitting or [None] * len(columns)
+        for column, width in zip(columns, widths, strict=True):
             table.add_column(Text(column), justify="right" if column in figures else "left", overflow="fold", width=width)
         for cells in shown:
             table.add_row(*map(Text, cells))
