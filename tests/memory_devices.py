@@ -14,6 +14,7 @@ from pathlib import Path
 from everywhen.nbd.connection import NbdConnection
 from everywhen.nbd.devices import OpenedExport
 from everywhen.nbd.exports import NoExport
+from everywhen.nbd.room import Room
 from everywhen.nbd.served_client import Terms
 from everywhen.nbd.serving import NbdServer
 
@@ -128,11 +129,13 @@ class Served:
 
 
 @contextmanager
-def served(exports: MemoryExports, folder: Path, tls: ssl.SSLContext | None = None) -> Iterator[Served]:
+def served(
+    exports: MemoryExports, folder: Path, tls: ssl.SSLContext | None = None, room: Room | None = None
+) -> Iterator[Served]:
     """Stopped at the end, when nothing may be open any more."""
     path = folder / "nbd"
     reported: list[tuple[str, Exception]] = []
-    server = NbdServer(Terms(exports, (Damaged,), lambda name, error: reported.append((name, error)), tls))
+    server = NbdServer(Terms(exports, (Damaged,), lambda name, error: reported.append((name, error)), tls, room or Room()))
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(str(path))
     listening.listen(32)

@@ -3,7 +3,8 @@
 
 A short read whose bytes are at hand is answered by the thread that takes the requests: handing it over to another one costs
 more than the read. A longer one is copied and sent while the next are taken: 1.5 times as fast. A client that does not take its
-answers holds up these threads, and nobody else's; what it may have under way is bounded.
+answers holds up these threads, and nobody else's; what it may have under way is bounded, and so is what all have together
+(`room`).
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ import socket
 import ssl
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from threading import Condition, Lock, Thread
+from time import monotonic
 
 from everywhen.nbd import protocol as p
 from everywhen.nbd.answering import carried_out, error_number, offered
 from everywhen.nbd.devices import Exports, OpenedExport
 from everywhen.nbd.exports import Export
 from everywhen.nbd.negotiation import Phase
+from everywhen.nbd.room import OWN, Room
 from everywhen.nbd.server import Request, ServerSession
 from everywhen.nbd.transport import Clear, Tls, Transport
 
@@ -47,6 +50,7 @@ class Terms:
     report: Callable[[str, Exception], None]
     """Told of the first failure of a connection, and of why one was ended; with the export's name, '' if none was chosen."""
     tls: ssl.SSLContext | None = None
+    room: Room = field(default_factory=Room)
 
 
 class _Asked:
@@ -86,23 +90,41 @@ class ServedClient:
         self._session = ServerSession(self._asked, structured=True, tls=terms.tls is not None)
         self._transport: Transport = Clear(connection)
         self._sending = Lock()
-        self._queue: SimpleQueue[Request | None] = SimpleQueue()
+        self._sends_since: float | None = None
+        self._receives_since: float | None = None
+        """By the monotonic clock, while this waits for the client to take an answer, or to go on with a long write."""
+        self._queue: SimpleQueue[tuple[Request, int] | None] = SimpleQueue()
+        """With the bytes that a request has taken of the room."""
         self._workers: list[Thread] = []
         self._changed = Condition()
         """Guards what is under way, and what was reported."""
-        self._under_way = 0
-        """Bytes of requests that were handed over, and are not answered yet."""
-        self._gone = False
+        self._under_way = self._own = 0
+        """Bytes of requests that were handed over, and are not answered yet; those of them that are not of the room."""
+        self._coming = 0
+        """Bytes of the room for a write of which not all has come."""
+        self.gone = False
         """Nobody waits for answers any more."""
         self._reported = False
 
+    @property
+    def waited_for_since(self) -> float | None:
+        """See `room.Occupant`."""
+        return min((since for since in (self._sends_since, self._receives_since) if since is not None), default=None)
+
+    def evict(self, seconds: float) -> None:
+        """See `room.Occupant`."""
+        self.hang_up()
+        late = f"hung up on: for {seconds:g} s it took no answer, or sent no more of a write, and others wait for its memory"
+        self._terms.report(self._session.name, TimeoutError(late))
+
     def hang_up(self) -> None:
         """Have `run` return as soon as no device is being used. Any thread may say so."""
-        self._gone = True
+        self.gone = True
         with suppress(OSError):  # the client was faster
             self._socket.shutdown(socket.SHUT_RDWR)
         with self._changed:
             self._changed.notify_all()
+        self._terms.room.look_again()
 
     def run(self) -> None:
         """Serve. On return the connection is closed, its threads have ended, and its device is let go of."""
@@ -116,6 +138,7 @@ class ServedClient:
         finally:
             self.hang_up()
             self._finish()
+            self._terms.room.leave(self)
             self._asked.release()
             self._socket.close()
 
@@ -139,6 +162,8 @@ class ServedClient:
             self._answer(requests, opened)
             if session.phase is Phase.ENDED:
                 return
+            requests.clear()  # what was written need not be kept until the client says something again
+            self._make_room(session.awaited)
             count = self._receive_into(buffer)
             if not count:
                 return
@@ -149,12 +174,23 @@ class ServedClient:
 
     def _receive_into(self, buffer: memoryview) -> int:
         """How many bytes came; 0 when there will be no more. Raises SSLError, TimeoutError."""
+        self._receives_since = monotonic() if self._coming else None
         try:
-            return 0 if self._gone else self._transport.receive_into(buffer)
+            return 0 if self.gone else self._transport.receive_into(buffer)
         except (ssl.SSLError, TimeoutError):
             raise
         except OSError:
             return 0  # it hung up; there is nobody left to be told, and nothing is lost by it
+        finally:
+            self._receives_since = None
+
+    def _make_room(self, awaited: int) -> None:
+        """For a write of which not all has come; 0: there is none."""
+        if self._coming and self._coming != awaited:  # that one was refused
+            self._terms.room.give_back(self._coming, self)
+            self._coming = 0
+        if awaited > OWN and not self._coming and self._terms.room.take(awaited, self):
+            self._coming = awaited
 
     def _encrypt(self) -> bool:
         """Begin TLS; False when the client has gone away meanwhile. Raises SSLError, TimeoutError."""
@@ -185,7 +221,8 @@ class ServedClient:
                         self._send(pieces)
                         pieces, size = [], 0
                     continue
-            if pieces and self._under_way + _memory(request) > _UNDER_WAY:
+            memory = _memory(request)
+            if pieces and (self._under_way + memory > _UNDER_WAY or self._own + memory > OWN):  # it may have to wait
                 self._send(pieces)
                 pieces, size = [], 0
             self._hand_over(request, opened)
@@ -195,26 +232,57 @@ class ServedClient:
     def _hand_over(self, request: Request, opened: OpenedExport) -> None:
         memory = _memory(request)
         with self._changed:
-            self._changed.wait_for(lambda: self._gone or self._under_way + memory <= _UNDER_WAY)
+            self._changed.wait_for(lambda: self.gone or self._under_way + memory <= _UNDER_WAY)
             self._under_way += memory
+            own = self._own + memory <= OWN
+            self._own += memory if own else 0
+        taken = 0
+        if request.command == p.CMD_WRITE and memory == self._coming:
+            taken, self._coming = memory, 0
+        elif not own:
+            if not self._terms.room.take(memory, self):
+                return
+            taken = memory
         if len(self._workers) < _WORKERS:
-            worker = Thread(target=self._work, args=(opened,), name="nbd-worker", daemon=True)
+            self._employ(opened)
+        self._queue.put((request, taken))
+
+    def _employ(self, opened: OpenedExport) -> None:
+        worker = Thread(target=self._work, args=(opened,), name="nbd-worker", daemon=True)
+        try:
             worker.start()
+        except RuntimeError as error:  # the system gives no more threads; one of ours is enough
+            if not self._workers:
+                self._terms.report(self._session.name, error)
+                self.hang_up()
+        else:
             self._workers.append(worker)
-        self._queue.put(request)
 
     def _work(self, opened: OpenedExport) -> None:
         """Answer what is handed over, until told to end."""
         try:
-            while (request := self._queue.get()) is not None:
-                if not self._gone:
-                    self._send(self._answered(request, opened))
-                with self._changed:
-                    self._under_way -= _memory(request)
-                    self._changed.notify()
+            while self._worked(opened):
+                pass
         except BaseException:  # a fault of ours: better no answers than that the client waits for one
             self.hang_up()
             raise
+
+    def _worked(self, opened: OpenedExport) -> bool:
+        """Answer one request; False when told to end. Of what was written nothing is kept while it waits for the next."""
+        asked = self._queue.get()
+        if asked is None:
+            return False
+        request, taken = asked
+        if not self.gone:
+            self._send(self._answered(request, opened))
+        memory = _memory(request)
+        with self._changed:
+            self._under_way -= memory
+            self._own -= 0 if taken else memory
+            self._changed.notify()
+        if taken:
+            self._terms.room.give_back(taken, self)
+        return True
 
     def _answered(self, request: Request, opened: OpenedExport) -> Sequence[bytes]:
         session = self._session
@@ -231,7 +299,9 @@ class ServedClient:
         """Send an answer. A client that cannot be reached needs no others."""
         try:
             with self._sending:
+                self._sends_since = monotonic()
                 self._transport.send(pieces)
+                self._sends_since = None
         except OSError:
             self.hang_up()
 

@@ -49,6 +49,8 @@ class ServerSession:
         """The number of base:allocation in answers to block status."""
         self.replies = Replies(structured=False)
         """As this client wants to be answered."""
+        self.awaited = 0
+        """Bytes of the write of which not all has come; 0 where there is none."""
 
     def take_output(self) -> bytes:
         """What is to be sent now."""
@@ -117,6 +119,7 @@ class ServerSession:
         unpack, header = p.REQUEST.unpack_from, p.REQUEST.size
         readable, maximum = self.export.size, self.export.maximum
         writable = -1 if self.export.flags & p.READ_ONLY else readable
+        self.awaited = 0
         new = tuple.__new__  # 0.1 us less for each request than what a NamedTuple does
         while (start := begin + header) <= size:
             magic, flags, command, cookie, offset, length = unpack(view, begin)
@@ -127,6 +130,7 @@ class ServerSession:
                     raise p.ProtocolError(f"a write of {length} bytes where at most {maximum} were allowed")
                 end = start + length
                 if end > size:
+                    self.awaited = length
                     break
                 begin = end
                 request = new(Request, (command, flags, cookie, offset, length, bytes(view[start:end])))
