@@ -6,7 +6,7 @@ is durable before the first byte changes and goes away after the last one is dur
 restore again in place: what is right already is not written again.
 
 The mark is a text file with one JSON object: `everywhen` "restoring", `source` (which moment, in the caller's words),
-`target` (real path), `size` (bytes of the disk).
+`target` (real path), `size` (bytes of the disk), `again` (the command that goes on with it; absent: that restore).
 """
 
 from __future__ import annotations
@@ -24,11 +24,17 @@ _MAX_BYTES = 65536
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What is being restored where."""
+    """What is being restored where; `again`: the command that goes on with it, '' where it is a restore in place."""
 
     source: str
     target: str
     size: int
+    again: str = ""
+
+    @property
+    def command(self) -> str:
+        """What goes on with it."""
+        return self.again or f"everywhen restore {self.source} --to {self.target} --in-place"
 
 
 def mark_path(target: str, folder: str | None = None) -> str:
@@ -44,9 +50,9 @@ def read_mark(path: str) -> Mark | None:
         with open(path, "rb") as file:
             raw = file.read(_MAX_BYTES)
         fields = json.loads(raw)
-        if fields["everywhen"] != "restoring":
+        if not isinstance(fields, dict) or fields["everywhen"] != "restoring":
             raise ValueError("not a mark")
-        return Mark(str(fields["source"]), str(fields["target"]), int(fields["size"]))
+        return Mark(str(fields["source"]), str(fields["target"]), int(fields["size"]), str(fields.get("again", "")))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -57,7 +63,7 @@ def read_mark(path: str) -> Mark | None:
 
 def leave_mark(path: str, mark: Mark) -> None:
     """Write the mark, replacing an older one whole; durable on return. Raises TargetError."""
-    fields = {"everywhen": "restoring", "source": mark.source, "target": mark.target, "size": mark.size}
+    fields = {"everywhen": "restoring", "source": mark.source, "target": mark.target, "size": mark.size, "again": mark.again}
     new = path + "-new"
     try:
         file = Descriptor(new, os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | OPEN_FLAGS, 0o600))

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The client's side of one connection, without I/O: what to send, and what the answers mean.
 
-It probes servers before QEMU is sent to them, copies disks out of QEMU's exports into the sink, and reads dirty bitmaps.
+It probes servers before QEMU is sent to them, copies disks out of QEMU's exports into the sink, reads dirty bitmaps, and writes
+to images through QEMU's own server of images.
 """
 
 from __future__ import annotations
@@ -106,6 +107,10 @@ class ClientSession:
     def write_zeroes(self, offset: int, length: int) -> int:
         """Have zeroes written; gives the request's cookie."""
         return self._request(p.CMD_WRITE_ZEROES, 0, offset, length)
+
+    def flush(self) -> int:
+        """Have all that was answered made durable; gives the request's cookie."""
+        return self._request(p.CMD_FLUSH, 0, 0, 0)
 
     def disconnect(self) -> None:
         """Tell the server that this was all."""

@@ -72,6 +72,10 @@ class NbdConnection:
         """Begin a write of zeroes; its cookie."""
         return self._begun(self._session.write_zeroes(offset, length))
 
+    def send_flush(self) -> int:
+        """Begin to make all that was answered durable; its cookie."""
+        return self._begun(self._session.flush())
+
     def answer(self, cookie: int) -> Reply:
         """Wait for the answer to a request. Raises NbdError, also for one that failed."""
         self._exchange_until(lambda: cookie in self._replies, "answer")

@@ -187,7 +187,7 @@ def _half_restored(order: BackupOrder, files: tuple[str, ...]) -> str:
                 on=path,
                 safe="Nothing was read or changed.",
                 do=[
-                    f"Go on with it: everywhen restore {mark.source} --to {path} --in-place",
+                    f"Go on with it: {mark.command}",
                     "Or read it as it is, with consistency `none`: --live",
                 ],
             )

@@ -190,13 +190,13 @@ def judge_disk(seen: DiskSeen, survey: Survey, state: Path) -> DiskJudged:
 def _half_restored(path: str, state: Path) -> list[Reason]:
     """A moment of such a disk would be none that its VM was ever in (I-5)."""
     try:
-        source = restoring(path, state)
+        mark = restoring(path, state)
     except TargetError as error:
         return [Reason(Verdict.NO, str(error).rstrip("."))]
-    if not source:
+    if mark is None:
         return []
-    why = f"{path} is a mixture of two moments: a restore of {source} to it has not ended"
-    return [Reason(Verdict.NO, why, f"Shut the VM down, and go on: everywhen restore {source} --to {path} --in-place")]
+    why = f"{path} is a mixture of two moments: a restore of {mark.source} to it has not ended"
+    return [Reason(Verdict.NO, why, f"Shut the VM down, and go on: {mark.command}")]
 
 
 def judge(survey: Survey, state: Path) -> list[DiskJudged]:

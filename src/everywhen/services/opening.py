@@ -14,6 +14,7 @@ from datetime import tzinfo
 import numpy as np
 
 from everywhen.block.patched import Patches
+from everywhen.formats.ids import PointId
 from everywhen.formats.point import JournalPosition, RecoveryPoint
 from everywhen.formats.segment import MARK, Group
 from everywhen.repository.aside import Aside
@@ -24,6 +25,7 @@ from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.services.addresses import Address
 from everywhen.services.catalog import Catalog, moment_of
+from everywhen.services.failures import NotFound
 from everywhen.services.replay import Replay
 from everywhen.services.times import Stretch, rfc3339
 from everywhen.services.whens import Found, Latest, When, choose, no_single_writes, parse_when, refuse_other
@@ -91,6 +93,21 @@ def open_at(repository: Repository, catalog: Catalog, vm: Vm, time_ns: int, *, z
     return _latest(repository, catalog, vm, When(Stretch(time_ns, time_ns), rfc3339(time_ns)), zone, contents=True)[1]
 
 
+def open_again(repository: Repository, catalog: Catalog, vm: Vm, point: PointId, sequence: int | None) -> OpenedMoment:
+    """A moment that was opened before: that point, with the records of its journal before `sequence` over it (None: none).
+
+    Raises NotFound where it is not kept any more, Damaged, StorageError.
+    """
+    points = catalog.points_of(vm)
+    found = next((one for one in points if one.point == point), None)
+    if found is not None and sequence is None:
+        return OpenedMoment(found, Found(moment_of(found), exact=True), found.time_ns)
+    replay = _Line(repository, points).replayed(found, sequence, None, contents=True) if found is not None else None
+    if found is None or replay is None or replay.sequence != sequence:
+        raise NotFound(f"{vm.name} at {point}, or its journal after that, is not kept any more.", on=f"{vm.name}@{point}")
+    return _moment(found, replay, exact=True)
+
+
 class _Unlaid(Patches):
     """Changes that are not kept. Whoever would read a disk with them is stopped: it would be the point's."""
 
@@ -137,7 +154,7 @@ class _Line:
         """
         until_ns = target.latest_ns if isinstance(target, Stretch) else None
         point = opened.point if opened.point.journal else self._captured_before(opened.point)
-        replay = self._replayed(point, None, until_ns, contents=contents) if point else None
+        replay = self.replayed(point, None, until_ns, contents=contents) if point else None
         if point is None or replay is None or (point is not opened.point and replay.time_ns <= opened.point.time_ns):
             return opened
         end = self._spans[point.point].end
@@ -170,7 +187,7 @@ class _Line:
                 return None
             numbers, end = np.concatenate([earlier, numbers]), begin
             if len(numbers) >= writes:
-                replay = self._replayed(point, int(numbers[-writes]), None, contents=contents)
+                replay = self.replayed(point, int(numbers[-writes]), None, contents=contents)
                 return None if replay is None else _moment(point, replay, exact=True)
         return None
 
@@ -190,7 +207,7 @@ class _Line:
                 return None  # its end is not there, or not yet
         return np.concatenate(parts)
 
-    def _replayed(self, point: RecoveryPoint, until: int | None, until_ns: int | None, *, contents: bool) -> Replay | None:
+    def replayed(self, point: RecoveryPoint, until: int | None, until_ns: int | None, *, contents: bool) -> Replay | None:
         """The journal's records after the point, laid over its disks, up to a number or a time; None if there are none."""
         groups = self._groups(point)
         if groups is None or point.journal is None:

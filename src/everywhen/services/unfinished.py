@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 
 from everywhen.block.target import TargetUnsuitable
-from everywhen.block.target_mark import MARK_SUFFIX, Mark, mark_path, read_mark, remove_mark
+from everywhen.block.target_mark import MARK_SUFFIX, Mark, leave_mark, mark_path, read_mark, remove_mark
 
 _FOLDER = "_restoring"
 """In the state folder. No VM can be called so."""
@@ -28,16 +28,21 @@ def unfinished(path: str, state: Path) -> Mark | None:
     return read_mark(_mark_of(path, state))
 
 
-def restoring(path: str, state: Path) -> str:
-    """Of which moment an unfinished restore to this image or device is, in its user's words; '' where there is none, or no such
-    file on this host. Raises TargetError."""
+def restoring(path: str, state: Path) -> Mark | None:
+    """The same; None also where there is no such file on this host. Raises TargetError."""
     if not os.path.isabs(path):
-        return ""
+        return None
     try:
-        mark = unfinished(path, state)
+        return unfinished(path, state)
     except OSError:
-        return ""
-    return mark.source if mark is not None else ""
+        return None
+
+
+def begin(path: str, mark: Mark, state: Path) -> None:
+    """From now on, durably, this image or device is a mixture of two moments. Raises TargetError, OSError."""
+    place = _mark_of(path, state)
+    os.makedirs(os.path.dirname(place), mode=0o700, exist_ok=True)
+    leave_mark(place, mark)
 
 
 def unfinished_on_devices(state: Path) -> list[str]:
@@ -50,7 +55,7 @@ def unfinished_on_devices(state: Path) -> list[str]:
             found.append(str(error))
             continue
         if mark is not None:
-            found.append(f"{mark.target} is half restored, do not use it: everywhen restore {mark.source} --in-place ({place})")
+            found.append(f"{mark.target} is half restored, do not use it: {mark.command} ({place})")
     return found
 
 

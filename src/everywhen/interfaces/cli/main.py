@@ -38,6 +38,7 @@ ALONE = {
     "release": "hold",
     "restore": "restore",
     "resume": "pause",
+    "rollback": "rollback",
     "serve": "serve",
     "sessions": "sessions",
     "spool": "spool",
@@ -48,7 +49,9 @@ ALONE = {
     "verify": "verify",
 }
 """Commands that need no other command's module, and theirs. Loading one instead of all saves 50 ms at each start."""
-LINUX_ONLY = {"boot", "cat", "cp", "diff", "doctor", "find", "history", "ls", "mount", "protect", "spool", "unprotect"}
+LINUX_ONLY = {
+    *("boot", "cat", "cp", "diff", "doctor", "find", "history", "ls", "mount", "protect", "rollback", "spool", "unprotect")
+}
 """Modules of commands that reach into hypervisors or the kernel, or have guests' files parsed by a process that it confines."""
 MODULES = sorted({*ALONE.values(), "completion", "habits", "help_topics"} - (set() if sys.platform == "linux" else LINUX_ONLY))
 """All modules of commands that there are; the three describe or stand for all others."""

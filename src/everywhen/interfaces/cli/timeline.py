@@ -126,7 +126,7 @@ def _show(context: Context, vm: Vm, line: Timeline, ends: tuple[int, int], held:
     for point in line.points:
         if (back := point.rolled_back) is not None:
             gone, to = branch_name(vm.name, back.branch), local_time(back.time_ns, zone)
-            output.line(f"{'ROLLBACK':{LABEL}}{local_time(point.time_ns, zone)}   {point.point}   to {to}; before: {gone}")
+            output.line(f"{'BACK':{LABEL}}{local_time(point.time_ns, zone)}   {point.point}   to {to}; before: {gone}")
         if point.mark or held(point):
             name = f'"{point.mark}"' if point.mark else "held"
             output.line(f"{'MARK' if point.mark else 'HELD':{LABEL}}{local_time(point.time_ns, zone)}   {point.point}   {name}")

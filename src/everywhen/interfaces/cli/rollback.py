@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""`everywhen rollback`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from everywhen.interfaces.cli.app import (
+    GET_BACK,
+    AsJson,
+    DryRun,
+    PassphraseFile,
+    ProgressStyle,
+    Quiet,
+    RecoveryKeyFile,
+    Repo,
+    app,
+    context_of,
+)
+from everywhen.interfaces.cli.context import Context
+from everywhen.interfaces.cli.named_values import pairs
+from everywhen.interfaces.cli.rollback_asked import Meant, meant, targets
+from everywhen.interfaces.cli.rollback_capture import CaptureHere
+from everywhen.interfaces.cli.rollback_machines import Machines
+from everywhen.interfaces.cli.rollback_words import Telling, plan_document, tell_done, tell_plans
+from everywhen.repository.repository import Repository
+from everywhen.services.addresses import Address
+from everywhen.services.catalog import read_catalog
+from everywhen.services.failures import Busy
+from everywhen.services.opening import open_moment
+from everywhen.services.rollback.image_writer import QemuTools
+from everywhen.services.rollback.planning import Asked, Plan, apart_ns, planned
+from everywhen.services.rollback.record import Record, Step, alone, read_record, remove_record
+from everywhen.services.rollback.rollback import Place, Rollback
+from everywhen.services.rollback.running import all_done, not_begun, run
+
+
+@app.command("rollback", rich_help_panel=GET_BACK)
+def rollback_command(
+    moments: Annotated[
+        list[str],
+        typer.Argument(metavar="MOMENT|group:NAME@WHEN...", help="VM[/DISK]@WHEN; VM~1 is what a VM's first rollback left."),
+    ],
+    disk: Annotated[
+        list[str] | None,
+        typer.Option("--disk", metavar="DISK=IMAGE", help="All images of a VM that is off, and that libvirt does not know."),
+    ] = None,
+    image_format: Annotated[
+        list[str] | None, typer.Option("--image-format", metavar="DISK=FORMAT", help="Instead of detecting it.")
+    ] = None,
+    undo: Annotated[
+        bool, typer.Option("--undo", help="Forward again to what the last rollback left; or back from one that was broken off.")
+    ] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Refuse a moment that is not exactly the one named.")] = False,
+    dry_run: DryRun = False,
+    repo: Repo = None,
+    passphrase_file: PassphraseFile = None,
+    recovery_key_file: RecoveryKeyFile = None,
+    progress: ProgressStyle = "auto",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Set VMs back where they are, writing only what differs. What is left stays, as a branch that can be gone back to."""
+    context = context_of(locals())
+    machines = Machines(pairs(disk or [], "DISK=IMAGE"), pairs(image_format or [], "DISK=FORMAT"))
+    tools = QemuTools(context.env.get("PATH"))
+    context.output.kept = "Nothing of the disks was changed."
+    with context.repository() as repository, ExitStack() as stack:
+        found = meant(read_catalog(repository), moments, undo=undo)
+        places = {
+            one.vm.name: Place(
+                machines.machine(one.vm, several=len(found) > 1),
+                CaptureHere(context, one.vm.name),
+                tools,
+                context.state_folder(),
+            )
+            for one in found
+        }
+        for one in [] if dry_run else found:
+            stack.enter_context(alone(context.state(one.vm.name)))
+        records = _under_way(context, repository, found, tuple(moments), undo=undo)
+        if not records:
+            plans = _plans(context, repository, found, places, (tuple(moments), undo, exact))
+            apart = apart_ns(read_catalog(repository), plans)
+            tell_plans(context, plans, apart)
+            if dry_run:
+                context.output.document({"vms": {plan.asked.vm.name: plan_document(plan, apart) for plan in plans}})
+                context.output.line("Nothing was done (--dry-run).")
+                return
+            records = {plan.asked.vm.name: plan.record for plan in plans}
+        elif dry_run:
+            raise Busy("A rollback is under way, and was broken off.", do=[next(iter(records.values())).command])
+        told = Telling(context, stack)
+        vms = {one.vm.name: one.vm for one in found}
+        rollbacks = [Rollback(repository, vms[name], places[name], record, told) for name, record in records.items()]
+        context.output.kept = "Nothing is lost: the same command goes on with it, and with --undo it goes back."
+        run(rollbacks, at_once=False)
+        points = {one.vm.name: one.made() for one in rollbacks}
+    tell_done(context, rollbacks, points)
+
+
+def _under_way(
+    context: Context, repository: Repository, found: Sequence[Meant], words: tuple[str, ...], *, undo: bool
+) -> dict[str, Record]:
+    """What an earlier run of this command has left; empty where it is to begin. Raises Busy, WrongUsage, Damage."""
+    folders = {one.vm.name: context.state(one.vm.name) for one in found}
+    records = {name: read_record(folder) for name, folder in folders.items()}
+    known = {name: record for name, record in records.items() if record is not None}
+    for name, record in known.items():
+        _demand_same(name, record, repository, words, undo=undo)
+    if not known or all_done(list(records.values())):
+        return known
+    if not_begun(list(records.values())):
+        for name in known:
+            remove_record(folders[name])
+        return {}
+    missing = [name for name, record in records.items() if record is None]
+    if missing:
+        what = f"A rollback of {', '.join(known)} was broken off, and {missing[0]} had no part in it."
+        raise Busy(what, on=missing[0], safe="Nothing was changed.", do=["Go on with it, and name that one alone after it."])
+    return {name: _turned(name, record, undo=undo) for name, record in known.items()}
+
+
+def _demand_same(name: str, record: Record, repository: Repository, words: tuple[str, ...], *, undo: bool) -> None:
+    """Raises Busy where what is under way is something else."""
+    ours = record.repository == repository.id.hex()
+    if ours and (undo or (record.asked == words and not record.undo)):
+        return
+    what = "is being taken back" if record.undo else "is under way"
+    other = "" if ours else " of another repository"
+    raise Busy(
+        f"A rollback of {name} to a moment{other} {what}, and was broken off.",
+        on=name,
+        safe="Nothing was changed now. Its disks may be a mixture of two moments.",
+        do=[*([] if record.undo else [f"Go on with it: {record.command}"]), f"Back from it: {record.command} --undo"],
+    )
+
+
+def _turned(name: str, record: Record, *, undo: bool) -> Record:
+    """The record of a rollback that is taken back. Raises Busy where it is over but for the start."""
+    if undo and not record.undo and record.has(Step.COMMITTED):
+        raise Busy(
+            f"The disks of {name} are set back already; what is left is to start it.",
+            on=name,
+            safe="Nothing was changed now.",
+            do=[f"Go on with it: {record.command}", f"Then forward again: everywhen rollback {name} --undo"],
+        )
+    return replace(record, undo=undo)
+
+
+def _plans(
+    context: Context,
+    repository: Repository,
+    found: Sequence[Meant],
+    places: Mapping[str, Place],
+    how: tuple[tuple[str, ...], bool, bool],
+) -> list[Plan]:
+    """What would be done; `how`: the command's moments, whether to take the last rollback back, and whether exactly there."""
+    words, undo, exact = how
+    made = targets(context, repository, found, undo=undo, exact=exact)
+    catalog, now = read_catalog(repository), repository.surroundings.clock()
+    plans = []
+    for one in made:
+        newest = open_moment(repository, catalog, Address(one.vm.name), now_ns=now, zone=context.zone, exact=False)[1]
+        place = places[one.vm.name]
+        asked = Asked(one.vm, one.moment, one.disk, words)
+        plans.append(planned(repository, catalog, asked, newest, place.machine, place.state))
+    return plans

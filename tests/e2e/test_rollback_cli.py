@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""`everywhen rollback` of a VM that is off, as a user runs it: there and forward again, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from everywhen.block.target_mark import Mark, leave_mark, mark_path
+from tests.program import Done, Program, await_
+
+MIB = 1 << 20
+
+
+class Vm:
+    """One raw disk of a MiB, backed up as it was and as it is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.program = Program(folder).init()
+        self.image = folder / "vda.raw"
+        self.then = os.urandom(MIB)
+        self.image.write_bytes(self.then)
+        self.first = self.program.backup("web1", f"vda={self.image}")["point"]
+        self.write(300_000, b"newer")
+
+    def write(self, offset: int, data: bytes) -> None:
+        with self.image.open("r+b") as file:
+            file.seek(offset)
+            file.write(data)
+
+    def run(self, *arguments: str) -> Done:
+        return self.program.run("rollback", *arguments, "--disk", f"vda={self.image}", "--json")
+
+    def ok(self, *arguments: str) -> Any:
+        done = self.run(*arguments)
+        assert done.code == 0, done
+        return done.document["vms"]["web1"]
+
+    def content(self, moment: str) -> bytes:
+        target = self.program.folder / "restored"
+        self.program.restore(moment, target, "--overwrite")
+        return target.read_bytes()
+
+
+@pytest.fixture
+def vm(tmp_path: Path) -> Vm:
+    return Vm(tmp_path)
+
+
+def test_back_and_forward_again(vm: Vm) -> None:
+    now = vm.image.read_bytes()
+    packs = vm.program.packs()
+    done = vm.ok(f"web1@{vm.first}")
+    assert vm.image.read_bytes() == vm.then
+    assert (done["bytes_written"], done["branch"]) == (65536, "web1~1")
+    assert vm.program.packs() - packs < 20_000, "nothing but what was written since"
+    assert vm.content("web1@latest") == vm.then
+    assert vm.content("web1~1") == vm.content("web1~1@latest") == now
+    newest = vm.program.ok("points")[0]
+    assert newest["rolled_back"]["branch"] == "web1~1"
+    assert newest["parent"] == done["present"]
+    told = vm.program.run("timeline", "web1").out
+    assert "before: web1~1" in told
+    vm.write(0, b"on this branch")
+    other = vm.image.read_bytes()
+    assert vm.ok("web1~1")["branch"] == "web1~2"
+    assert vm.image.read_bytes() == now
+    assert vm.content("web1~2") == other
+    assert vm.ok("web1", "--undo")["branch"] == "web1~3"
+    assert vm.image.read_bytes() == other
+    assert vm.program.run("restore", "web1~4", "--to", "x").code == 6
+    assert vm.program.run("verify", "--read-data").code == 0
+
+
+def test_nothing_is_done_where_it_is_only_asked_what_would_be(vm: Vm) -> None:
+    now = vm.image.read_bytes()
+    points = vm.program.ok("points")
+    found = vm.ok(f"web1@{vm.first}", "--dry-run")
+    assert (found["runs"], found["branch"], found["disks"]["vda"]["size"]) == (False, "web1~1", MIB)
+    assert vm.image.read_bytes() == now
+    assert vm.program.ok("points") == points
+
+
+def test_what_is_refused(vm: Vm, tmp_path: Path) -> None:
+    now = vm.image.read_bytes()
+    assert vm.run("web1").code == 2, "back to when?"
+    assert vm.run("web1@latest:/etc").code == 2
+    assert vm.run("web1~1").code == 6
+    assert vm.run("web1", "--undo").code == 6
+    assert vm.run("web1/vdb@latest").code == 6
+    assert vm.run("other@latest").code == 6
+    assert vm.program.run("rollback", f"web1@{vm.first}", "--disk", "vda=missing.raw").code == 6
+    (tmp_path / "b.raw").write_bytes(bytes(512))
+    found = vm.program.run("rollback", f"web1@{vm.first}", "--disk", f"vdb={tmp_path / 'b.raw'}", "--json")
+    assert (found.code, "had a disk vda then" in found.error["what"]) == (6, True)
+    assert vm.program.run("rollback", f"web1@{vm.first}", f"web1@{vm.first}", "--disk", "vda=x").code == 2
+    place = mark_path(str(vm.image))
+    leave_mark(place, Mark("web1/vda@12:00", str(vm.image), MIB))
+    assert vm.run(f"web1@{vm.first}").code == 4
+    Path(place).unlink()
+    assert vm.image.read_bytes() == now
+    assert len(vm.program.ok("points")) == 1
+
+
+def test_an_image_that_a_running_machine_has_is_not_touched(vm: Vm, tmp_path: Path) -> None:
+    now = vm.image.read_bytes()
+    socket = tmp_path / "s"
+    with subprocess.Popen(["qemu-nbd", "-f", "raw", "-k", str(socket), "--persistent", str(vm.image)], text=True) as server:
+        try:
+            await_(server, socket.exists)
+            assert vm.run(f"web1@{vm.first}").code == 4
+        finally:
+            server.terminate()
+    assert vm.image.read_bytes() == now
+    assert not (tmp_path / "host/web1/rollback.json").exists(), "nothing is under way"
