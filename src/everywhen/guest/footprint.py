@@ -2,8 +2,8 @@
 """Which bytes of the disks an answer rests on: what was read for it, taken down where it is read.
 
 As long as these bytes are the same, the answer is: who asks is always the same program. What only leads there, and says the
-same whatever is written to files (the table of partitions, the superblock, which tables of inodes there are), is read in
-passing and left out, because counters lie beside it that change with every write.
+same whatever is written to files (the superblock, which tables of inodes there are), is read in passing and left out, because
+counters lie beside it that change with every write. Which volumes there are, and why one cannot be opened, is not left out.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
@@ -111,8 +112,7 @@ class Answering:
 
     def _found(self) -> Volumes:
         if self._volumes is None:
-            with taking_down(None):
-                self._volumes = find_volumes(self._disks)
+            self._volumes = find_volumes(self._disks)
         return self._volumes
 
     def _forget(self, question: Json) -> Message:
@@ -153,7 +153,7 @@ class Answering:
         system = self._systems.get((disk, name))
         if system is None:
             volume, opening = self._volume(question), Footprint()
-            with taking_down(opening):
+            with self._opening(opening):
                 shown, self._notes[disk, name] = replayed(volume)
                 if self._footprint is not None and _from_memory(volume, shown):
                     shown = replace(shown, content=LaidOver(shown.content, volume.content, opening))
@@ -161,6 +161,17 @@ class Answering:
             if self._footprint is not None:
                 self._take(opening, volume, shown)
         return system
+
+    @contextmanager
+    def _opening(self, opening: Footprint) -> Iterator[None]:
+        """All that is read in the body goes there; where it cannot be opened, that is why."""
+        try:
+            with taking_down(opening):
+                yield
+        except Exception:
+            if self._footprint is not None:
+                self._footprint.take(opening)
+            raise
 
     def _take(self, opening: Footprint, volume: Volume, shown: Volume) -> None:
         """What is read to open a file system only leads to what says what is in it, but in Btrfs, whose superblock names the

@@ -8,6 +8,7 @@ from typing import Final
 
 from everywhen.formats.errors import FormatError
 from everywhen.formats.filesystems.fat import decode_boot_sector
+from everywhen.guest.footprint import taking_down
 from everywhen.guest.tree import Readable
 
 
@@ -65,36 +66,55 @@ _IN_BOOT_SECTOR: Final = ("ntfs", "exfat", "fat", "BitLocker", "ReFS")
 
 
 def recognise(volume: Readable) -> tuple[str, Role]:
-    """Kind and role. Of ext and FAT the exact kind is known when they are opened."""
+    """Kind and role. Of ext and FAT the exact kind is known when they are opened.
+
+    What is taken down as read (footprint.py) is what decides: the magic number, or all of it where nothing was recognised.
+    """
+    with taking_down(None):
+        kind, role, decides = _found(volume)
+    for offset, length in decides:
+        volume.read(offset, length)
+    return kind, role
+
+
+def _found(volume: Readable) -> tuple[str, Role, list[tuple[int, int]]]:
+    """Kind, role, and on which bytes that rests: (offset, length)."""
     head = volume.read(0, min(_ENDS_AT, volume.size))
-    if any(head[at : at + 8] == b"LABELONE" and head[at + 24 : at + 32] == b"LVM2 001" for at in range(0, 2048, 512)):
-        return "LVM", Role.LVM
+    for at in range(0, 2048, 512):
+        if head[at : at + 8] == b"LABELONE" and head[at + 24 : at + 32] == b"LVM2 001":
+            return "LVM", Role.LVM, [(at, 32)]
     for kind, role, place, magic in _MAGICS:
         if head[place : place + len(magic)] == magic:
-            return kind, role
+            return kind, role, [(place, len(magic))]
     for page in _SWAP_PAGES:
         if head[page - 10 : page] in _SWAP_MAGICS:
-            return "swap", Role.SWAP
+            return "swap", Role.SWAP, [(page - 10, 10)]
     try:
         decode_boot_sector(head[:512])
     except FormatError:
-        return _by_its_end(volume)
-    return "fat", Role.FILES
+        kind, role, decides = _by_its_end(volume)
+        return kind, role, [(0, len(head)), *decides]
+    return "fat", Role.FILES, [(0, 512)]
 
 
-def _by_its_end(volume: Readable) -> tuple[str, Role]:
+def _by_its_end(volume: Readable) -> tuple[str, Role, list[tuple[int, int]]]:
     """RAIDs that keep what they are at the end, and ZFS, which has a ring of blocks that say so."""
+    decides = []
     for kind, place, magic in (
         ("Linux RAID", (volume.size & ~0xFFFF) - 0x10000, b"\xfc\x4e\x2b\xa9"),
         ("Linux RAID", ((volume.size >> 9) - 16 & ~7) << 9, b"\xfc\x4e\x2b\xa9"),
         ("Intel RAID", (volume.size >> 9 << 9) - 1024, b"Intel Raid ISM"),
     ):
-        if place >= 0 and volume.read(place, min(len(magic), volume.size - place)) == magic:
-            return kind, Role.RAID
-    ring = volume.read(_ZFS_RING, _ZFS_RING) if volume.size >= 2 * _ZFS_RING else b""
-    if any(ring[at : at + 8] in _ZFS_MAGICS for at in range(0, len(ring), 1024)):
-        return "ZFS", Role.OTHER_FILES
-    return "unknown", Role.UNKNOWN
+        if place >= 0:
+            decides.append((place, min(len(magic), volume.size - place)))
+            if volume.read(*decides[-1]) == magic:
+                return kind, Role.RAID, decides
+    if volume.size >= 2 * _ZFS_RING:
+        decides.append((_ZFS_RING, _ZFS_RING))
+        ring = volume.read(*decides[-1])
+        if any(ring[at : at + 8] in _ZFS_MAGICS for at in range(0, len(ring), 1024)):
+            return "ZFS", Role.OTHER_FILES, decides
+    return "unknown", Role.UNKNOWN, decides
 
 
 def fills_a_boot_sector(kind: str) -> bool:

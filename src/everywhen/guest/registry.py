@@ -25,6 +25,8 @@ from everywhen.guest.tree import Content
 
 _MOST_CELLS = 1 << 16
 """Read in all: a hive is asked for one key, whose parents have a few dozen others beside it."""
+_MOST_BYTES = 64 << 20
+"""Of these cells together: many keys may be the same cell, of a MiB."""
 
 
 class Hive:
@@ -33,7 +35,7 @@ class Hive:
     def __init__(self, content: Content) -> None:
         self._content = content
         self._head = decode_head(piece(content, 0, HEAD_BYTES, "the head of the registry"))
-        self._cells = 0
+        self._cells = self._bytes = 0
 
     @property
     def is_whole(self) -> bool:
@@ -73,10 +75,10 @@ class Hive:
                 yield decode_key(self._cell(one))
 
     def _cell(self, place: int) -> bytes:
-        self._cells += 1
-        if self._cells > _MOST_CELLS:
-            raise GuestLimit("the registry: more keys beside one another than any has")
         if place + 4 > self._head.length:
             raise GuestDamaged(f"the registry has nothing at {place}, where a cell must be")
         length = cell_bytes(piece(self._content, HEAD_BYTES + place, 4, "a cell of the registry"))
+        self._cells, self._bytes = self._cells + 1, self._bytes + length
+        if self._cells > _MOST_CELLS or self._bytes > _MOST_BYTES:
+            raise GuestLimit("the registry: more keys beside one another than any has")
         return piece(self._content, HEAD_BYTES + place + 4, length, "a cell of the registry")

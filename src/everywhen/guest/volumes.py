@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 
 from everywhen.guest.errors import GuestError, GuestUnsupported
+from everywhen.guest.footprint import taking_down
 from everywhen.guest.lvm import Member, logical_volumes
 from everywhen.guest.partitions import read_table
 from everywhen.guest.reading import Cached, Window
@@ -83,8 +84,9 @@ def find_volumes(disks: Mapping[str, Readable]) -> Volumes:
 
 
 def _partitions(volumes: Volumes, name: str, disk: Readable) -> None:
-    kind, role = recognise(disk)
-    if not fills_a_boot_sector(kind):
+    with taking_down(None):  # of a disk with a table, the table counts
+        has_table = not fills_a_boot_sector(recognise(disk)[0])
+    if has_table:
         table = read_table(disk, lambda start: start < disk.size and _is_known(disk, start))
         volumes.problems += [(name, problem) for problem in table.problems]
         if table.kind:
@@ -94,11 +96,12 @@ def _partitions(volumes: Volumes, name: str, disk: Readable) -> None:
                 whose = (f"p{part.number}", (name,), part.size, inner, use)
                 volumes.found.append(Volume(*whose, content, part.problem, part.uuid, part.label))
             return
-    volumes.found.append(Volume("p0", (name,), disk.size, kind, role, disk))
+    volumes.found.append(Volume("p0", (name,), disk.size, *recognise(disk), disk))
 
 
 def _is_known(disk: Readable, start: int) -> bool:
-    return recognise(Window(disk, start, disk.size - start))[1] is not Role.UNKNOWN
+    with taking_down(None):  # where nothing is, there may be anything, which changes with every write
+        return recognise(Window(disk, start, disk.size - start))[1] is not Role.UNKNOWN
 
 
 def open_file_system(volume: Volume, beside: Sequence[Volume] = ()) -> FileSystem:

@@ -105,10 +105,35 @@ def test_damaged_hives_end_in_errors(hive: bytes) -> None:
 
 def test_lists_within_lists_end() -> None:
     """A root with a list of lists that says 65,535 times the same list of 65,535 keys: nobody reads them all."""
-    hive = bytearray(empty_hive() + bytes(4096 * 200))
-    place = 4096
     inner = b"lf" + b"\xff\xff" + (32).to_bytes(4, "little") * 2 * 65_535
-    outer = b"ri" + b"\xff\xff" + place.to_bytes(4, "little") * 65_535
+    outer = b"ri" + b"\xff\xff" + (4096).to_bytes(4, "little") * 65_535
+    with pytest.raises(GuestError, match="more keys beside one another than any has"), parsing("the registry"):
+        list(Hive(Inline(with_subkeys(inner, outer))).values(["MountedDevices"]))
+
+
+def test_large_keys_end() -> None:
+    """65,535 times the same key, in a cell of a MiB: 64 GiB in all."""
+    key = b"nk" + bytes((1 << 20) - 8)
+    content = Counted(with_subkeys(key, b"li" + b"\xff\xff" + (4096).to_bytes(4, "little") * 65_535))
+    with pytest.raises(GuestError, match="more keys beside one another than any has"), parsing("the registry"):
+        list(Hive(content).values(["MountedDevices"]))
+    assert content.bytes_read < 70 << 20
+
+
+class Counted(Inline):
+    """A content that counts what is read."""
+
+    bytes_read = 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        self.bytes_read += length
+        return super().read(offset, length)
+
+
+def with_subkeys(inner: bytes, outer: bytes) -> bytes:
+    """A hive whose root has `outer` as its list of subkeys, and `inner` at 4096."""
+    hive = bytearray(empty_hive() + bytes(4096 * 400))
+    place = 4096
     for cell in (inner, outer):
         hive[4096 + place : 4096 + place + 4 + len(cell)] = (-(len(cell) + 4)).to_bytes(4, "little", signed=True) + cell
         place += len(cell) + 4 + (-len(cell) - 4) % 8
@@ -120,5 +145,4 @@ def test_lists_within_lists_end() -> None:
     for at in range(0, 508, 4):
         total ^= int.from_bytes(hive[at : at + 4], "little")
     hive[508:512] = total.to_bytes(4, "little")
-    with pytest.raises(GuestError, match="more keys beside one another than any has"), parsing("the registry"):
-        list(Hive(Inline(bytes(hive))).values(["MountedDevices"]))
+    return bytes(hive)

@@ -66,11 +66,10 @@ def show_history(
 def _demand_a_file(address: Address, versions: list[Version]) -> None:
     """Raises NotFound where there never was anything, WrongUsage for a folder."""
     if all(one.sight.entry is None and not one.sight.problem for one in versions):
-        whole = replace(address, path=None)
-        do = [
-            f"everywhen ls {whole}:/",
-            "Links on the way are followed as they are now; a folder that was renamed has another path.",
-        ]
+        whole, asked = replace(address, path=None), (address.path or "").strip("/")
+        where = whole if address.disk is None else replace(address, path=f"/{asked.partition('/')[0]}")
+        name = asked.rpartition("/")[2]
+        do = [f"everywhen ls {whole}:/", f"everywhen find {where} {name!r} --all-moments (where it or its folder was moved)"]
         raise NotFound(f"No {address.path} in any moment of {whole}.", on=str(address), do=do)
     if all(one.sight.entry is None or one.sight.entry.kind is Kind.FOLDER for one in versions):
         do = [f"everywhen diff MOMENT {address}"]

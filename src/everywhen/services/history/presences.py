@@ -18,7 +18,7 @@ from everywhen.guest.walking import DEEPEST
 from everywhen.services.history.folder_footprints import FolderFootprints
 from everywhen.services.history.line import At
 from everywhen.services.history.opening import OpenedHistory
-from everywhen.services.history.sight import noted
+from everywhen.services.history.sight import noted, place_of
 from everywhen.services.view.files import GuestFiles, Place
 
 _WAY = "way"
@@ -193,7 +193,7 @@ class Presences:
         self.opened += 1
         files = self._files.at(self._line.disks(self.moment(self._index)))
         try:
-            return files, files.place(self._disk, self._start)
+            return files, place_of(files, self._disk, self._start)
         except (NoSuchPath, WrongKind):
             return files, None
         except GuestError as error:

@@ -10,6 +10,7 @@ from blake3 import blake3
 
 from everywhen.guest.errors import GuestError, NoSuchPath, WrongKind
 from everywhen.guest.footprint import Ranges
+from everywhen.guest.recognition import Role
 from everywhen.guest.tree import Content, Entry, Kind
 from everywhen.nbd.devices import Device
 from everywhen.services.view.files import GuestFiles, Place
@@ -17,6 +18,8 @@ from everywhen.services.view.files import GuestFiles, Place
 READ = 64 << 20
 """Bytes of a content up to which it is read and compared; of larger ones size and times stand for it."""
 _PIECE = 1 << 20
+_NAMED_IN = 4096
+"""Bytes at the begin of a volume in which its UUID and label are: boot sectors, and superblocks of ext and XFS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class Sight:
 def look(files: GuestFiles, disk: str | None, path: str) -> Sight:
     """What `path` leads to in files of which nothing is known yet. Raises what disks raise."""
     try:
-        place = files.place(disk, path)
+        place = place_of(files, disk, path)
     except (NoSuchPath, WrongKind):
         return Sight(("not there",), None, noted(files))
     except GuestError as error:
@@ -56,6 +59,19 @@ def look(files: GuestFiles, disk: str | None, path: str) -> Sight:
     except GuestError as error:
         state, problem = ("unreadable", entry.size, entry.times.modified, str(error)), str(error)
     return Sight(state, entry, noted(files), (*files.problems, *place.system.notes), problem)
+
+
+def place_of(files: GuestFiles, disk: str | None, path: str) -> Place:
+    """What a path leads to. Raises as GuestFiles.place.
+
+    A volume that the guest's mount table has and that is not there may be one that has another name now: then what all volumes
+    are called counts, too.
+    """
+    if disk is None and files.guest().notes:
+        for volume in files.volumes:
+            if volume.role is Role.FILES:
+                files.device(volume).read(0, min(_NAMED_IN, volume.size))
+    return files.place(disk, path)
 
 
 def _state(place: Place, entry: Entry) -> tuple[object, ...]:

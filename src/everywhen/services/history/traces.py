@@ -139,7 +139,7 @@ class Traces:
 
     def differing(self, index: int, within: Mapping[str, BlockNumbers]) -> Iterator[tuple[int, dict[str, Differing] | None]]:
         """For each point before this one, the newest first: what of these blocks differs from what they were in a later one, in
-        which they were as in this one. None: a disk was not there, or of another size.
+        which they were as in this one. None: a disk was not there, or one more, or one of another size.
 
         Raises Damaged, StorageError, FormatError.
         """
@@ -166,13 +166,12 @@ class Traces:
     def _compared(
         self, index: int, earlier: list[int], within: Mapping[str, BlockNumbers]
     ) -> Iterator[dict[str, Differing] | None]:
-        """For each of the earlier points what differs, by disk; None where a disk was not there, or of another size."""
+        """For each of the earlier points what differs, by disk; None where it had other disks, or one of another size."""
         points = self._line.points
         here = points[index].disks
         alike = {
-            other: all(
-                name in points[other].disks and points[other].disks[name].tree.size == here[name].tree.size for name in within
-            )
+            other: points[other].disks.keys() == here.keys()
+            and all(points[other].disks[name].tree.size == here[name].tree.size for name in within)
             for other in earlier
         }
         same = [other for other in earlier if alike[other]]
