@@ -3,7 +3,7 @@
 # are not reaped waits for each. When its input ends, it ends, and with it everything in here.
 folder=$1
 user=$2
-mkdir -p "$folder"/{run/libvirt,etc/libvirt,lib,cache,log,dev,sockets,drivers}
+mkdir -p "$folder"/{run/libvirt,run/lock,etc/libvirt,lib,cache,log,dev,sockets,drivers}
 for file in group hosts ld.so.cache localtime nsswitch.conf passwd swtpm-localca.conf swtpm-localca.options swtpm_setup.conf; do
     [ ! -e /etc/$file ] || cp -L /etc/$file "$folder/etc/"
 done
@@ -42,7 +42,9 @@ for device in null zero full random urandom tty; do
     mount --bind /dev/$device "$folder/dev/$device"
 done
 mkdir "$folder/dev/pts" "$folder/dev/shm"
-mount --rbind /dev/pts "$folder/dev/pts"
+# Terminals of its own: guests' serial consoles are some, and who makes them is another user.
+mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 none "$folder/dev/pts"
+ln -s pts/ptmx "$folder/dev/ptmx"
 mount --rbind "$folder/dev" /dev
 mount --bind "$folder/etc" /etc
 mount --bind "$folder/run" /run

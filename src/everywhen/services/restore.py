@@ -139,7 +139,7 @@ def restore(repository: Repository, order: RestoreOrder, report: Report) -> Rest
             )
             for name, path in paths.items()
         ]
-        advance = _advancing(report, sum(_bytes_used(repository, job) for job in jobs) * (1 + order.verify))
+        advance = _advancing(report, sum(bytes_used(repository, job.tree, job.patches) for job in jobs) * (1 + order.verify))
         restored = [_restore_disk(repository, job, order.state, advance) for job in jobs]
         if order.verify:
             for job in jobs:
@@ -153,10 +153,11 @@ def restore(repository: Repository, order: RestoreOrder, report: Report) -> Rest
     return RestoreResult(restored, list(files.values()), seconds, remarks, order.verify, order.dry_run)
 
 
-def _bytes_used(repository: Repository, job: _Job) -> int:
-    used = used_blocks(repository.fetcher, job.tree, job.patches)
+def bytes_used(repository: Repository, tree: Tree, patches: Patches) -> int:
+    """Bytes of a disk's blocks that are not known to be zero: what a restore of it writes."""
+    used = used_blocks(repository.fetcher, tree, patches)
     # The last block of a disk may be a part of one.
-    beyond = max(0, (int(used[-1]) + 1) * BLOCK_SIZE - job.tree.size) if len(used) else 0
+    beyond = max(0, (int(used[-1]) + 1) * BLOCK_SIZE - tree.size) if len(used) else 0
     return len(used) * BLOCK_SIZE - beyond
 
 

@@ -17,6 +17,7 @@ from typing import Annotated
 
 import typer
 
+from everywhen.capture.agent_socket import AgentSocket
 from everywhen.capture.qmp import QmpMonitor
 from everywhen.interfaces.cli.app import GET_BACK, AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, app, context_of
 from everywhen.interfaces.cli.boot_words import Told
@@ -26,19 +27,18 @@ from everywhen.interfaces.nbd_exports import MomentExports, forgotten, kept
 from everywhen.interfaces.sockets import unix_socket
 from everywhen.nbd.served_client import Terms
 from everywhen.nbd.serving import NbdServer
-from everywhen.repository.disk import PointDisk
-from everywhen.repository.repository import Repository
 from everywhen.services.addresses import Address, parse_address
 from everywhen.services.ages import SECOND, parse_span
 from everywhen.services.boot.agent_watch import agent_watched
 from everywhen.services.boot.arguments import Places, arguments
 from everywhen.services.boot.emulator import BootedCopy, Emulator, State, kvm_opens
 from everywhen.services.boot.machine import Bus
-from everywhen.services.boot.plan import Files, Plan, Wishes, planned
+from everywhen.services.boot.plan import Plan, Wishes, planned
 from everywhen.services.boot.sight import Prompt
+from everywhen.services.definition_files import files_of
 from everywhen.services.failures import Exit, Failed, WrongUsage
 from everywhen.services.sizes import parse_size
-from everywhen.services.view.moments import FAILURES, MomentView, OpenMoments
+from everywhen.services.view.moments import FAILURES, OpenMoments
 
 _RECEIVE = 1 << 16
 _SEEN, _OVER = b"s", b"o"
@@ -99,7 +99,7 @@ def boot(
         told = Told(context, view, began, keep_in)
         told.opened()
         disks = {name: disk for name, disk in view.disks.items() if address.disk in (None, name)}
-        plan = planned(disks, _files(repository, view), wishes, emulator.machine_types())
+        plan = planned(disks, files_of(repository, view.moment.point), wishes, emulator.machine_types())
         told.plan(plan.remarks)
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="everywhen-boot-", ignore_cleanup_errors=True))
         waker, woken = socket.socketpair()
@@ -117,7 +117,7 @@ def boot(
             while True:
                 with (
                     _started(emulator, folder, order, kvm=kvm) as copy,
-                    agent_watched(os.path.join(folder, _AGENT), lambda: waker.send(_SEEN)),
+                    agent_watched(AgentSocket(os.path.join(folder, _AGENT)), lambda: waker.send(_SEEN)),
                 ):
                     told.started(copy.accelerator, on_console=console.keys is not None)
                     if _followed(copy, console, woken, told, wait_s, until_up=until_up):
@@ -130,15 +130,6 @@ def boot(
 
 def _disk(address: Address, name: str) -> Address:
     return replace(address, disk=name, when=address.when or "latest")
-
-
-def _files(repository: Repository, view: MomentView) -> Files:
-    trees = view.moment.point.files
-
-    def read(name: str) -> bytes:
-        return PointDisk(repository.fetcher, trees[name]).read(0, trees[name].size)
-
-    return Files({name: tree.size for name, tree in trees.items()}, read)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -27,14 +29,21 @@ def hypervisor(vm: str, qmp: str | None, uri: str | None, domain: str | None) ->
         )
     if qmp is not None:
         return QmpSocket(qmp)
-    try:
-        # Only here: most hosts of repositories have no libvirt.
+    # Only here: most hosts of repositories have no libvirt.
+    with needing_libvirt(vm):
         from everywhen.capture.libvirt_vm import LibvirtVm
+    return LibvirtVm(uri or "", domain or vm)
+
+
+@contextmanager
+def needing_libvirt(on: str) -> Iterator[None]:
+    """While what talks to libvirt is imported. Raises Failed."""
+    try:
+        yield
     except ImportError as error:
         raise Failed(
             f"libvirt's Python library cannot be loaded: {error}.",
-            on=vm,
+            on=on,
             safe="Nothing was read or changed.",
             do=["apt install libvirt-dev pkg-config gcc python3-dev, then: pip install 'everywhen[libvirt]'"],
         ) from error
-    return LibvirtVm(uri or "", domain or vm)

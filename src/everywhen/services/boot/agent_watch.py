@@ -7,20 +7,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 
-from everywhen.capture.agent import AgentError
-from everywhen.capture.agent_socket import AgentSocket
+from everywhen.capture.agent import Agent, AgentError
 
 _ANSWER_S = 2.0
 _PAUSE_S = 0.5
 
 
 @contextmanager
-def agent_watched(path: str, seen: Callable[[], object]) -> Iterator[None]:
-    """While the body runs: `seen` is called once, by another thread, when the agent at that socket has answered."""
+def agent_watched(asked: Agent, seen: Callable[[], object]) -> Iterator[None]:
+    """While the body runs: `seen` is called once, by another thread, when the agent has answered."""
     over = Event()
 
     def watch() -> None:
-        with AgentSocket(path) as agent:
+        with asked as agent:
             while not over.is_set():
                 try:
                     agent.execute("guest-ping", timeout=_ANSWER_S)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from everywhen.capture.domain_files import DEFINITION, NVRAM, RUNNING
@@ -11,10 +11,8 @@ from everywhen.formats.errors import Corrupt
 from everywhen.services.boot.firmware import Flash, flash_for
 from everywhen.services.boot.machine import Bus, Machine, Readable, defined_machine, usual_machine
 from everywhen.services.boot.machine_types import nearest
+from everywhen.services.definition_files import Files, definition_name, read_small
 from everywhen.services.failures import Failed
-
-_LARGEST = 16 << 20
-"""Bytes of a file that belongs to a VM's definition: XML has some KB, variables of UEFI have 0.5 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +22,6 @@ class Wishes:
     memory: int | None = None
     cpus: int | None = None
     bus: Bus | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Files:
-    """Files of a moment: their sizes by name, and how one is read."""
-
-    sizes: Mapping[str, int]
-    read: Callable[[str], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +35,13 @@ class Plan:
 
 def planned(disks: Mapping[str, Readable], files: Files, wishes: Wishes, machine_types: Collection[str]) -> Plan:
     """Raises Failed, NotFound, and what reading the moment raises."""
-    name = _definition(files.sizes)
+    name = definition_name(files.sizes, (RUNNING, DEFINITION))  # as it ran, or would be started
     if name is None:
         machine = usual_machine(disks)
         remarks = []
     else:
         try:
-            machine = defined_machine(_read(files, name).decode(errors="replace"), disks)
+            machine = defined_machine(read_small(files, name, do=_BY_HAND).decode(errors="replace"), disks)
             kind = nearest(machine.kind, machine_types)
         except Corrupt as error:
             raise Failed(f"The VM's definition ({name}) cannot be used: {error}.", do=[_BY_HAND]) from error
@@ -64,24 +54,11 @@ def planned(disks: Mapping[str, Readable], files: Files, wishes: Wishes, machine
         machine = machine.on_bus(wishes.bus)
     if name is None:
         remarks.append(f"no definition in this moment: it is {_kind(machine)}; --memory, --cpus and --bus say it better")
-    nvram = _read(files, NVRAM) if machine.uefi and NVRAM in files.sizes else None
+    nvram = read_small(files, NVRAM, do=_BY_HAND) if machine.uefi and NVRAM in files.sizes else None
     return Plan(machine, flash_for(machine, nvram) if machine.uefi else None, remarks)
 
 
 _BY_HAND = "Its disks as devices, for a QEMU of your own: everywhen serve nbd --overlay"
-
-
-def _definition(names: Collection[str]) -> str | None:
-    """The file that has it: as it ran; as it would be started; or the only XML that a backup was given (`--config`)."""
-    others = [name for name in names if name.endswith(".xml")]
-    found = [name for name in (RUNNING, DEFINITION) if name in names] or (others if len(others) == 1 else [])
-    return found[0] if found else None
-
-
-def _read(files: Files, name: str) -> bytes:
-    if files.sizes[name] > _LARGEST:
-        raise Failed(f"The moment's {name} has {files.sizes[name]:,} bytes, which no such file has.", do=[_BY_HAND])
-    return files.read(name)
 
 
 def _kind(machine: Machine) -> str:
