@@ -13,7 +13,8 @@ from everywhen.formats.errors import Corrupt
 from everywhen.services.boot.firmware import flash_for
 from everywhen.services.boot.machine import Bus, Card, Machine, MachineDisk, defined_machine, needs_uefi, usual_machine
 from everywhen.services.boot.machine_types import listed, nearest
-from everywhen.services.boot.plan import Files, Wishes, planned
+from everywhen.services.boot.plan import Wishes, planned
+from everywhen.services.definition_files import Files
 from everywhen.services.failures import Failed, NotFound
 
 DEFINED = """<domain type='kvm'><name>web</name><uuid>6a0ac472-495a-4ca2-95f7-8bbf4dc88772</uuid>
