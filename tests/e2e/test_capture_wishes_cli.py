@@ -149,10 +149,18 @@ def test_nothing_is_left_of_what_is_not_wanted_any_more(program: Program, hyperv
 def test_what_a_killed_capture_left(program: Program, hypervisor: Hypervisor, capture: Capture) -> None:
     running = program.run("unprotect", "web1", "--qmp", hypervisor.qmp)
     assert (running.code, len(taps(hypervisor))) == (4, 2), running
+    hypervisor.write(0, 0, 4096, 9)
+    last, written_ns = hypervisor.content(0), time.time_ns()
+    eventually(lambda: capture.ask({"wish": "status"})["covered_ns"] > written_ns, "it is durable")
     capture.kill()
     assert program.run("status", "--check").code == 5
     assert len(bitmaps(hypervisor)) == 2
-    assert program.ok("unprotect", "web1", "--qmp", hypervisor.qmp)["bitmaps_taken_off"] == 2
+    cleared = program.run("unprotect", "web1", "--qmp", hypervisor.qmp, "--json")
+    assert (cleared.code, cleared.document["bitmaps_taken_off"]) == (0, 2), cleared
+    folder = program.folder / "host" / "web1"
+    assert f"not in the repository, but in {folder}/spool. It is brought in by everywhen spool import {folder};" in cleared.err
+    program.ok("spool", "import", folder)
+    assert restored(program, "web1/vd0") == last
     assert hypervisor.ours() == set()
     assert hypervisor.write_errors(0) == 0
     assert program.run("status", "--check").code == 0, "it is not wanted any more"

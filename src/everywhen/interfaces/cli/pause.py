@@ -70,7 +70,7 @@ def pause(
     until = ask_capture(context, vm, {"wish": "status"}).get("until_ns")
     context.output.document({"vm": vm, "paused_seconds": ns / SECOND})
     ends = f"until {local_time(until, context.zone)}" if until else f"for {span(ns)}"
-    context.output.line(f"{vm}: nothing of ours is on its disks {ends}; what changes is remembered.")
+    context.output.line(f"{vm}: our taps are off its disks {ends}; what changes is remembered.")
     context.output.line(f"  earlier:  everywhen resume {vm}")
     return None
 

@@ -19,13 +19,15 @@ def ship_newest(context: Context, vm: str) -> None:
         why = "its capture does not answer, or belongs to another user"
     except NobodyThere:
         why = (
-            "it is in the spool that a capture left on this host: everywhen protect brings it in" if _left(context, vm) else ""
+            "it is in the spool that a capture left on this host: everywhen protect brings it in"
+            if left_in_spool(context, vm)
+            else ""
         )
     if why:
         context.output.warn(f"{vm}: what was written last is not in the repository yet ({why})")
 
 
-def _left(context: Context, vm: str) -> bool:
+def left_in_spool(context: Context, vm: str) -> bool:
     """Whether there are files in the spool of a VM that nobody captures here."""
     try:
         return bool(spool_files(context.state(vm) / "spool"))

@@ -12,6 +12,7 @@ from everywhen.interfaces.cli.app import PROTECT, AsJson, Quiet, app, context_of
 from everywhen.interfaces.cli.asking import LOOK_S, ask_capture
 from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.cli.hypervisors import Domain, Libvirt, Qmp, hypervisor
+from everywhen.interfaces.cli.shipping import left_in_spool
 from everywhen.interfaces.control_socket import NoAnswer, NobodyThere, ask, forget
 from everywhen.services.failures import Busy, Failed, NotFound
 from everywhen.services.naming import is_name
@@ -65,6 +66,12 @@ def _clear(context: Context, vm: str, qmp: str | None, libvirt: str | None, doma
     if is_name(vm):
         forget(context.state(vm))
         failed_capture.forget(context.state(vm))
+        if left_in_spool(context, vm):
+            folder = context.state(vm)
+            context.output.warn(
+                f"{vm}: what was written last is not in the repository, but in {folder / 'spool'}. It is brought in by "
+                f"everywhen spool import {folder}; then that folder can be removed"
+            )
     return taken_off
 
 
