@@ -53,6 +53,7 @@ def test_versions_of_a_file(tmp_path: Path) -> None:
     shown = program.run("history", f"web1/vda@{points[3]}:/p0/docs/plan")
     assert [line.split()[0] for line in shown.out.splitlines()[1:4]] == ["3", "2", "1"], "up to the moment that was named"
     assert "2 versions in 4 recovery points" in shown.out
+    assert (" now " in shown.out, " now " in program.run("history", "web1/vda:/p0/docs/plan").out) == (False, True)
     assert "in its memory" in shown.err
     assert program.run("history", "web1/vda:/p0/docs/nothing").code == 6
     gone = program.ok("find", f"web1/vda@{points[4]}:/p0", "PLAN*", "--deleted")

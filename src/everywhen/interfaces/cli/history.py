@@ -96,7 +96,8 @@ def _show(
             "notes": notes,
         }
     )
-    _show_table(context, line, versions, addresses)
+    until = "now" if opened.newest == line.newest() else local_time(newest_ns, context.zone)
+    _show_table(context, line, versions, addresses, until)
     there = sum(one.sight.entry is not None for one in versions)
     output.line(
         f"{there:,} version{'s' * (there != 1)} in {points:,} recovery points and what the journal has between them; "
@@ -125,8 +126,9 @@ def _document(line: Line, version: Version, address: str) -> dict[str, object]:
     }
 
 
-def _show_table(context: Context, line: Line, versions: list[Version], addresses: list[str]) -> None:
-    zone, now, until, rows = context.zone, time.time_ns(), "now", []
+def _show_table(context: Context, line: Line, versions: list[Version], addresses: list[str], until: str) -> None:
+    """`until`: when the newest moment is."""
+    zone, now, rows = context.zone, time.time_ns(), []
     for number, (one, place) in enumerate(zip(versions, addresses, strict=True)):
         entry, (first, _, before) = one.sight.entry, _times(line, one)
         not_yet = "oldest moment" if before is None else local_time(before, zone)

@@ -2,7 +2,8 @@
 """What is different between the files of two moments: by metadata first, by content where that leaves it open.
 
 A file whose size, times of change, owner and mode are the same is taken to be the same; one whose size is the same and whose
-times are not is read on both sides, as far as the first difference. Blocks that both moments have are fetched once for both.
+times are not is read on both sides, as far as the first difference. So is one whose time is known to two seconds only (FAT):
+it may have changed again within these. Blocks that both moments have are fetched once for both.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from everywhen.guest.walking import DEEPEST, Found, walk
 from everywhen.services.view.files import Place
 
 _PIECE = 1 << 20
+_FAT_STEP = 2_000_000_000
 
 
 class What(StrEnum):
@@ -149,11 +151,14 @@ class _Comparing:
                 if place is not None:
                     self._alone(place, Found(path, entry), what, path)
             return
-        if _told(before) == _told(after):
+        same_told = _told(before) == _told(after)
+        if same_told and not _may_hide_a_change(after):
             return
         what = What.CHANGED
         try:
             if self._same(before, after):
+                if same_told:
+                    return
                 what = What.ATTRIBUTES
         except GuestError as error:
             self.result.unreadable.append((path, str(error)))
@@ -201,6 +206,12 @@ def _told(entry: Entry) -> tuple[object, ...]:
     """All that is said of a file, but for what reading it changes."""
     times = entry.times
     return *_owned(entry), entry.size, entry.target, entry.device, times.modified, times.changed
+
+
+def _may_hide_a_change(entry: Entry) -> bool:
+    """Whether it can have changed without another time: FAT knows them to two seconds, and Linux writes no others there."""
+    times = entry.times
+    return entry.kind is Kind.FILE and times.changed is None and (times.modified or 0) % _FAT_STEP == 0
 
 
 def _with_renames(found: list[Difference]) -> Iterator[Difference]:

@@ -10,7 +10,8 @@ from everywhen.guest.tree import Content
 
 MOST_BYTES = 1 << 20
 MOST_LINES = 20_000
-"""Comparing takes time with the square of what differs: 20,000 lines of which all differ take some seconds."""
+"""Comparing takes time with the square of what differs: 20,000 lines of which all differ take some seconds; made for it (each
+some hundred times, in another order), most of a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def text_difference(before: Content | None, after: Content | None, names: tuple[
     if max(map(len, lines)) > MOST_LINES:
         return TextDifference(equal=False, lines=[], why=f"more than {MOST_LINES:,} lines")
     found = list(difflib.unified_diff(lines[0], lines[1], *names, lineterm=""))
-    return TextDifference(equal=False, lines=found, why="" if found else "only the ends of lines differ")
+    return TextDifference(equal=False, lines=found, why="" if found else "only the ends of lines, or the encoding, differ")
 
 
 def _decoded(content: bytes) -> str | None:
