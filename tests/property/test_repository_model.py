@@ -22,7 +22,7 @@ from everywhen.formats.ids import PointId
 from everywhen.formats.point import RecoveryPoint
 from everywhen.repository.errors import NoSuchPoint
 from everywhen.repository.ledger import Drop, Hold, Ledger, Undone
-from everywhen.repository.reading import copy_disk_in_order, opened_points, used_blocks
+from everywhen.repository.reading import copy_disk_in_order, opened_points
 from everywhen.repository.repository import Repository
 from everywhen.repository.verify.verify import Watching, judging
 from everywhen.storage.memory import MemoryStore
@@ -280,7 +280,9 @@ class RepositoryModel(RuleBasedStateMachine):
                 copy_disk_in_order(self.repository.fetcher, disk.tree, sink, lambda _: None)
                 assert sink.at == size
                 assert {number: data.ljust(BLOCK_SIZE, b"\0") for number, data in sink.data.items()} == expected
-                assert used_blocks(self.repository.fetcher, disk.tree).tolist() == sorted(expected)
+                used = self.repository.used_ranges.of(disk.tree)
+                assert used.units(BLOCK_SIZE).within(0, size).tolist() == sorted(expected)
+                assert used.end <= size
 
     @rule(read_data=st.booleans())
     def verify(self, read_data: bool) -> None:

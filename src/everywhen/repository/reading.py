@@ -13,7 +13,6 @@ from typing import Protocol
 import numpy as np
 
 from everywhen.block.device import BLOCK_SIZE
-from everywhen.block.patched import Patches
 from everywhen.formats.ids import random_word
 from everywhen.formats.node import FANOUT, Names
 from everywhen.formats.point import RecoveryPoint, Tree
@@ -127,19 +126,6 @@ def copy_disk_in_order(fetcher: ChunkFetcher, tree: Tree, sink: Sink, progress: 
                 future.cancel()
     if at < tree.size:
         sink.zero(at, tree.size - at)
-
-
-def used_blocks(
-    fetcher: ChunkFetcher, tree: Tree, patches: Patches | None = None
-) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """(n,) int64, sorted: numbers of a disk's blocks that are not known to be zero; with what lies over it."""
-    parts = [np.empty(0, np.int64)]
-    for index, names in BlockMap(fetcher.read_many, tree).leaves():
-        parts.append(np.flatnonzero(names.any(axis=1)).astype(np.int64) + index * FANOUT)
-    used = np.concatenate(parts)
-    # A record may name what lies beyond the disk: who wrote the segment is not trusted to know its size.
-    patched = [block for first, end in patches.ranges(tree.size) for block in range(first, end)] if patches else []
-    return np.union1d(used, np.array(patched, np.int64)) if patched else used
 
 
 def _runs(block_map: BlockMap) -> Iterator[tuple[int, Names]]:

@@ -34,6 +34,7 @@ from everywhen.repository.points import RecoveryPoints
 from everywhen.repository.presence import Attendance, Clock, Holder, Presence
 from everywhen.repository.similarity import Similarity
 from everywhen.repository.twins import TWINS
+from everywhen.repository.used_ranges import UsedRanges
 from everywhen.storage.base import ObjectNotFound, ObjectStore
 
 DEFAULT_LEVEL = 1
@@ -70,6 +71,7 @@ class Repository:
         self.index, self.fingerprints = self._open_caches()
         self.codec = ChunkCodec(unlocked.keyset.naming_key, level)
         self.fetcher = ChunkFetcher(self.index, self.packs, self.codec, self.refresh)
+        self.used_ranges = UsedRanges(self.fetcher.read_many)
         self.similarity = Similarity(self.fingerprints, self.index, self.fetcher)
         self.condemned_points: frozenset[str] = frozenset()
         """Points that gc is about to delete, as of the last `refresh`: not to be opened or built upon any more."""

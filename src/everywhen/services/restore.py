@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 from everywhen.block import qemu_locks
-from everywhen.block.device import BLOCK_SIZE
 from everywhen.block.open_image import open_image
 from everywhen.block.patched import PatchedSink, Patches
 from everywhen.block.target import Target
@@ -24,12 +23,11 @@ from everywhen.block.target_in_place import InPlace
 from everywhen.block.target_stream import Stream
 from everywhen.formats.layouts.choose import FORMATS
 from everywhen.formats.layouts.layout import Identity, Layout, LayoutError
-from everywhen.formats.layouts.runs import Runs
 from everywhen.formats.point import RecoveryPoint, Tree
 from everywhen.repository.disk import PointDisk
 from everywhen.repository.errors import Damaged
 from everywhen.repository.ledger import Vm
-from everywhen.repository.reading import copy_disk, copy_disk_in_order, opened_points, used_blocks
+from everywhen.repository.reading import copy_disk, copy_disk_in_order, opened_points
 from everywhen.repository.repository import Repository
 from everywhen.services.failures import Damage, Failed, NotFound, WrongUsage
 from everywhen.services.naming import is_name
@@ -155,10 +153,7 @@ def restore(repository: Repository, order: RestoreOrder, report: Report) -> Rest
 
 def bytes_used(repository: Repository, tree: Tree, patches: Patches) -> int:
     """Bytes of a disk's blocks that are not known to be zero: what a restore of it writes."""
-    used = used_blocks(repository.fetcher, tree, patches)
-    # The last block of a disk may be a part of one.
-    beyond = max(0, (int(used[-1]) + 1) * BLOCK_SIZE - tree.size) if len(used) else 0
-    return len(used) * BLOCK_SIZE - beyond
+    return repository.used_ranges.of(tree, patches).count
 
 
 def _advancing(report: Report, total: int) -> Callable[[int], None]:
@@ -263,8 +258,7 @@ def _in_place(order: RestoreOrder, path: str, tree: Tree, source: str, *, device
 
 
 def _layout(repository: Repository, order: RestoreOrder, name: str, path: str, tree: Tree) -> Layout:
-    used = used_blocks(repository.fetcher, tree, order.patches(name))
-    runs = Runs.of_blocks(used, BLOCK_SIZE, tree.size)
+    runs = repository.used_ranges.of(tree, order.patches(name))
     fresh = uuid.UUID(bytes=repository.surroundings.randomness(16), version=4)
     created = repository.surroundings.clock() // 1_000_000_000
     try:

@@ -165,7 +165,7 @@ def test_much_that_is_laid_over_a_point_is_put_aside(repository: Repository, mon
     assert opened.found.writes_after == 200
     assert sum(one.memory for one in opened.patches.values()) <= 100_000
     blocks = Blocks(repository.fetcher)
-    disk = MomentDisk(repository.fetcher, blocks, opened.point.disks["vda"].tree, opened.patches["vda"])
+    disk = MomentDisk(repository.used_ranges, blocks, opened.point.disks["vda"].tree, opened.patches["vda"])
     assert disk.read(0, 65536) == content
     blocks.close()
 
@@ -180,5 +180,5 @@ def test_which_moment_it_is_can_be_told_without_its_contents(repository: Reposit
         assert (told.label, told.found) == (whole.label, whole.found)
         for patches in told.patches.values():
             with pytest.raises(TypeError, match="without its contents"):
-                MomentDisk(repository.fetcher, blocks, whole.point.disks["vda"].tree, patches)
+                MomentDisk(repository.used_ranges, blocks, whole.point.disks["vda"].tree, patches)
     blocks.close()

@@ -105,8 +105,8 @@ class Line:
         patches: dict[str, Patches] = {}
         if at > self.at_point(at.index) and (records := self.records(at.index)):
             patches = dict(zip(records.disks, self._replayed(records, at.sequence), strict=True))
-        fetcher = self._repository.fetcher
-        return {name: MomentDisk(fetcher, self._blocks, disk.tree, patches.get(name)) for name, disk in point.disks.items()}
+        used = self._repository.used_ranges
+        return {name: MomentDisk(used, self._blocks, disk.tree, patches.get(name)) for name, disk in point.disks.items()}
 
     def _replayed(self, records: Records, until: int) -> Sequence[Patches]:
         replay = Replay([Patches() for _ in records.disks], records.begin, following=True)

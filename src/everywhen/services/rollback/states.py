@@ -39,7 +39,7 @@ def opened_states(repository: Repository, vm: Vm, moments: tuple[OpenedMoment, O
 
 def _view(repository: Repository, vm: Vm, moment: OpenedMoment, blocks: Blocks, *, leased: bool) -> MomentView:
     disks = {
-        name: MomentDisk(repository.fetcher, blocks, disk.tree, moment.patches.get(name))
+        name: MomentDisk(repository.used_ranges, blocks, disk.tree, moment.patches.get(name))
         for name, disk in moment.point.disks.items()
     }
     return MomentView(vm, moment, disks, leased)

@@ -18,8 +18,7 @@ from everywhen.formats.layouts.runs import Runs
 from everywhen.formats.node import FANOUT, Names
 from everywhen.formats.point import Tree
 from everywhen.repository.blockmap import BlockMap
-from everywhen.repository.fetch import ChunkFetcher
-from everywhen.repository.reading import used_blocks
+from everywhen.repository.used_ranges import UsedRanges
 from everywhen.services.view.blocks import Blocks
 
 _FIRST_AHEAD, _MOST_AHEAD = 4, 64
@@ -62,10 +61,10 @@ class _Nodes:
 class MomentDisk:
     """A read-only BlockDevice of which several threads may read at once."""
 
-    def __init__(self, fetcher: ChunkFetcher, blocks: Blocks, tree: Tree, patches: Patches | None = None) -> None:
+    def __init__(self, used: UsedRanges, blocks: Blocks, tree: Tree, patches: Patches | None = None) -> None:
         """`patches`: what the journal has after the point; they do not change any more."""
         self.size = tree.size
-        self._fetcher = fetcher
+        self._used = used
         self._tree = tree
         self._blocks = blocks
         nodes = _Nodes(blocks)
@@ -133,7 +132,7 @@ class MomentDisk:
 
         With a block map of its own, which nobody waits for. Raises Damaged, StorageError.
         """
-        return Runs.of_blocks(used_blocks(self._fetcher, self._tree, self._patches), BLOCK_SIZE, self.size)
+        return self._used.of(self._tree, self._patches)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -57,15 +57,25 @@ class HeldMoment:
         """When it was, in ns since 1970 UTC."""
         return self.view.moment.found.moment.time_ns
 
+    def fits(self, disk: str, image_format: str) -> bool:
+        """Whether there is that file: for who lists a folder, and need not wait for the block map. Raises as `file`."""
+        size = self.view.disks[disk].size
+        if self._laid_out(disk, Runs.whole(size), image_format) is not None:
+            return True  # whatever of it is used
+        # A VMDK file of a disk beyond 2 TiB alone depends on that.
+        return self._laid_out(disk, Runs.whole(0), image_format) is not None and self.size(disk, image_format) is not None
+
     def file(self, disk: str, image_format: str) -> DiskFile | None:
         """A disk as an image file; None where it does not fit into that format. Raises Damaged, StorageError."""
-        device = self.view.disks[disk]
         with self._lock:  # the first one computes it for all
             if disk not in self._allocated:
-                self._allocated[disk] = device.allocated()
+                self._allocated[disk] = self.view.disks[disk].allocated()
+        return self._laid_out(disk, self._allocated[disk], image_format)
+
+    def _laid_out(self, disk: str, allocated: Runs, image_format: str) -> DiskFile | None:
         identity = identity_of(self.view.moment.label, self.time_ns, disk, image_format)
         try:
-            return disk_file(device, self._allocated[disk], image_format, identity)
+            return disk_file(self.view.disks[disk], allocated, image_format, identity)
         except LayoutError:
             return None
 

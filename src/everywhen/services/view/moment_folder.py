@@ -122,7 +122,7 @@ class MomentFolder:
         """Image files that fit their formats, and volumes."""
         disks = sorted(self._held.view.disks)
         every = ((disk, form) for disk in disks for form in SHOWN_FORMATS)
-        found = [f"{disk}.{form}" for disk, form in every if self._held.size(disk, form) is not None]
+        found = [f"{disk}.{form}" for disk, form in every if self._held.fits(disk, form)]
         try:
             volumes = [f"{disk}.{one.name}.raw" for disk in disks for one in self._held.guest.volumes(disk) if _is_part(one)]
         except _UNREADABLE as error:

@@ -156,9 +156,9 @@ class OpenMoments:
             leased = stack.enter_context(lease)
             if not known:
                 self._packs_known = {point.point for point in catalog.points}
-            fetcher = self._repository.fetcher
+            used = self._repository.used_ranges
             disks = {
-                name: MomentDisk(fetcher, self._blocks, disk.tree, moment.patches.get(name))
+                name: MomentDisk(used, self._blocks, disk.tree, moment.patches.get(name))
                 for name, disk in moment.point.disks.items()
             }
             return _Open(MomentView(vm, moment, disks, leased), stack.pop_all())

@@ -96,7 +96,7 @@ def blocks(counted: Counted) -> Iterator[Blocks]:
 
 @pytest.fixture
 def disk(repository: Repository, blocks: Blocks, point: RecoveryPoint) -> MomentDisk:
-    return MomentDisk(repository.fetcher, blocks, point.disks["vda"].tree)
+    return MomentDisk(repository.used_ranges, blocks, point.disks["vda"].tree)
 
 
 def test_any_range_reads_as_it_was(disk: MomentDisk, source: SparseDisk) -> None:
@@ -122,7 +122,7 @@ def test_records_lie_over_the_point(repository: Repository, blocks: Blocks, poin
             data = chance.randbytes(length)
             patches.write(offset, data)
             expected[offset : offset + length] = data
-    disk = MomentDisk(repository.fetcher, blocks, point.disks["vda"].tree, patches)
+    disk = MomentDisk(repository.used_ranges, blocks, point.disks["vda"].tree, patches)
     for _ in range(300):
         offset = chance.randrange(SIZE)
         length = min(chance.choice([1, 4096, 70_000, 1 << 20]), SIZE - offset)
@@ -202,7 +202,7 @@ def test_blocks_of_the_same_content_are_fetched_ahead_once(world: World, reposit
     point = world.back_up(repository, {"vda": source})
     counted = Counted(repository.fetcher)
     blocks = Blocks(counted)  # type: ignore[arg-type]
-    disk = MomentDisk(repository.fetcher, blocks, point.disks["vda"].tree)
+    disk = MomentDisk(repository.used_ranges, blocks, point.disks["vda"].tree)
     with ThreadPoolExecutor(1) as reader:
         try:
             for number in range(40):
@@ -243,7 +243,7 @@ def test_what_is_lost_farther_on_fails_nobody_who_reads_before_it(
 
 def test_a_disk_goes_with_its_last_user(repository: Repository, blocks: Blocks, point: RecoveryPoint) -> None:
     """At once: what lies over it may be tens of MB and an open file."""
-    disk = MomentDisk(repository.fetcher, blocks, point.disks["vda"].tree)
+    disk = MomentDisk(repository.used_ranges, blocks, point.disks["vda"].tree)
     disk.read(0, 4096)
     gone = weakref.ref(disk)
     del disk
@@ -252,7 +252,7 @@ def test_a_disk_goes_with_its_last_user(repository: Repository, blocks: Blocks, 
 
 def test_memory_is_bounded(repository: Repository, counted: Counted, point: RecoveryPoint, source: SparseDisk) -> None:
     small = Blocks(counted, limit=3 * BLOCK_SIZE)  # type: ignore[arg-type]
-    disk = MomentDisk(repository.fetcher, small, point.disks["vda"].tree)
+    disk = MomentDisk(repository.used_ranges, small, point.disks["vda"].tree)
     assert disk.read(0, SIZE) == source.read(0, SIZE)
     assert sum(disk.read_cached(number * BLOCK_SIZE, 1) is not None for number in source.blocks) == 3
     small.close()

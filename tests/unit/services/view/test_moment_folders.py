@@ -10,10 +10,12 @@ from datetime import UTC
 import pytest
 
 from everywhen.block.patched import Patches
+from everywhen.formats.layouts.runs import Runs
 from everywhen.formats.point import RecoveryPoint, RolledBack, Tree
 from everywhen.formats.segment import Group, decode_group, encode_group
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
+from everywhen.repository.used_ranges import UsedRanges
 from everywhen.repository.writer import parent_link, write_point
 from everywhen.services.ages import SECOND
 from everywhen.services.failures import NotFound, WrongUsage
@@ -24,6 +26,7 @@ from everywhen.services.times import folder_time
 from everywhen.services.view import folders as tree
 from everywhen.services.view import held
 from everywhen.services.view.folders import Folders
+from everywhen.services.view.moment_folder import SHOWN_FORMATS
 from everywhen.services.view.moments import OpenMoments
 from everywhen.services.view.nodes import File, Folder, Link
 from tests.records import COMPLETE, OPENED, put_segment, write
@@ -196,6 +199,30 @@ def test_sizes_are_those_of_the_open_files(folders: Folders) -> None:
         assert file.node.time_ns == 40 * SECOND + 5
         assert len(file.read(0, 1 << 30)) == file.node.length
         file.close()
+
+
+def test_a_folder_of_disks_is_listed_without_their_block_maps(
+    repository: Repository, folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for a VMDK of more than 2 TiB, which is one only where not all of it is used."""
+    large = Vm("e" * 32, "web2", "web2", "", "", 0)
+    record(repository, large)
+    with write_point(repository, "test", first_copy=True) as writer:
+        disks = [SealedDisk(name, size, Tree(size, None)) for name, size in (("vda", 1 << 40), ("vdb", 3 << 40))]
+        sealer = Sealer(repository, writer, disks, Replay([Patches(), Patches()], 0, following=False))
+        sealer.feed(opening())
+        sealer.commit(None, Origin(large.vm, 1, "cd" * 16, {}), 0)
+    looked: list[int] = []
+    of = UsedRanges.of
+
+    def seen(used: UsedRanges, tree: Tree, patches: Patches | None) -> Runs:
+        looked.append(tree.size)
+        return of(used, tree, patches)
+
+    monkeypatch.setattr(UsedRanges, "of", seen)
+    names = folders.names("web2/@1970-01-01_00.00.10/disk")
+    assert names == [*(f"vda.{form}" for form in SHOWN_FORMATS), *(f"vdb.{form}" for form in ("raw", "qcow2", "vhdx", "vmdk"))]
+    assert looked == [3 << 40]
 
 
 def leases(repository: Repository) -> int:
