@@ -320,15 +320,36 @@ def test_the_first_copy_can_be_given_up(program: Program, hypervisor: Hypervisor
     assert program.ok("points") == []
 
 
-def test_ctrl_c_reaches_all_processes_and_the_last_point_is_made(program: Program, hypervisor: Hypervisor) -> None:
-    """A terminal sends it to sink and watchdog, too, which are to stay until `protect` has what it needs of them."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_reaches_all_processes_ends_them_in_order(program: Program, hypervisor: Hypervisor, number: int) -> None:
+    """A terminal sends Ctrl-C to sink and watchdog, too, which are to stay until `protect` has what it needs of them."""
     process = program.start("protect", "web1", "--qmp", hypervisor.qmp, "--pace", "0", prefix=("setsid",))
     _RUNNING.append(process)
     eventually(lambda: state(program) == "following", "it follows")
     hypervisor.write(0, 0, 4096, 9)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     done = ended(process)
     assert (done.code, "Traceback" in done.err, "could not be made" in done.err) == (0, False, False), done
+    same(program, hypervisor)
+
+
+def test_a_terminal_that_is_closed_ends_it_in_order_and_a_pipe_that_nobody_reads_does_not(
+    program: Program, hypervisor: Hypervisor
+) -> None:
+    """No tap is to stay in QEMU because a shell was left."""
+    process = program.start("protect", "web1", "--qmp", hypervisor.qmp, "--pace", "0", prefix=("setsid",))
+    _RUNNING.append(process)
+    eventually(lambda: state(program) == "following", "it follows")
+    assert process.stderr is not None
+    process.stderr.close()
+    hypervisor.write(0, 0, 4096, 9)
+    program.ok("mark", "web1", "nobody reads that it is made")
+    hypervisor.write(0, 65536, 4096, 10)
+    assert state(program) == "following"
+    for _ in range(2):  # the kernel's and the shell's
+        os.killpg(process.pid, signal.SIGHUP)
+    assert process.wait(60) == 0
+    assert all(name.startswith("everywhen-p-") for name in hypervisor.ours()), "bitmaps alone"
     same(program, hypervisor)
 
 

@@ -81,8 +81,9 @@ class SinkOrder:
 def main(arguments: list[str]) -> int:
     """Descriptors: the socket to the watchdog, and the page of counters."""
     control, page = map(int, arguments)
-    # Ctrl-C in the terminal is for `protect`, which ends us in order.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What is sent to a whole group of processes, by a terminal or who manages it, is for `protect`, which ends us in order.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     order = SinkOrder.decode(sys.stdin.buffer.read(_LONGEST_ORDER))
     # Until this process ends: where `protect` was killed, the next one must not bring in what is being written still.
     if not try_lock(os.open(order.folder, os.O_RDONLY | os.O_DIRECTORY)):

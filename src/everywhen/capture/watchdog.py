@@ -93,8 +93,10 @@ class Watchdog:
 def main(arguments: list[str]) -> int:
     """Descriptors: listening socket, socket to the sink, pidfd of the sink, page of counters, socket to the parent."""
     listening, to_sink, sink, page, parent = map(int, arguments)
-    # Ctrl-C in the terminal is for `protect`: without us the sink would end before the last point has its writes.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What is sent to a whole group of processes, by a terminal or who manages it, is for `protect`: without us the sink would
+    # end before the last point has its writes.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     watchdog = Watchdog(socket.socket(fileno=listening), socket.socket(fileno=to_sink), sink, Counters(page))
     os.set_inheritable(page, False)
     return watchdog.run(socket.socket(fileno=parent))

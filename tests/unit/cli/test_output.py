@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 import pytest
 
@@ -134,6 +135,23 @@ def test_a_failure_is_the_document_or_stands_beside_it() -> None:
     output.failure(failure)
     assert json.loads(out.getvalue()) == []
     assert err.getvalue() == "No VM.\n  All is safe.\n  everywhen status\n"
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_what_nobody_reads_may_end_nothing(heard: bool) -> None:
+    """`protect` speaks to terminals that are closed, and to logs whose disk is full."""
+
+    class Gone(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    output = Output(io.StringIO(), Gone(), {})
+    if not heard:
+        output.unheard()
+    with pytest.raises(BrokenPipeError) if heard else nullcontext():
+        output.note("it goes on")
+    with pytest.raises(BrokenPipeError) if heard else nullcontext():
+        output.warn("it was lost")
 
 
 def test_quiet_silences_all_but_failures() -> None:

@@ -16,9 +16,12 @@ File contents (`cat`, `restore --to -`) are bytes and go to `sys.stdout.buffer` 
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TextIO
+from contextlib import suppress
+from typing import IO, Any, TextIO, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -73,6 +76,10 @@ class Output:
     def err(self) -> Console:
         """The console of standard error, for progress."""
         return self._err
+
+    def unheard(self) -> None:
+        """From now on what cannot be written beside the result is dropped, and ends nothing: nobody may be there any more."""
+        self._err.file = cast("TextIO", _Unheard(self._err.file))
 
     def document(self, value: Mapping[str, Any] | Sequence[Any]) -> None:
         """The one JSON document of a command with `--json`; without, nothing is printed."""
@@ -140,6 +147,34 @@ class Output:
         for text in (failure.safe, *failure.do):
             if text:
                 _write(self._err, f"  {visible(text)}")
+
+
+class _Unheard:
+    """A stream whose reader may go, as a terminal that is closed, and whose disk may be full."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._leave(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._leave(error)
+
+    def _leave(self, error: OSError) -> None:
+        if error.errno in (errno.EPIPE, errno.EIO):  # or the interpreter fails once more while it flushes at exit
+            with suppress(OSError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the stream has
+        return getattr(self._stream, name)
 
 
 def _console(stream: TextIO, env: Mapping[str, str]) -> Console:

@@ -161,6 +161,7 @@ def protect_command(
 ) -> None:
     """Capture every write of a running VM, until Ctrl-C."""
     context = context_of(locals())
+    context.output.unheard()
     manager = ServiceManager.of(context.env)
     address = agent_address(vm, agent, libvirt, domain)
     calm = quieting(context, vm, consistency, address, host_hook)
@@ -190,14 +191,17 @@ def protect_command(
         state = CaptureState(told, repository.surroundings.clock, identity)
         wishes = stack.enter_context(Listener(order.folder, state.document))
 
-        def stop(_number: int, _frame: FrameType | None) -> None:
+        def stop(number: int, _frame: FrameType | None) -> None:
             if wishes.ending:
+                if number == signal.SIGHUP:
+                    return  # of a terminal that is closed there are two: the kernel's, and the shell's
                 raise KeyboardInterrupt  # twice: end at once
             manager.tell(STOPPING="1", STATUS="Making the last recovery point")
             wishes.end()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, stop)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, stop)
         with _noted(order.folder, repository):
             point = protect(LocalRecipient(repository), vm, order, state, Time(time.monotonic, time.sleep), wishes)
     context.output.document({"vm": vm, "point": point.point if point else None})
