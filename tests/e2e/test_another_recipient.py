@@ -68,6 +68,9 @@ class Elsewhere:
         newest = self.points[-1] if self.points else None
         return Beginning(VM, newest, {newest.point: newest.number} if newest else {}, 0)
 
+    def point(self, point: PointId) -> RecoveryPoint | None:
+        return None
+
     def claim(self, vm: str, parent: RecoveryPoint | None, spool: Path) -> int:
         return len(self.ended) + 1
 

@@ -7,6 +7,7 @@ there are none.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from everywhen.capture.qmp import MonitorError
 from everywhen.hypervisor.abilities import Abilities, abilities_of
 
 T = TypeVar("T")
+_SHUTDOWN_S, _LOOK_S = 60.0, 0.5
 _POOL_S = 120.0
 """A pool looks at all its volumes when it is refreshed."""
 _RECEIVE = 1 << 12
@@ -160,6 +162,35 @@ class VmHost:
     def resume(self, uuid: str) -> None:
         """Let its processor go."""
         within(ANSWER_S, self._host.domain(uuid).domain.resume)
+
+    def keeps_from_stopping(self, uuid: str) -> tuple[str, str]:
+        """Why a domain should not be stopped, given other disks and started, and what to do; '' where nothing is in the way."""
+        domain = self._host.domain(uuid).domain
+        if not within(ANSWER_S, domain.isPersistent):
+            why = "libvirt would forget it when it is off (it is transient)"
+            return why, f"Define it: virsh dumpxml --migratable {uuid} > vm.xml; virsh define vm.xml"
+        if within(ANSWER_S, domain.hasManagedSaveImage):
+            why = "its memory was saved (virsh managedsave), and its next start would go on with that over other disks"
+            return why, f"Start it, or: virsh managedsave-remove {uuid}"
+        return "", ""
+
+    def stop(self, uuid: str, *, at_once: bool) -> None:
+        """Have a domain off. Its guest is asked (ACPI), and has a minute, unless it is to be `at_once`; then QEMU is asked to
+        end in order, which flushes its disks, and only one that does not is killed."""
+        there = self._host.domain(uuid)
+        domain = there.domain
+        # A guest that stands still does not hear.
+        if not at_once and within(ANSWER_S, domain.state)[0] == libvirt.VIR_DOMAIN_RUNNING:
+            within(ANSWER_S, domain.shutdown)
+            until = time.monotonic() + _SHUTDOWN_S
+            while there.runs and time.monotonic() < until:
+                time.sleep(_LOOK_S)
+        if there.runs:
+            try:
+                within(ANSWER_S, lambda: domain.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_GRACEFUL))
+            except MonitorError:
+                if there.runs:
+                    within(ANSWER_S, domain.destroy)
 
     def runs(self, uuid: str) -> bool:
         """Whether it has a QEMU."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """How commands speak to a capture that runs on this host: one JSON object over a unix socket, one in answer.
 
-    {"wish": "ship"} · {"wish": "mark", "text": …, "at_ns": …} · {"wish": "pause", "seconds": …} · {"wish": "resume"} ·
-    {"wish": "end"} · {"wish": "status"}
+    {"wish": "ship"} · {"wish": "mark", "text": …, "at_ns": …} · {"wish": "pause", "seconds": …} ·
+    {"wish": "resume", "in_sync": …} · {"wish": "end"} · {"wish": "status"}
 
 An answer with `error` says why nothing was done. The socket lies in the VM's folder, for its owner only. Nobody waits longer
 than ANSWER_S, and a wish that nobody waits for any more is not granted: a pause that comes an hour late does harm.
@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Self
 
 from everywhen.formats.errors import Corrupt
-from everywhen.formats.fields import Json, parse_json, text, whole
+from everywhen.formats.fields import Json, optional_text, parse_json, text, whole
 from everywhen.repository.index.process_lock import try_lock
 from everywhen.services.failures import Busy, WrongUsage
 from everywhen.services.protect.socket_names import LONGEST, too_long
@@ -199,7 +199,7 @@ class Listener:
                     raise Corrupt("a pause lasts from 0 seconds to 7 days")
                 return Pause(float(seconds), reply, time.monotonic())
             case "resume":
-                return Resume(reply)
+                return Resume(reply, optional_text(value, "in_sync") or "")
             case "end":
                 return End(reply)
             case "status":

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import secrets
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -23,6 +25,7 @@ from everywhen.interfaces.cli.app import (
     context_of,
 )
 from everywhen.interfaces.cli.context import Context
+from everywhen.interfaces.cli.hypervisors import Domain
 from everywhen.interfaces.cli.named_values import pairs
 from everywhen.interfaces.cli.rollback_asked import Meant, meant, targets
 from everywhen.interfaces.cli.rollback_capture import CaptureHere
@@ -31,7 +34,7 @@ from everywhen.interfaces.cli.rollback_words import Telling, plan_document, tell
 from everywhen.repository.repository import Repository
 from everywhen.services.addresses import Address
 from everywhen.services.catalog import read_catalog
-from everywhen.services.failures import Busy
+from everywhen.services.failures import Busy, WrongUsage
 from everywhen.services.opening import open_moment
 from everywhen.services.rollback.image_writer import QemuTools
 from everywhen.services.rollback.planning import Asked, Plan, apart_ns, planned
@@ -46,6 +49,16 @@ def rollback_command(
         list[str],
         typer.Argument(metavar="MOMENT|group:NAME@WHEN...", help="VM[/DISK]@WHEN; VM~1 is what a VM's first rollback left."),
     ],
+    libvirt: Annotated[
+        str | None, typer.Option("--libvirt", metavar="URI", help="Else LIBVIRT_DEFAULT_URI, or qemu:///system.")
+    ] = None,
+    domain: Domain = None,
+    yes_stop: Annotated[
+        list[str] | None, typer.Option("--yes-stop", metavar="VM", help="Stop it, if it runs, and start it again. Repeatable.")
+    ] = None,
+    power_off: Annotated[
+        bool, typer.Option("--power-off", help="Stop as by the switch: without asking the guest, which has a minute else.")
+    ] = False,
     disk: Annotated[
         list[str] | None,
         typer.Option("--disk", metavar="DISK=IMAGE", help="All images of a VM that is off, and that libvirt does not know."),
@@ -67,7 +80,8 @@ def rollback_command(
 ) -> None:
     """Set VMs back where they are, writing only what differs. What is left stays, as a branch that can be gone back to."""
     context = context_of(locals())
-    machines = Machines(pairs(disk or [], "DISK=IMAGE"), pairs(image_format or [], "DISK=FORMAT"))
+    given = pairs(disk or [], "DISK=IMAGE"), pairs(image_format or [], "DISK=FORMAT")
+    machines = Machines(*given, libvirt, domain, context.env, secrets.token_bytes)
     tools = QemuTools(context.env.get("PATH"))
     context.output.kept = "Nothing of the disks was changed."
     with context.repository() as repository, ExitStack() as stack:
@@ -83,7 +97,7 @@ def rollback_command(
         }
         for one in [] if dry_run else found:
             stack.enter_context(alone(context.state(one.vm.name)))
-        records = _under_way(context, repository, found, tuple(moments), undo=undo)
+        records = _under_way(context, repository, found, tuple(moments), undo=undo, dry_run=dry_run)
         if not records:
             plans = _plans(context, repository, found, places, (tuple(moments), undo, exact))
             apart = apart_ns(read_catalog(repository), plans)
@@ -92,20 +106,36 @@ def rollback_command(
                 context.output.document({"vms": {plan.asked.vm.name: plan_document(plan, apart) for plan in plans}})
                 context.output.line("Nothing was done (--dry-run).")
                 return
+            _demand_stop([plan.asked.vm.name for plan in plans if plan.record.ran], set(yes_stop or []))
             records = {plan.asked.vm.name: plan.record for plan in plans}
-        elif dry_run:
-            raise Busy("A rollback is under way, and was broken off.", do=[next(iter(records.values())).command])
         told = Telling(context, stack)
         vms = {one.vm.name: one.vm for one in found}
         rollbacks = [Rollback(repository, vms[name], places[name], record, told) for name, record in records.items()]
         context.output.kept = "Nothing is lost: the same command goes on with it, and with --undo it goes back."
-        run(rollbacks, at_once=False)
+        run(rollbacks, at_once=power_off)
         points = {one.vm.name: one.made() for one in rollbacks}
     tell_done(context, rollbacks, points)
 
 
+def _demand_stop(running: Sequence[str], told: set[str]) -> None:
+    """Raises WrongUsage where nobody can be asked whether a VM may be stopped; Abort."""
+    left = [name for name in running if name not in told]
+    if not left:
+        return
+    if not sys.stdin.isatty():
+        raise WrongUsage(
+            f"{left[0]} is running, and nobody said that it may be stopped.",
+            on=left[0],
+            safe="Nothing was changed.",
+            do=[f"If it may: {' '.join(f'--yes-stop {name}' for name in running)}"],
+        )
+    for name in left:
+        if typer.prompt(f"{name} is running. Type its name to have it stopped and rolled back", err=True) != name:
+            raise typer.Abort
+
+
 def _under_way(
-    context: Context, repository: Repository, found: Sequence[Meant], words: tuple[str, ...], *, undo: bool
+    context: Context, repository: Repository, found: Sequence[Meant], words: tuple[str, ...], *, undo: bool, dry_run: bool
 ) -> dict[str, Record]:
     """What an earlier run of this command has left; empty where it is to begin. Raises Busy, WrongUsage, Damage."""
     folders = {one.vm.name: context.state(one.vm.name) for one in found}
@@ -113,9 +143,13 @@ def _under_way(
     known = {name: record for name, record in records.items() if record is not None}
     for name, record in known.items():
         _demand_same(name, record, repository, words, undo=undo)
-    if not known or all_done(list(records.values())):
+    if known and dry_run:
+        name, record = next(iter(known.items()))
+        raise Busy(f"A rollback of {name} was broken off.", on=name, safe="Nothing was done.", do=[record.command])
+    done = all_done(list(records.values()))
+    if not known or (done and not undo):
         return known
-    if not_begun(list(records.values())):
+    if done or not_begun(list(records.values())):
         for name in known:
             remove_record(folders[name])
         return {}

@@ -10,8 +10,9 @@ from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.control_socket import NoAnswer, NobodyThere, ask
 from everywhen.services.failures import Busy
 from everywhen.services.protect import capture_states
-from everywhen.services.protect.wishes import LONGEST_PAUSE_S
 
+_PAUSE_S = 3600.0
+"""One that is over before the disks are written does no harm: they are marked, and capture refuses them."""
 _PATIENCE_S, _LOOK_S = 300.0, 0.2
 """What it captured last becomes a point first, which may take a while."""
 
@@ -30,7 +31,7 @@ class CaptureHere:
             try:
                 state = self._ask({"wish": "status"})
                 if state.get("state") == capture_states.OFF:
-                    why = str(self._ask({"wish": "pause", "seconds": LONGEST_PAUSE_S}).get("error", ""))
+                    why = str(self._ask({"wish": "pause", "seconds": _PAUSE_S}).get("error", ""))
                     if not why:
                         point = str(state.get("point") if state.get("in_sync") else "")
                         return PointId(point) if is_point_id(point) else None

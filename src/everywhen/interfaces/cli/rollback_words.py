@@ -103,6 +103,7 @@ def tell_done(context: Context, rollbacks: Sequence[Rollback], points: Mapping[s
             "bytes_written": one.written,
             "undone": record.undo,
             "started": record.ran,
+            "said": one.said,
         }
         if point is None:
             context.output.line(f"{vm}: the rollback was broken off; its disks are what they were before.")
@@ -110,6 +111,8 @@ def tell_done(context: Context, rollbacks: Sequence[Rollback], points: Mapping[s
         when = local_time(record.goal.time_ns, context.zone)
         ran = "; it was started again" if record.ran else ""
         context.output.line(f"{vm}: as it was at {when}, recovery point {point.point}; {size(one.written)} written{ran}.")
+        if one.said:
+            context.output.line(f"  {one.said[0].upper()}{one.said[1:]}.")
         context.output.line(f"  What was left:  {branch}   (everywhen ls {branch}@WHEN:/, everywhen cp {branch}@WHEN:/PATH .)")
         context.output.line(f"  Forward again:  everywhen rollback {branch}")
     context.output.document({"vms": document})

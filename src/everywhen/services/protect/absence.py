@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from everywhen.block.device import DeviceError
 from everywhen.block.image_errors import ImageError
 from everywhen.capture.qmp import MonitorError
+from everywhen.formats.ids import PointId
 from everywhen.formats.point import RecoveryPoint
 from everywhen.services.failures import Failure
 from everywhen.services.protect.capture_order import REPOSITORY_FAILS, CaptureOrder, Stopped, Time, Told
@@ -58,11 +59,24 @@ class Absence:
             if not self._is_off():
                 return
             self.until_ns = self.recipient.surroundings.clock()
-            if rest(_LOOK_S, self.time, self.wishes, self.told):
+            if (newest := rest(_LOOK_S, self.time, self.wishes, self.told)) is not None:
+                if newest and self._is_complete(PointId(newest)):  # it was rolled back in the pause
+                    seen = images_seen(self.order)
                 self._tell(why)
 
     def _tell(self, why: str) -> None:
         self.told.off(f"{why}; its images were not read: {self._obstacle}" if self._obstacle else why, self.complete)
+
+    def _is_complete(self, newest: PointId) -> bool:
+        """Take it from somebody else that the images show this point; whether there is such a one."""
+        try:
+            found = self.recipient.point(newest)
+        except REPOSITORY_FAILS:
+            return False  # then they are read, and compared
+        if found is not None:
+            self.complete, self.until_ns = found, self.recipient.surroundings.clock()
+            self.told.sealed(found, 0)
+        return found is not None
 
     def _is_off(self) -> bool:
         try:
@@ -119,18 +133,21 @@ def images_seen(order: CaptureOrder) -> tuple[object, ...]:
     return tuple(found)
 
 
-def rest(seconds: float, time: Time, wishes: Wishes, told: Told) -> bool:
-    """Do not capture for so long; the end, and a wish to go on, end it early. Whether there was a pause."""
-    until, paused = time.monotonic() + seconds, False
+def rest(seconds: float, time: Time, wishes: Wishes, told: Told) -> str | None:
+    """Do not capture for so long; the end, and a wish to go on, end it early.
+
+    None where there was no pause, else the point that the images show, as whoever ended it said, or ''.
+    """
+    until, paused = time.monotonic() + seconds, None
     while not wishes.ending and (left := until - time.monotonic()) > 0:
         told.alive()
         wish = wishes.wait(min(left, 1.0))
         match wish:
             case Resume():
                 wish.reply({"resumed": True})
-                return paused
+                return None if paused is None else wish.newest
             case Pause():
-                until, paused = time.monotonic() + wish.seconds, True
+                until, paused = time.monotonic() + wish.seconds, ""
                 told.paused(wish.seconds)
                 wish.reply({"paused": wish.seconds})
             case None:

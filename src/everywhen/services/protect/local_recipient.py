@@ -15,6 +15,7 @@ from everywhen.formats.errors import Corrupt
 from everywhen.formats.ids import PointId
 from everywhen.formats.point import JournalPosition, RecoveryPoint, Tree
 from everywhen.repository import epochs
+from everywhen.repository.errors import NoSuchPoint
 from everywhen.repository.intake import Ranges
 from everywhen.repository.keys.segment_keys import JournalRecipient
 from everywhen.repository.ledger import Vm
@@ -97,6 +98,12 @@ class LocalRecipient:
                 "the repository (everywhen verify --repair), and the next protect brings them in"
             )
         return found
+
+    def point(self, point: PointId) -> RecoveryPoint | None:
+        try:
+            return self._repository.points.get(point)
+        except NoSuchPoint:
+            return None
 
     def claim(self, vm: str, parent: RecoveryPoint | None, spool: Path) -> int:
         return claimed_epoch(self._repository, vm, parent, spool)

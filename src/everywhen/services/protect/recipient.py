@@ -173,6 +173,9 @@ class Recipient(Protocol):
     def beginning(self, name: str, order: CaptureOrder, told: Told) -> Beginning:
         """Before a stretch of capture. Raises Failure, MonitorError, ForeignSpool, SpoolInUse, OSError."""
 
+    def point(self, point: PointId) -> RecoveryPoint | None:
+        """That one; None where there is none of that name."""
+
     def claim(self, vm: str, parent: RecoveryPoint | None, spool: Path) -> int:
         """A number for a capture that begins after `parent`, which no other of the VM has. Raises ForeignClaim."""
 

@@ -45,9 +45,11 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """End a pause, or the wait for another try. The reply's `resumed`: whether there was one."""
+    """End a pause, or the wait for another try. The reply's `resumed`: whether there was one. `newest`: the point that the
+    images of a VM that is off were made to show meanwhile, or ''."""
 
     reply: Reply
+    newest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,13 @@ def rewritten(xml: str, changes: Changes) -> Rewritten:
     return Rewritten(ET.tostring(root, encoding="unicode"), name, uuid, genid, cards, tuple(remarks))
 
 
+def new_generation(xml: str, generation: UUID) -> tuple[str, Genid]:
+    """A definition with another VM-Generation-ID and nothing else changed; what became of it. Raises Corrupt."""
+    root = domain_element(xml)
+    genid = _generation(root, generation)
+    return ET.tostring(root, encoding="unicode"), genid
+
+
 def looks_like_windows(root: ET.Element) -> bool:
     """By what virt-manager wrote down, or by what is switched on for Windows alone."""
     system = root.find(_LIBOSINFO)

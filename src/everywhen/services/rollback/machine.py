@@ -20,8 +20,8 @@ class Machine(Protocol):
     def runs(self) -> bool:
         """Whether it is on, be it paused."""
 
-    def demand_stoppable(self) -> None:
-        """It runs. Raises Failure where it is nothing that can be stopped from here."""
+    def demand_usable(self) -> None:
+        """Raises Failure where it cannot be stopped and started from here."""
 
     def images(self) -> dict[str, StoredDisk]:
         """The images of its disks, as it will be started next."""
@@ -31,6 +31,9 @@ class Machine(Protocol):
 
     def stop(self, *, at_once: bool) -> None:
         """Have it off; `at_once`: as by its switch, else its guest is asked first."""
+
+    def prepare(self) -> str:
+        """It is off, and its disks are set back: let its guest learn that at its next start; what is to be said of that."""
 
     def start(self) -> None:
         """Have it on."""
@@ -67,9 +70,11 @@ class GivenImages:
         return {}
 
     def stop(self, *, at_once: bool) -> None:  # noqa: ARG002 - nobody can
-        self.demand_stoppable()
+        self.demand_usable()
 
-    def demand_stoppable(self) -> None:
+    def demand_usable(self) -> None:
+        if not self.runs():
+            return
         path = next(iter(self.given.values())).path
         raise Busy(
             f"{path} is in use by a running virtual machine or another tool of QEMU's.",
@@ -77,6 +82,9 @@ class GivenImages:
             safe="Nothing was changed.",
             do=["Shut the VM down first. One of libvirt's can be shut down for you: --libvirt URI instead of --disk"],
         )
+
+    def prepare(self) -> str:
+        return ""
 
     def start(self) -> None:
         """It is off, and was."""

@@ -75,8 +75,8 @@ def planned(
         raise NotFound(f"{vm.name} had no disks then.", on=vm.name, safe=_NOTHING)
     for image in images.values():
         _demand_usable(vm, image, state)
-    if runs := machine.runs():
-        machine.demand_stoppable()
+    runs = machine.runs()
+    machine.demand_usable()
     disks = {name: images[name] for name in wanted}
     sequence = asked.moment.found.sequence if asked.moment.found.writes_after else None
     every = [*catalog.points_of(vm), *(one for one in catalog.dropped_points if one.vm == vm.vm)]

@@ -64,7 +64,7 @@ class Place:
 
 
 class Rollback:
-    """One VM's. `record` says how far it has come; `written` is how many bytes of disks this run wrote."""
+    """One VM's. `record` says how far it has come; `written`: bytes of disks that this run wrote; `said`: of the machine."""
 
     def __init__(self, repository: Repository, vm: Vm, place: Place, record: Record, told: Told) -> None:
         self._repository = repository
@@ -73,6 +73,7 @@ class Rollback:
         self.record = record
         self._told = told
         self.written = 0
+        self.said = ""
 
     @property
     def _folder(self) -> Path:
@@ -91,7 +92,9 @@ class Rollback:
         self._told.reached(self.vm.name, self.record.step)
 
     def stop(self, *, at_once: bool) -> None:
-        """Have it off."""
+        """Have it off, where anything is to be written or was."""
+        if self.record.undo and not self.record.has(Step.MARKED):
+            return
         if not self.record.has(Step.UNMARKED) and self._place.machine.runs():
             self._place.machine.stop(at_once=at_once)
 
@@ -252,10 +255,18 @@ class Rollback:
         """Have it run again where it did; capture goes on."""
         if self.record.has(Step.STARTED):
             return
-        if self.record.ran and not self._place.machine.runs():
+        if runs := self._place.machine.runs():
+            newest = None
+        elif self.record.undo:
+            newest = self.record.present
+        else:
+            self.said = self._place.machine.prepare()
+            made = self.made()
+            newest = made.point if made else None
+        # Before it runs: capture knows then that nobody else has written to the images, and waits for the start.
+        self._place.capture.go_on(newest)
+        if self.record.ran and not runs:
             self._place.machine.start()
-        made = None if self.record.undo else self.made()
-        self._place.capture.go_on(made.point if made else self.record.present)
         self._become(Step.STARTED)
 
     def over(self) -> None:
