@@ -30,9 +30,10 @@ class Libvirtd:
     """A running libvirtd. `folder`: short, since sockets are below it, and all may enter it, since QEMU is another user.
 
     `host`: it takes itself for a host of that name, so that domains can be migrated there; owners of images it leaves alone.
+    `drivers`: what it knows besides QEMU.
     """
 
-    def __init__(self, host: str = "") -> None:
+    def __init__(self, host: str = "", *, drivers: tuple[str, ...] = ()) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="lv-"))
         self.folder.chmod(0o711)
         self.qemu_user = "libvirt-qemu" if os.geteuid() == 0 else "root"
@@ -43,7 +44,7 @@ class Libvirtd:
             command += ["--user", "--map-root-user"]
         self._errors = (self.folder / "errors").open("ab")
         self._init = subprocess.Popen(
-            [*command, "bash", "-eu", str(_SCRIPT), str(self.folder), self.qemu_user, host],
+            [*command, "bash", "-eu", str(_SCRIPT), str(self.folder), self.qemu_user, host, "qemu", *drivers],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

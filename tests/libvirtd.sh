@@ -1,4 +1,4 @@
-# The first process of the namespaces of a private libvirtd (tests/libvirtd.py): FOLDER USER HOST. It lays its folders where libvirtd
+# The first process of the namespaces of a private libvirtd (tests/libvirtd.py): FOLDER USER HOST DRIVER... It lays its folders where libvirtd
 # looks for them, starts and stops it as it is told on standard input, and reaps what others leave: a libvirtd whose probes
 # are not reaped waits for each. When its input ends, it ends, and with it everything in here.
 folder=$1
@@ -33,8 +33,8 @@ if [ -n "$3" ]; then
     echo "host_uuid = \"$(cat /proc/sys/kernel/random/uuid)\"" >> "$folder/etc/libvirt/libvirtd.conf"
     echo "dynamic_ownership = 0" >> "$folder/etc/libvirt/qemu.conf"
 fi
-# Only QEMU's driver: the others look for services that are not here.
-ln -s /usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so "$folder/drivers/"
+# No more drivers than are asked for: others look for services that are not here.
+for driver in "${@:4}"; do ln -s /usr/lib/*/libvirt/connection-driver/libvirt_driver_"$driver".so "$folder/drivers/"; done
 # A /dev without kvm: where it exists and cannot be used, libvirtd asks QEMU for its abilities again and again.
 mount -t tmpfs none "$folder/dev"
 for device in null zero full random urandom tty; do

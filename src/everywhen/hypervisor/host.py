@@ -129,20 +129,6 @@ class VmHost:
             return str(error)
         return ""
 
-    def lacks_cpu(self, abilities: Abilities, xml: str) -> bool:
-        """Whether the host's processor cannot do what the domain's definition asks of it."""
-        root = ET.fromstring(xml)  # noqa: S314 - our own
-        cpu = root.find("cpu")
-        if cpu is None or cpu.get("mode", "custom") != "custom" or cpu.get("check") == "none":
-            return False
-        kind = root.find("os/type")
-        machine, arch = (None, None) if kind is None else (kind.get("machine"), kind.get("arch"))
-        asked = ET.tostring(cpu, encoding="unicode")
-        emulator = abilities.emulators.get(arch or "")
-        how = root.get("type")
-        answer = within(ANSWER_S, lambda: self._connection.compareHypervisorCPU(emulator, arch, machine, how, asked, 0))
-        return bool(answer == libvirt.VIR_CPU_COMPARE_INCOMPATIBLE)
-
     def define(self, xml: str) -> None:
         """A domain, off. One of its name and UUID that is there already is replaced: look before."""
         within(ANSWER_S, lambda: self._connection.defineXML(xml))

@@ -21,7 +21,7 @@ from everywhen.repository.repository import Repository
 from everywhen.services.addresses import Address
 from everywhen.services.catalog import read_catalog
 from everywhen.services.definition_files import files_of
-from everywhen.services.failures import Failed, WrongUsage
+from everywhen.services.failures import Exit, Failed, WrongUsage
 from everywhen.services.opening import OpenedMoment, open_moment
 from everywhen.services.restore import Mode, RestoredDisk, RestoreOrder, bytes_used
 from everywhen.services.returning.answering import started_and_seen
@@ -49,7 +49,7 @@ class Definition:
     dry_run: bool = False
 
 
-def define(context: Context, address: Address, asked: Definition) -> None:
+def define(context: Context, address: Address, asked: Definition) -> Exit:
     """Raises Failure."""
     if address.path is not None or address.disk is not None:
         raise WrongUsage(
@@ -66,17 +66,19 @@ def define(context: Context, address: Address, asked: Definition) -> None:
         with opened_points(repository, f"restore {vm.name}", [opened.point]) as leased:
             if not leased:
                 context.output.warn("the repository cannot be written: nothing there says that this moment is being read")
-            _defined(context, repository, vm, opened, asked)
+            answer = _defined(context, repository, vm, opened, asked)
+    asked_up = answer.seen is not None and not answer.seen.sign
+    return Exit.LESS_THAN_ASKED if asked_up else Exit.DONE
 
 
-def _defined(context: Context, repository: Repository, vm: Vm, opened: OpenedMoment, asked: Definition) -> None:
+def _defined(context: Context, repository: Repository, vm: Vm, opened: OpenedMoment, asked: Definition) -> Answer:
     returning = _returning(repository, vm, opened)
     wishes = replace(asked.wishes, storage=parse_storage(asked.storage, opened.point.disks))
     randomness = repository.surroundings.randomness
     name = name_for(returning, wishes)
     with reached(asked.uri) as host, ledger_of(context.state_folder(), asked.uri, name) as ledger:
         left = ledger.read()
-        plan = planned(returning, wishes, host, randomness, taken_up(left, returning.moment, host, dry_run=asked.dry_run))
+        plan = planned(returning, wishes, host, randomness, taken_up(left, returning.moment))
         checks = [*left_over(left, returning.moment, plan), *plan.checks]
         answer = Answer(asked.uri, returning, opened, wishes.kind, plan, checks)
         tell_plan(context, answer)
@@ -90,6 +92,7 @@ def _defined(context: Context, repository: Repository, vm: Vm, opened: OpenedMom
     answer.seconds = time.monotonic() - asked.began
     context.output.document(answer.document())
     tell_defined(context, answer)
+    return answer
 
 
 def _orders(vm: Vm, opened: OpenedMoment, context: Context, *, verify: bool) -> Ordered:

@@ -27,7 +27,7 @@ from everywhen.interfaces.cli.restored_words import restored_document, tell_rest
 from everywhen.interfaces.cli.shipping import ship_newest
 from everywhen.services.addresses import parse_address
 from everywhen.services.catalog import read_catalog
-from everywhen.services.failures import WrongUsage
+from everywhen.services.failures import Exit, WrongUsage
 from everywhen.services.groups import parse_group
 from everywhen.services.opening import open_moment
 from everywhen.services.restore import Mode, RestoreOrder, restore
@@ -80,7 +80,7 @@ def restore_command(
     progress: ProgressStyle = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
-) -> None:
+) -> int:
     """Disks of a moment as image files, onto devices, or over images; or the whole VM on a hypervisor again (--define)."""
     began = time.monotonic()
     context = context_of(locals())
@@ -92,8 +92,7 @@ def restore_command(
             from everywhen.interfaces.cli.define import Definition, define
         wishes = Wishes(kind, name, {}, network, image_format, machine, start, overwrite)
         asked = Definition(define_at, wishes, tuple(storage or ()), began, exact, verify, dry_run)
-        define(context, parse_address(moment), asked)
-        return
+        return define(context, parse_address(moment), asked)
     if kind is not As.original or name or storage or network or machine or start:
         raise WrongUsage("--as, --name, --storage, --network, --machine and --start go with --define alone.")
     if to is None:
@@ -108,6 +107,7 @@ def restore_command(
         raise WrongUsage("--json and --to - both want standard output.")
     mode: Mode = "in-place" if in_place else "overwrite" if overwrite else "new"
     _to_images(context, moment, Into(to, image_format or "raw", mode, verify, dry_run), exact=exact)
+    return Exit.DONE
 
 
 def _to_images(context: Context, moment: str, into: Into, *, exact: bool) -> None:

@@ -139,7 +139,7 @@ def defined_machine(xml: str, names: Iterable[str]) -> Machine:
     return Machine(
         disks=tuple(disks),
         kind="pc" if kind is None else kind.get("machine", "pc"),
-        memory=_memory(root.find("memory")),
+        memory=memory_of(root.find("memory")),
         cpus=1 if vcpu is None else _whole(vcpu.get("current") or vcpu.text, "vcpu"),
         uefi=flash or automatic,
         loader=(loader.text or "").strip() if loader is not None and flash else "",
@@ -196,7 +196,8 @@ def _card(interface: ET.Element | None) -> Card:
     return Card(known, address if len(digits) == 12 and digits.isalnum() else "")
 
 
-def _memory(element: ET.Element | None) -> int:
+def memory_of(element: ET.Element | None) -> int:
+    """Bytes that a definition's `memory` says; the usual ones where there is none. Raises Corrupt."""
     if element is None:
         return USUAL_MEMORY
     unit = _UNITS.get(element.get("unit", "").lower())

@@ -26,7 +26,7 @@ from everywhen.services.returning.device_xml import (
     new_addresses,
     own_ports,
 )
-from everywhen.services.returning.disk_xml import Placement, add_disks, disks_of, place_disks
+from everywhen.services.returning.disk_xml import Placement, Without, add_disks, chained, disks_of, place_disks
 
 for _prefix, _place in {
     "qemu": "http://libvirt.org/schemas/domain/qemu/1.0",
@@ -94,7 +94,9 @@ def rewritten(xml: str, changes: Changes) -> Rewritten:
         forget_running(running)
     name, uuid = _identify(root, changes)
     there = {disk.name for disk in disks_of(root)}
-    remarks = add_disks(root, running, [disk for disk in changes.disks if disk not in there])
+    placed = [name for name, placement in changes.disks.items() if not isinstance(placement, Without)]
+    remarks = chained(None if changes.running is None else domain_element(changes.running), placed)
+    remarks += add_disks(root, running, [disk for disk in changes.disks if disk not in there])
     place_disks(root, changes.disks)
     genid = _generation(root, changes.generation)
     remarks += _hardware(root, apart=changes.copy is not None)
@@ -111,6 +113,14 @@ def new_generation(xml: str, generation: UUID) -> tuple[str, Genid]:
     root = domain_element(xml)
     genid = _generation(root, generation)
     return ET.tostring(root, encoding="unicode"), genid
+
+
+def without_cpu(xml: str) -> str:
+    """The same, for whatever processor there is. Raises Corrupt."""
+    root = domain_element(xml)
+    for element in root.findall("cpu"):
+        root.remove(element)
+    return ET.tostring(root, encoding="unicode")
 
 
 def looks_like_windows(root: ET.Element) -> bool:

@@ -81,9 +81,11 @@ def new_addresses(root: ET.Element, randomness: Callable[[int], bytes]) -> None:
 
 
 def own_ports(root: ET.Element) -> list[str]:
-    """Screens get a port that is free, when they are started: two VMs cannot have the same. What is to be said."""
+    """Screens get a port that is free when they are started: two VMs cannot have the same. What is to be said of screens."""
     said = []
     for screen in root.iterfind("devices/graphics"):
+        if screen.get("passwd"):
+            said.append(f"its {screen.get('type', 'screen')} screen has the password of the original's")
         if screen.get("autoport") == "no" and (port := screen.get("port")):
             said.append(f"its {screen.get('type', 'screen')} screen gets any free port; the original's is {port}")
             screen.attrib.pop("port", None)

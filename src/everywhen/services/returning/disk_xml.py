@@ -109,6 +109,13 @@ def add_disks(root: ET.Element, running: ET.Element | None, names: Iterable[str]
     return said
 
 
+def chained(running: ET.Element | None, names: Iterable[str]) -> list[str]:
+    """What is to be said of disks that stood on a chain of images, as only a running domain says."""
+    disks = [] if running is None else running.findall("devices/disk")
+    on_others = [_name(disk) for disk in disks if disk.find("backingStore/source") is not None]
+    return [f"its disk {name} stood on other images; it is one image now" for name in on_others if name in names]
+
+
 def _defined(disk: ET.Element) -> DefinedDisk:
     source, driver = disk.find("source"), disk.find("driver")
     values: Mapping[str, str] = {} if source is None else source.attrib

@@ -12,11 +12,12 @@ from everywhen.formats.errors import Corrupt
 from everywhen.hypervisor.abilities import Abilities
 from everywhen.hypervisor.host import KnownDomain
 from everywhen.services.boot.firmware import flash_for
-from everywhen.services.boot.machine import Machine
+from everywhen.services.boot.machine import Machine, memory_of
 from everywhen.services.boot.machine_types import nearest
 from everywhen.services.failures import Failure, NotFound
 from everywhen.services.returning.device_xml import AsBefore, Connected, Network, Unconnected, networks_of
 from everywhen.services.returning.wishes import As, Check, Wishes, failed, warned
+from everywhen.services.sizes import size
 from everywhen.services.spelling import nearest as spelled
 
 _BRIDGES = "/sys/class/net"
@@ -82,6 +83,17 @@ def _machine(machine: str, there: Collection[str]) -> Check:
     return failed(
         f"There is no machine type {machine} here; the nearest is {near}.", newest, "Update QEMU on this host", kind=NotFound
     )
+
+
+def memory(root: ET.Element, abilities: Abilities) -> list[Check]:
+    """Whether the host has as much as it wants."""
+    try:
+        wanted = memory_of(root.find("memory"))
+    except Corrupt as error:
+        return [failed(f"The definition cannot be used: {error}.")]
+    if 0 < abilities.memory < wanted:
+        return [warned(f"memory: it wants {size(wanted)}, this host has {size(abilities.memory)}; virsh edit changes that")]
+    return []
 
 
 def firmware(root: ET.Element, variables: bytes | None) -> tuple[Check | None, str | None]:

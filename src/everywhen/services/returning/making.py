@@ -39,20 +39,17 @@ class MakeOrder:
     ordered: Ordered
 
 
-def taken_up(made: Made | None, moment: str, host: VmHost, *, dry_run: bool) -> Earlier:
-    """Of what a return of the same moment has left, what is whole stays; what is not is removed, but with `dry_run`.
-
-    Raises MonitorError, OSError.
-    """
+def taken_up(made: Made | None, moment: str) -> Earlier:
+    """What a return of the same moment has left, and this one goes on with; nothing is changed. Raises OSError."""
     if made is None or made.moment != moment:
         return Earlier()
-    complete = set()
-    for name, path in made.disks.items():
-        if made.complete.get(name) and os.path.exists(path) and identity_of(path) == made.complete[name]:
-            complete.add(path)
-        elif name not in made.complete and not dry_run:
-            _remove_disk(path, host, whole=False)
-    return Earlier(frozenset(complete), made.uuid, made.defined)
+    whole = {path for name, path in made.disks.items() if made.complete.get(name) and _same(path, made.complete[name])}
+    begun = {path for name, path in made.disks.items() if not made.complete.get(name)}
+    return Earlier(frozenset(whole), frozenset(begun), made.uuid, made.defined)
+
+
+def _same(path: str, identity: list[int]) -> bool:
+    return os.path.exists(path) and identity_of(path) == identity
 
 
 def left_over(made: Made | None, moment: str, plan: Plan) -> list[Check]:
@@ -83,6 +80,9 @@ def make(repository: Repository, order: MakeOrder, report: Report) -> list[Resto
     """Disks in their places, and the domain defined. Raises Failure, MonitorError, and errors of the layers below."""
     plan, host, ledger, made = order.plan, order.host, order.ledger, order.made
     try:
+        for name, path in made.disks.items():  # of an earlier one, which was killed
+            if not made.complete.get(name) and path not in _given(plan):
+                _remove_disk(path, host, whole=False)
         written = _disks(repository, order, report)
         for state in plan.states:
             if state.check() is not None:
@@ -148,10 +148,9 @@ def _take_back(order: MakeOrder, error: BaseException) -> None:
                 state.remove()
             except OSError as trouble:
                 left.append(f"{state.path} ({trouble.strerror})")
-    overwritten = {place.path for place in plan.places if place.is_device and not place.volume}
     for path in made.disks.values():
         try:
-            if path not in overwritten:
+            if path not in _given(plan):
                 _remove_disk(path, host, whole=True)
         except (OSError, MonitorError) as trouble:
             left.append(f"{path} ({trouble})")
@@ -159,6 +158,11 @@ def _take_back(order: MakeOrder, error: BaseException) -> None:
         error.add_note(f"What was made is not wholly taken back: {', '.join(left)}.")
     else:
         ledger.clear()
+
+
+def _given(plan: Plan) -> set[str]:
+    """Devices that were there before, and are written over."""
+    return {place.path for place in plan.places if place.is_device and not place.volume}
 
 
 def _remove_disk(path: str, host: VmHost, *, whole: bool) -> None:

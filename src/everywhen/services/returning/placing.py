@@ -68,11 +68,14 @@ class NoPlace(Exception):
 class Places:
     """Chooses for one VM, of that name; looks at the file system, and changes nothing."""
 
-    def __init__(self, name: str, wishes: Wishes, pools: Sequence[Pool], complete: Container[str] = ()) -> None:
-        """`complete`: images of ours that were made already."""
+    def __init__(
+        self, name: str, wishes: Wishes, pools: Sequence[Pool], complete: Container[str] = (), begun: Container[str] = ()
+    ) -> None:
+        """`complete`: images of ours that were made already; `begun`: of others the names may be taken, by ourselves."""
         self._name = name
         self._wishes = wishes
         self._complete = complete
+        self._begun = begun
         self._pools = {pool.name: pool for pool in pools}
 
     def place(self, disk: Wanted, defined: DefinedDisk | None) -> DiskPlace:
@@ -136,7 +139,7 @@ class Places:
             raise NoPlace(failed(f'"{name}" is no name of a volume.', *self._elsewhere(disk)))
         if pool.kind in _OF_DEVICES:
             path = os.path.join(pool.path, name)
-            if os.path.lexists(path):
+            if os.path.lexists(path) and f"{pool.name}/{name}" not in self._begun:
                 raise NoPlace(_exists(disk, path))
             return DiskPlace(disk, path, "raw", is_device=True, pool=pool.name, volume=name)
         if pool.kind in _OF_FILES:
@@ -152,7 +155,7 @@ class Places:
     def _file(self, disk: Wanted, path: str, image_format: str, pool: str = "") -> DiskPlace:
         if path in self._complete:
             return DiskPlace(disk, path, image_format, pool=pool, there=True)
-        if os.path.lexists(path):
+        if os.path.lexists(path) and not (path in self._begun and not os.path.getsize(path)):
             raise NoPlace(_exists(disk, path))
         folder = os.path.dirname(path)
         if not os.path.isabs(path) or not os.path.isdir(folder):
@@ -199,7 +202,7 @@ class Places:
     def _format(self, defined: DefinedDisk | None) -> str:
         if self._wishes.image_format:
             return self._wishes.image_format
-        was = defined.format if defined is not None else ""
+        was = "qcow2" if defined is None else defined.format or "raw"  # as libvirt takes it where nothing is said
         return was if was in WRITTEN else "qcow2"
 
     def _pool(self, disk: Wanted, name: str) -> Pool:

@@ -17,10 +17,10 @@ from everywhen.hypervisor.abilities import Abilities
 from everywhen.hypervisor.host import KnownDomain, Pool, VmHost
 from everywhen.services.definition_files import Files, definition_name, read_small
 from everywhen.services.failures import Failed, NotFound
-from everywhen.services.returning.definition import Changes, Copy, Rewritten, rewritten
+from everywhen.services.returning.definition import Changes, Copy, Rewritten, rewritten, without_cpu
 from everywhen.services.returning.device_xml import Network
 from everywhen.services.returning.disk_xml import DefinedDisk, Placement, Without, disks_of
-from everywhen.services.returning.identity import firmware, free_identity, known_machine, network_for
+from everywhen.services.returning.identity import firmware, free_identity, known_machine, memory, network_for
 from everywhen.services.returning.placing import DiskPlace, NoPlace, Places, Wanted
 from everywhen.services.returning.room import room
 from everywhen.services.returning.state_files import StateFile, TpmState, Variables
@@ -70,10 +70,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """What a return that was killed has left, and this one goes on with: paths of complete images; the domain's UUID; whether
-    it may be defined already."""
+    """What a return that was killed has left, and this one goes on with: paths of complete images; of others (or `POOL/VOLUME`)
+    that were begun; the domain's UUID; whether it may be defined already."""
 
     complete: frozenset[str] = frozenset()
+    begun: frozenset[str] = frozenset()
     uuid: str = ""
     defined: bool = False
 
@@ -150,6 +151,7 @@ class _Planner:
         self._checks += free_identity(others, name, None if kind is As.new else uuid, kind)
         machine = known_machine(root, self._there.abilities, wishes.machine, self._returning.moment)
         self._checks += machine
+        self._checks += memory(root, self._there.abilities)
         places, placements = self._disks(root, name)
         network, found = network_for(root, wishes, self._there.networks)
         self._checks += found
@@ -178,7 +180,8 @@ class _Planner:
     def _disks(self, root: ET.Element, name: str) -> tuple[list[DiskPlace], dict[str, Placement]]:
         """Where disks of the moment go; what becomes of all disks of the definition."""
         defined = {disk.name: disk for disk in disks_of(root)}
-        choice = Places(name, self._wishes, self._there.pools, self._earlier.complete)
+        earlier = self._earlier
+        choice = Places(name, self._wishes, self._there.pools, earlier.complete, earlier.begun)
         places: list[DiskPlace] = []
         for disk in self._returning.disks:
             try:
@@ -241,17 +244,19 @@ class _Planner:
         return self._there.abilities.emulators.get("" if kind is None else kind.get("arch", "")) or None
 
     def _ask(self, xml: str, name: str) -> None:
-        """What libvirt says to the definition, and what this host's processor is to it."""
-        if objection := self._host.objection(xml):
+        """What libvirt says to the definition; of this host's processor apart, as that keeps it from starting alone."""
+        objection = self._host.objection(xml)
+        if not objection:
+            self._checks.append(Check("libvirt takes the definition"))
+        elif self._host.objection(without_cpu(xml)):
             edited = f"Its files, to change {DEFINITION} in: everywhen restore {self._returning.moment} --to DIR/"
             self._checks.append(failed(f"libvirt would not take the definition of {name}: {objection}.", edited))
-        elif self._host.lacks_cpu(self._there.abilities, xml):
-            what = "This host's processor cannot do all that its definition asks for"
+        elif self._wishes.start:
             edit = f"Define it without --start, then change its processor: virsh edit {name}"
             self._checks.append(
-                failed(f"{what}.", edit)
-                if self._wishes.start
-                else warned(f"CPU: {what[0].lower()}{what[1:]}; virsh edit {name}")
+                failed(f"This host's processor is not what the definition of {name} asks for: {objection}.", edit)
             )
         else:
-            self._checks.append(Check("libvirt takes the definition"))
+            self._checks.append(
+                warned(f"CPU: it will not start with this host's ({objection}); virsh edit {name} changes that")
+            )

@@ -64,7 +64,11 @@ def warned(what: str) -> Check:
 
 def demand(checks: Iterable[Check], vm: str, safe: str) -> None:
     """Raises the Failure of all that failed: of one its own, of several one that has all of them with their ways out."""
-    wrong = [check for check in checks if check.state is State.failed]
+    found: dict[str, Check] = {}
+    for check in checks:
+        if check.state is State.failed:
+            found.setdefault(check.what, check)
+    wrong = list(found.values())
     if len(wrong) == 1:
         raise wrong[0].kind(wrong[0].what, on=vm, safe=safe, do=wrong[0].do)
     if wrong:

@@ -182,9 +182,10 @@ def test_disks_that_were_attached_while_it_ran() -> None:
     assert [one(disk, "target").attrib for disk in added] == [{"dev": "vdz", "bus": "virtio"}, {"dev": "sdq", "bus": "virtio"}]
     assert [one(disk, "source").get("file") for disk in added] == ["/z", "/q"]
     assert added[0].find("address") is None
-    assert {remark.split(" had ")[0].split(" was ")[0] for remark in made.remarks if "disk" in remark} == {
-        "its disk vdz",
-        "its disk sdq",
+    assert {remark.partition(";")[0] for remark in made.remarks if "disk" in remark} == {
+        "its disk vdz stood on other images",
+        "its disk vdz had been attached while it ran",
+        "its disk sdq was in no definition",
     }
 
 
