@@ -28,11 +28,12 @@ _POINT = len("p-") + 12
 
 
 class Recording(NamedTuple):
-    """A bitmap that can be used: what it is called, and since when it records changes of which disk."""
+    """A bitmap that can be used: what it is called, since when it records changes of which disk, and bytes of them by now."""
 
     name: str
     point: PointId
     disk: str
+    dirty: int
 
 
 def recordings(monitor: Monitor, node: str) -> list[Recording]:
@@ -43,7 +44,7 @@ def recordings(monitor: Monitor, node: str) -> list[Recording]:
         word = bitmap.name.removeprefix(OURS)
         point, disk = word[:_POINT], word[_POINT + 1 :]
         if bitmap.name.startswith(OURS) and is_point_id(point) and bitmap.recording:
-            found.append(Recording(bitmap.name, PointId(point), disk))
+            found.append(Recording(bitmap.name, PointId(point), disk, bitmap.count))
     return found
 
 

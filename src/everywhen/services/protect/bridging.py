@@ -32,6 +32,12 @@ def unknown_of(
             yield device, _blocks(dirty)
 
 
+def expected(monitor: Monitor, node: DiskNode, name: str, points: Mapping[PointId, int]) -> int:
+    """About how many bytes of a disk will have to be read when its turn comes: no more than it has. As `unknown_of`."""
+    since = _covering(monitor, node, name, points)
+    return min(since.dirty, node.size) if since is not None else node.size
+
+
 def to_look_at(device: BlockDevice, ranges: Ranges | None) -> int:
     """Bytes that will be read of a disk."""
     if ranges is not None:

@@ -252,10 +252,12 @@ class Capture:
         with self._spool.first_point(self.parent, named) as making:
             limit = min(self.order.spool_limit, max(room(self.order.spool), 0))
             consumer = Consumer(reception, self._spool, making, limit, self._until, self.time.monotonic)
-            progress = CopyProgress([size for _, size in named], self.wishes, self.told, self.look)
             sink = str(reception.socket_path)
             closer = GapCloser(sink, consumer, self.known)
-            for tap, name, disk in zip(stretch.taps, stretch.names, making.disks, strict=True):
+            disks = list(zip(stretch.taps, stretch.names, making.disks, strict=True))
+            sizes = [one[0].disk.size if one[0] in pushed else closer.expected(reader, *one) for one in disks]
+            progress = CopyProgress(sizes, self.wishes, self.told, self.look)
+            for tap, name, disk in disks:
                 if tap not in pushed:
                     closer.read(reader, tap, name, disk, progress)
             push = Push(sink, self.order, consumer)

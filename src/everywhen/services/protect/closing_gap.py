@@ -16,7 +16,7 @@ from everywhen.formats.fields import canonical_json
 from everywhen.formats.ids import PointId
 from everywhen.nbd.connection import NbdConnection
 from everywhen.repository.intake import Ranges, with_edges
-from everywhen.services.protect.bridging import to_look_at, unknown_of
+from everywhen.services.protect.bridging import expected, to_look_at, unknown_of
 from everywhen.services.protect.capture_order import Paused, Stopped, Told
 from everywhen.services.protect.consuming import Consumer
 from everywhen.services.protect.pushing import Push
@@ -29,9 +29,9 @@ _MARK_S = 10.0
 class CopyProgress:
     """How much of the disks was dealt with; and whoever copies is asked here whether to go on."""
 
-    def __init__(self, sizes: Sequence[int], wishes: Wishes, told: Told, look: Callable[[], None]) -> None:
-        """`sizes`: bytes of each disk; `look` raises when there is no use in going on."""
-        self._totals = list(sizes)  # until it is known how much of each is to be looked at
+    def __init__(self, expected: Sequence[int], wishes: Wishes, told: Told, look: Callable[[], None]) -> None:
+        """`expected`: bytes of each disk; `look` raises when there is no use in going on."""
+        self._totals = list(expected)  # until it is known how much of each is to be looked at
         self._done = 0
         self._wishes = wishes
         self._told = told
@@ -69,14 +69,20 @@ class GapCloser:
         self._consumer = consumer
         self._points = points
 
+    def expected(self, reader: Reader, tap: Tap, name: str, disk: DiskMaking) -> int:
+        """About how many bytes will be read of a disk. Raises MonitorError, CommandFailed."""
+        return expected(reader.monitor, tap.disk, name, self._usable(disk))
+
     def read(self, reader: Reader, tap: Tap, name: str, disk: DiskMaking, progress: CopyProgress) -> None:
         """Copy what the tap, which is attached, cannot know. Raises what the reader, recipient, consumer and progress do."""
-        # A bitmap says what changed since a point: of no use where what the disk was then is not there to build upon.
-        points = self._points if disk.size_before is not None else {}
-        with unknown_of(reader, tap.disk, name, points) as (device, ranges):
+        with unknown_of(reader, tap.disk, name, self._usable(disk)) as (device, ranges):
             progress.expect(tap.number, to_look_at(device, ranges))
             self.copy(device, ranges, disk, tap.disk.size, progress.advance)
         self._complete(tap)
+
+    def _usable(self, disk: DiskMaking) -> Mapping[PointId, int]:
+        # A bitmap says what changed since a point: of no use where what the disk was then is not there to build upon.
+        return self._points if disk.size_before is not None else {}
 
     def copy(
         self, device: BlockDevice, ranges: Ranges | None, disk: DiskMaking, size: int, advance: Callable[[int], None]
