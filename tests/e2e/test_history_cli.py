@@ -159,12 +159,13 @@ def test_what_hides_a_file_ends_its_history_nowhere(program: Program, tmp_path: 
     for place, change in ((0, b"LUKS\xba\xbe"), (label, b"other"), (magic, b"\0\0"), (inode_size, b"\1\0"), (0, None)):
         if change is not None:
             data.write_bytes(content[:place] + change + content[place + len(change) :])
-        program.backup("web1", f"vda={root}", *([f"vdb={data}"] if change is not None else []))
+            damaged = program.backup("web1", f"vda={root}", f"vdb={data}")["point"]
+        else:
+            program.backup("web1", f"vda={root}")
         versions = program.ok("history", "web1:/srv/plan")["versions"]
         assert [one["there"] for one in versions] == [False, True], (place, change)
-        assert program.run("cat", versions[1]["address"]).out == "the plan\n"
-        (gone,) = program.ok("find", "web1", "plan", "--deleted")["found"]
-        assert gone["address"] == f"web1@{first}:/srv/plan"
-        if change is not None:
-            alone = program.run("history", "web1/vdb:/p0/plan", "--json").document["versions"][-1]
-            assert program.run("cat", alone["address"]).out == "the plan\n"
+        assert versions[1]["address"] == f"web1@{first}:/srv/plan"
+    (gone,) = program.ok("find", "web1", "plan", "--deleted")["found"]
+    assert gone["address"] == f"web1@{first}:/srv/plan"
+    alone = program.run("history", f"web1/vdb@{damaged}:/p0/plan", "--json").document["versions"][-1]
+    assert program.run("cat", alone["address"]).out == "the plan\n"

@@ -18,8 +18,8 @@ from everywhen.services.view.files import GuestFiles, Place
 READ = 64 << 20
 """Bytes of a content up to which it is read and compared; of larger ones size and times stand for it."""
 _PIECE = 1 << 20
-_NAMED_IN = 4096
-"""Bytes at the begin of a volume in which its UUID and label are: boot sectors, and superblocks of ext and XFS."""
+_NAMED_IN = ((0, 128), (1024 + 104, 32))
+"""(offset, length) of where UUIDs and labels are: in boot sectors and XFS's superblock; in that of ext. No counters there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,8 @@ def place_of(files: GuestFiles, disk: str | None, path: str) -> Place:
     """
     if disk is None and files.guest().notes:
         for volume in files.volumes:
-            if volume.role is Role.FILES:
-                files.device(volume).read(0, min(_NAMED_IN, volume.size))
+            for offset, length in _NAMED_IN if volume.role is Role.FILES else ():
+                files.device(volume).read(offset, length)
     return files.place(disk, path)
 
 
