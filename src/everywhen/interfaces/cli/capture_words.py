@@ -80,6 +80,7 @@ def capture_document(found: Captured, now_ns: int) -> dict[str, object]:
         "copied_bytes": number("copied"),
         "to_copy_bytes": number("to_copy"),
         "lag": {
+            "captured_seconds": None if durable is None else 0.0,  # before its guest hears that a write is done
             "durable_seconds": None if durable is None else round(durable / SECOND, 3),
             "durable_writes": number("taken") - number("durable"),
             "repository_writes": found.unshipped,

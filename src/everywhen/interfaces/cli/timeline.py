@@ -165,7 +165,7 @@ def _show_lag(context: Context, line: Timeline, captured: Captured | None, now_n
         return
     unsealed = captured.number("taken") - captured.number("sealed")
     context.output.line(
-        f"{'LAG':{LABEL}}durable {span(lag)}   in the repository {_all_but(captured.unshipped)}   "
+        f"{'LAG':{LABEL}}captured at once   durable {span(lag)}   in the repository {_all_but(captured.unshipped)}   "
         f"sealed {span(captured.sealed_lag_ns(now_ns) or 0)}, {_all_but(unsealed)}"
     )
     context.output.line(f"{'LOAD':{LABEL}}{load_words(captured)}")
