@@ -155,6 +155,20 @@ def through_fuse(image: Path, *command: str, folder: Path | None = None) -> Iter
             time.sleep(0.05)
 
 
+@contextlib.contextmanager
+def exfat_mounted(image: Path, *options: str) -> Iterator[Path]:
+    """Mounted by a FUSE program that takes block devices only."""
+    if os.geteuid():
+        pytest.skip("only root may make loop devices")
+    need("mount.exfat-fuse")
+    device = run("losetup", "-f", "--show", image).strip()
+    try:
+        with through_fuse(Path(device), "mount.exfat-fuse", *options, folder=image.with_suffix(".mounted")) as folder:
+            yield folder
+    finally:
+        run("losetup", "-d", device)
+
+
 def _in_use(image: Path) -> bool:
     """Whether another process still has the image open: the FUSE program ends a little after its mount."""
     for folder in Path("/proc").glob("[0-9]*/fd"):

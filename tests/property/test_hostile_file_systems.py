@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from everywhen.guest.recognition import recognise
 from everywhen.guest.tree import FileSystem, Kind, Unreadable
 from everywhen.guest.volumes import Volume, find_volumes, open_file_system
 from everywhen.guest.walking import Found, walk
-from tests.guest_images import Image, content_of, empty, need, run
+from tests.guest_images import Image, content_of, empty, exfat_mounted, need, run
 from tests.long_forms import SOAK
 
 ROUNDS = 1500 if SOAK else 60
@@ -85,6 +86,11 @@ def make(kind: str, folder: Path) -> Path:
         need("mkfs.fat", "mcopy")
         run("mkfs.fat", "-s", "1", image)
         run("mcopy", "-s", "-i", image, *sorted(tree.iterdir()), "::")
+    elif kind == "exfat":
+        need("mkfs.exfat")
+        run("mkfs.exfat", image)
+        with exfat_mounted(image) as folder:
+            shutil.copytree(tree, folder, dirs_exist_ok=True)
     elif kind == "ntfs":
         need("mkntfs", "ntfscp")
         run("mkntfs", "-q", "-F", image)
@@ -125,7 +131,7 @@ def use(system: FileSystem) -> Iterator[str]:
                 continue
 
 
-@pytest.mark.parametrize("kind", ["ext2", "ext4", "xfs", "btrfs", "fat", "ntfs"])
+@pytest.mark.parametrize("kind", ["ext2", "ext4", "xfs", "btrfs", "fat", "exfat", "ntfs"])
 def test_changed_bytes_end_in_errors(kind: str, tmp_path: Path) -> None:
     image = make(kind, tmp_path)
     disk = Changed(image)

@@ -8,7 +8,6 @@ import datetime as dt
 import hashlib
 import os
 import struct
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from tests.guest_images import (
     digest,
     empty,
     entries,
+    exfat_mounted,
     fill,
     fill_sparse,
     need,
@@ -35,20 +35,6 @@ from tests.guest_images import (
     through_fuse,
 )
 from tests.long_forms import SOAK
-
-
-@contextlib.contextmanager
-def exfat_mounted(image: Path, *options: str) -> Iterator[Path]:
-    """Mounted by a FUSE program that takes block devices only."""
-    if os.geteuid():
-        pytest.skip("only root may make loop devices")
-    need("mount.exfat-fuse")
-    device = run("losetup", "-f", "--show", image).strip()
-    try:
-        with through_fuse(Path(device), "mount.exfat-fuse", *options, folder=image.with_suffix(".mounted")) as folder:
-            yield folder
-    finally:
-        run("losetup", "-d", device)
 
 
 @pytest.fixture
