@@ -18,11 +18,13 @@ from tests.bootable import bootable, needs_bootable
 from tests.hypervisor import eventually
 from tests.libvirt_capture import LibvirtCapture
 from tests.libvirtd import Guest, Libvirtd
-from tests.program import Done, Program
+from tests.long_forms import in_soak
+from tests.program import Program
 
 pytestmark = [needs_bootable, pytest.mark.xdist_group("libvirt"), pytest.mark.timeout(300)]
 MIB = 1 << 20
 _KIB = 256 << 10
+FIRMWARE = "<os firmware='efi'><firmware><feature enabled='no' name='secure-boot'/></firmware>"
 CONSOLE = """<serial type='pty'/><console type='pty'/>
     <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"""
 
@@ -60,26 +62,25 @@ def gone(guest: Guest) -> None:
         image.unlink()
 
 
-def define(program: Program, guest: Guest, *more: str | Path) -> Done:
-    return program.run("restore", "web1", "--define", guest.libvirtd.uri, *more)
-
-
-def defined(program: Program, guest: Guest, *more: str | Path) -> Any:
-    done = define(program, guest, *more, "--json")
-    assert done.code == 0, done
-    return done.document
-
-
-def test_a_domain_that_is_gone_comes_back_and_answers(program: Program, guest: Guest, disk: Path) -> None:
-    uuid, was = guest.domain.uuid, guest.raw.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-    gone(guest)
-    back = program.start("restore", "web1", "--define", guest.libvirtd.uri, "--start", "--json")
-    out, err = back.communicate(timeout=100)
+def answers(program: Program, uri: str, *more: str, prefix: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What it says when the guest is up."""
+    back = program.start("restore", "web1", "--define", uri, "--start", "--json", *more, prefix=prefix)
+    try:
+        out, err = back.communicate(timeout=200)
+    finally:
+        back.kill()
     assert back.returncode == 0, out + err
-    said = json.loads(out)
-    assert (said["name"], said["uuid"], said["as"], said["genid"]) == ("web1", uuid, "original", "none")
+    said: dict[str, Any] = json.loads(out)
     assert (said["started"], said["seen_by"]) == (True, "login prompt")
     assert 0 < said["seconds_up"] <= said["seconds"]
+    return said
+
+
+def test_a_domain_that_is_gone_comes_back_and_answers(program: Program, guest: Guest) -> None:
+    uuid, was = guest.domain.uuid, guest.raw.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    gone(guest)
+    said = answers(program, guest.libvirtd.uri)
+    assert (said["name"], said["uuid"], said["as"], said["genid"]) == ("web1", uuid, "original", "none")
     assert {disk: (one["path"], one["format"]) for disk, one in said["disks"].items()} == {
         "vda": (str(guest.images[0]), "raw"),
         "vdb": (str(guest.images[1]), "qcow2"),
@@ -88,3 +89,55 @@ def test_a_domain_that_is_gone_comes_back_and_answers(program: Program, guest: G
     assert guest.domain.runs
     assert guest.raw.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) == was, "in every letter"
     assert not list(Path(program.environment["EVERYWHEN_STATE"]).glob("_returning/*.json"))
+
+
+@in_soak
+def test_a_copy_runs_beside_its_original_which_is_captured(tmp_path: Path, guest: Guest) -> None:
+    card = "<interface type='user'><mac address='52:54:00:aa:bb:cc'/></interface>"
+    guest.raw.attachDeviceFlags(card, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+    with LibvirtCapture(tmp_path, guest) as capture:
+        guest.start()
+        capture.start()
+        guest.raw.resume()
+        points = len(capture.points())
+        said = answers(capture.program, guest.libvirtd.uri, "--as", "new", "--name", "web1-test")
+        copy = guest.libvirtd.connection.lookupByName("web1-test")
+        try:
+            assert guest.domain.runs
+            assert copy.isActive()
+            assert said["network"].startswith("not connected")
+            assert "<link state='down'/>" in copy.XMLDesc(0)
+            assert capture.state == "following"
+            assert len(capture.points()) >= points
+        finally:
+            copy.destroy()
+            copy.undefine()
+        guest.raw.suspend()
+        capture.stop()
+
+
+@in_soak
+def test_what_firmware_wrote_comes_back_with_it(
+    tmp_path: Path, libvirtd: Libvirtd, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    disk = bootable(tmp_path_factory.mktemp("uefi"), "login", uefi=True)
+    with Guest(libvirtd, "uefi", [(MIB, "raw")], more=CONSOLE) as guest:
+        domain = guest.raw.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE).replace("<os>", FIRMWARE)
+        guest.libvirtd.connection.defineXML(domain)
+        shutil.copy(disk, guest.images[0])
+        for flag in (libvirt.VIR_DOMAIN_MEM_MAXIMUM, 0):
+            guest.raw.setMemoryFlags(_KIB, flag | libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+        with LibvirtCapture(tmp_path, guest) as capture:
+            guest.start()
+            nvram = guest.domain.parsed(running=True).nvram
+            assert nvram is not None
+            guest.raw.destroy()
+            assert guest.domain.parsed(running=False).nvram is None, "libvirt says it of a running one alone"
+            capture.begin(prefix=libvirtd.inside)
+            eventually(lambda: capture.state == "off" and capture.wish("status")["in_sync"], "its images are read")
+            capture.stop()
+            guest.raw.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_NVRAM)
+            guest.images[0].unlink()
+            said = answers(capture.program, libvirtd.uri, prefix=libvirtd.inside)
+        assert nvram in said["files"]
+        assert guest.domain.parsed(running=True).nvram == nvram

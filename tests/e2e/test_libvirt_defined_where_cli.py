@@ -7,6 +7,7 @@ import io
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -278,15 +279,23 @@ def test_no_room_and_no_definition(backup: Backup) -> None:
         assert backup.program.run("restore", *words, "--json").code == 2
 
 
+def broken_off(backup: Backup, number: signal.Signals) -> None:
+    """While it writes the second disk."""
+    process = backup.program.start("restore", "web1", "--define", backup.host.uri)
+    await_(process, (backup.images / "web.qcow2.everywhen-partial").exists)
+    process.send_signal(number)
+    process.communicate()
+    assert process.returncode in (130, -signal.SIGKILL), "it was faster than the test"
+
+
 def test_killed_and_gone_on_with(backup: Backup) -> None:
     with (backup.folder / "vdb").open("wb") as file:  # it takes its time
         for _ in range(16):
             file.write(os.urandom(4 * MIB))
     backup.keep()
-    process = backup.program.start("restore", "web1", "--define", backup.host.uri)
-    await_(process, (backup.images / "web.qcow2.everywhen-partial").exists)
-    process.kill()
-    process.communicate()
+    broken_off(backup, signal.SIGINT)
+    assert backup.there() == ([], []), "all is taken back"
+    broken_off(backup, signal.SIGKILL)
     assert not backup.host.connection.listAllDomains()
     first = backup.images / "web.raw"
     written, content = first.stat(), first.read_bytes()

@@ -12,7 +12,7 @@ import os
 import tarfile
 from pathlib import Path
 
-from everywhen.capture.domain_xml import parse_domain
+from everywhen.capture.domain_xml import DomainXml, parse_domain
 from everywhen.capture.libvirt_host import Domain
 from everywhen.capture.qmp import MonitorError
 from everywhen.formats.errors import Corrupt
@@ -37,8 +37,8 @@ def definition_files(domain: Domain, state: Path = LIBVIRT_STATE) -> dict[str, b
             parsed = parse_domain(running)
         else:
             parsed = parse_domain(stored)
-        if parsed.nvram is not None:
-            files[NVRAM] = _read(Path(parsed.nvram))
+        if (variables := variables_of(parsed, state)) is not None:
+            files[NVRAM] = _read(variables)
         if parsed.emulated_tpm:
             files[TPM] = _tar(state / "swtpm" / parsed.uuid)
     except Corrupt as error:
@@ -46,6 +46,14 @@ def definition_files(domain: Domain, state: Path = LIBVIRT_STATE) -> dict[str, b
     except OSError as error:
         raise MonitorError(f"{domain.name}: {error.filename} cannot be read: {error.strerror}") from error
     return files
+
+
+def variables_of(parsed: DomainXml, state: Path = LIBVIRT_STATE) -> Path | None:
+    """The file of its UEFI variables. Of a domain that is off it may be where libvirt makes it, if it ever ran."""
+    if parsed.nvram is not None:
+        return Path(parsed.nvram)
+    usual = state / "qemu" / "nvram" / f"{parsed.name}_VARS.fd"
+    return usual if parsed.chosen_firmware and usual.exists() else None
 
 
 def _read(path: Path) -> bytes:

@@ -43,13 +43,15 @@ class DomainDisk:
 
 @dataclass(frozen=True, slots=True)
 class DomainXml:
-    """A domain. `nvram`: path of its UEFI variables, or None; `emulated_tpm`: whether it has a TPM whose state libvirt keeps;
+    """A domain. `nvram`: path of its UEFI variables, or None; `chosen_firmware`: libvirt chooses its UEFI at each start,
+    and says where its variables are only while it runs; `emulated_tpm`: whether it has a TPM whose state libvirt keeps;
     `owner`: whose process QEMU is, as libvirt writes it (`+64055:+105`), '' when libvirt does not say."""
 
     name: str
     uuid: str
     disks: tuple[DomainDisk, ...]
     nvram: str | None
+    chosen_firmware: bool
     emulated_tpm: bool
     owner: str
 
@@ -79,6 +81,7 @@ def parse_domain(xml: str) -> DomainXml:
         uuid=uuid,
         disks=tuple(_disk(disk) for disk in root.iterfind("devices/disk")),
         nvram=_nvram(root.find("os/nvram")),
+        chosen_firmware=root.find("os[@firmware='efi']") is not None,
         emulated_tpm=root.find("devices/tpm/backend[@type='emulator']") is not None,
         owner=next((owner for owner in owners if owner), ""),
     )

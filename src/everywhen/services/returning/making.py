@@ -117,7 +117,12 @@ def _disks(repository: Repository, order: MakeOrder, report: Report) -> list[Res
                 raise Failed(f"libvirt made the volume {place.volume} at {path}, and not at {place.path}.", on=place.pool)
         base = done
         mode: Mode = "overwrite" if place.is_device else "new"
-        result = restore(repository, order.ordered(place, mode), lambda now, _total: report(base + now, total))  # noqa: B023
+
+        def advance(now: int, whole: int | None, base: int = base, used: int = place.disk.used) -> None:
+            # Read back, too, a restore counts twice as much.
+            report(base + (used * now // whole if whole else used), total)
+
+        result = restore(repository, order.ordered(place, mode), advance)
         written += result.disks
         done += place.disk.used
         made.complete[place.disk.name] = identity_of(place.path)

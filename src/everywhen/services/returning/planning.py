@@ -155,7 +155,8 @@ class _Planner:
         places, placements = self._disks(root, name)
         network, found = network_for(root, wishes, self._there.networks)
         self._checks += found
-        states = self._states(name, uuid, known.nvram or (ran.nvram if ran is not None else None), known.emulated_tpm)
+        nvram = known.nvram or (ran.nvram if ran is not None else None)
+        states = self._states(name, uuid, nvram, uefi=known.chosen_firmware or nvram is not None, tpm=known.emulated_tpm)
         variables = next((state for state in states if isinstance(state, Variables)), None)
         checked, loader = firmware(root, None if variables is None else variables.content)
         self._checks += [checked] if checked is not None else []
@@ -218,7 +219,7 @@ class _Planner:
         self._remarks.append(f"it is without its disk {disk.name} ({where}): {why}, and this moment does not have it")
         return Without.gone
 
-    def _states(self, name: str, uuid: UUID, nvram: str | None, tpm: bool) -> list[StateFile]:
+    def _states(self, name: str, uuid: UUID, nvram: str | None, *, uefi: bool, tpm: bool) -> list[StateFile]:
         """UEFI variables and TPM, where they go, and whether they may."""
         found: list[StateFile] = []
         sizes, by_hand = self._returning.files.sizes, _disks_alone(self._returning)
@@ -227,7 +228,7 @@ class _Planner:
             if self._wishes.kind is As.new:
                 path = path.with_name(f"{name}_VARS{path.suffix}")
             found.append(Variables(str(path), read_small(self._returning.files, NVRAM, do=by_hand)))
-        elif nvram is not None:
+        elif uefi:
             self._remarks.append("its UEFI variables are not in this moment: it starts with those of new firmware")
         if TPM in sizes:
             found.append(TpmState(str(LIBVIRT_STATE / "swtpm" / str(uuid)), read_small(self._returning.files, TPM, do=by_hand)))
