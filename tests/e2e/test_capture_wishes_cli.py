@@ -166,6 +166,20 @@ def test_what_a_killed_capture_left(program: Program, hypervisor: Hypervisor, ca
     assert program.run("status", "--check").code == 0, "it is not wanted any more"
 
 
+def test_the_repository_is_away(program: Program, capture: Capture) -> None:
+    """How capture stands can be seen all the same, and that it goes on."""
+    away = program.repo.rename(program.folder / "away")
+    for command in (["status"], ["timeline", "web1"]):
+        done = program.run(*command)
+        assert (done.code, "Captures on this host: web1 (every write" in done.err) == (6, True), done
+    done = program.run("mark", "web1", "x")
+    assert (done.code, "No mark was made." in done.err, "?." in done.err) == (1, True, False), done
+    assert "web1 (every write; no recovery point: " in program.run("status").err
+    away.rename(program.repo)
+    assert program.ok("mark", "web1", "y")["mark"] == "y"
+    assert "capture was lost" not in capture.said
+
+
 def test_nobody_there(program: Program, capture: Capture) -> None:
     for command in (["mark", "wbe1", "x"], ["pause", "wbe1"], ["resume", "wbe1"], ["unprotect", "wbe1"]):
         done = program.run(*command)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 
 from everywhen.formats.errors import Corrupt
 from everywhen.formats.fields import Json
@@ -19,7 +21,10 @@ from everywhen.services.protect import capture_states
 from everywhen.services.protect.captured import FAILED, KILLED, SILENT, Captured
 from everywhen.services.spelling import nearest
 from everywhen.services.times import local_time
+from everywhen.storage.base import StorageError
 
+_NOT_DONE = {"mark": "No mark was made.", "pause": "It was not paused."}
+"""What is safe, by the wish that failed."""
 LOOK_S = 2.0
 """So long a capture may take to say how it stands; it does that beside its work."""
 
@@ -37,8 +42,30 @@ def ask_capture(context: Context, vm: str, request: Json) -> Json:
     except NobodyThere as error:
         raise _nobody(context, vm) from error
     if "error" in answer:
-        raise Failed(f"{vm}: {answer['error']}.", on=vm, do=_state_words(context, vm))
+        why = str(answer["error"])
+        stop = "" if why.endswith((".", "?")) else "."
+        raise Failed(f"{vm}: {why}{stop}", on=vm, safe=_NOT_DONE.get(request["wish"], ""), do=_state_words(context, vm))
     return answer
+
+
+@contextmanager
+def captures_noted(context: Context) -> Iterator[None]:
+    """Where the repository cannot be read, whoever asked hears at least how the captures of this host stand."""
+    try:
+        yield
+    except (Failure, StorageError) as error:
+        if found := list(_standing(context)):
+            error.add_note(f"Captures on this host: {', '.join(found)}.")
+        raise
+
+
+def _standing(context: Context) -> Iterator[str]:
+    """Each capture on this host that answers, in a few words."""
+    for name in captures(context):
+        with suppress(NobodyThere, Corrupt):
+            found = Captured.from_json(ask(context.state(name), {"wish": "status"}, patience_s=LOOK_S))
+            waits = f"; no recovery point: {found.waiting}" if found.waiting else ""
+            yield f"{name} ({found.words(context.zone)}{waits})"
 
 
 def captured_here(context: Context, repository: Repository, vms: list[Vm]) -> dict[str, Captured]:

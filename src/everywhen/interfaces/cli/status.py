@@ -9,7 +9,7 @@ import typer
 
 from everywhen.formats.point import RecoveryPoint
 from everywhen.interfaces.cli.app import LOOK, AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, app, context_of
-from everywhen.interfaces.cli.asking import captured_here
+from everywhen.interfaces.cli.asking import captured_here, captures_noted
 from everywhen.interfaces.cli.capture_words import capture_document, capture_words
 from everywhen.interfaces.cli.completion import write_names
 from everywhen.interfaces.cli.context import Context
@@ -42,7 +42,7 @@ def status(
     """What is protected, how old it is, who is at work, and what needs you."""
     context = context_of(locals())
     limit = MAX_AGE if max_age is None else parse_span(max_age)
-    with context.repository() as repository:
+    with captures_noted(context), context.repository() as repository:
         catalog = read_catalog(repository)
         policies = read_policies(repository.documents, catalog.vms)
         vms = [catalog.vm(name) for name in names or []] or catalog.vms

@@ -10,7 +10,7 @@ import typer
 
 from everywhen.formats.point import ClockStep, RecoveryPoint
 from everywhen.interfaces.cli.app import LOOK, AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, app, context_of
-from everywhen.interfaces.cli.asking import captured_here
+from everywhen.interfaces.cli.asking import captured_here, captures_noted
 from everywhen.interfaces.cli.capture_words import capture_document, load_words
 from everywhen.interfaces.cli.completion import write_names
 from everywhen.interfaces.cli.context import Context
@@ -48,7 +48,7 @@ def timeline_command(
 ) -> None:
     """Of when every write can be opened, recovery points, and gaps with their causes."""
     context = context_of(locals())
-    with context.repository() as repository:
+    with captures_noted(context), context.repository() as repository:
         catalog = read_catalog(repository)
         found = catalog.vm(vm)
         now = repository.surroundings.clock()
