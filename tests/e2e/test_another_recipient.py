@@ -16,6 +16,7 @@ from everywhen.block.device import BLOCK_SIZE, BlockDevice
 from everywhen.block.patched import PatchedDevice, Patches
 from everywhen.capture.hypervisor import QmpSocket
 from everywhen.capture.spool_reader import SpoolFile, first_sequence, read_spooled, spool_files
+from everywhen.formats.fields import Json
 from everywhen.formats.ids import PointId, new_point_id
 from everywhen.formats.point import Disk, JournalPosition, RecoveryPoint, Tree
 from everywhen.formats.segment import SegmentHeader
@@ -124,7 +125,9 @@ class Stream:
             file.path.unlink()
 
     @contextmanager
-    def first_point(self, parent: RecoveryPoint | None, disks: Sequence[tuple[str, int]]) -> Iterator[Making]:
+    def first_point(
+        self, parent: RecoveryPoint | None, disks: Sequence[tuple[str, int]], kept: Mapping[str, Json]
+    ) -> Iterator[Making]:
         before = self.elsewhere.contents[parent.point] if parent else {}
         made = {
             name: OneDisk(bytearray(before.get(name, b"").ljust(size, b"\0")[:size]), known=name in before)
@@ -158,6 +161,10 @@ class OneDisk:
     def __init__(self, content: bytearray, *, known: bool = False) -> None:
         self.device = Bytes(content)
         self.size_before = self.device.size if known else None
+        self.goes_on = False
+
+    def keep(self) -> Json:
+        return {}  # it keeps nothing of what is not complete
 
     def take_in(
         self, device: BlockDevice, ranges: Ranges | None, progress: Callable[[int], None], enough: Callable[[], bool]

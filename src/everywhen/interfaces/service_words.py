@@ -39,6 +39,9 @@ class ServiceWords:
         self._seldom(f"Reading what was not captured: {100 * done // max(total, 1)} %")
         self._told.copying(done, total)
 
+    def interrupted(self, kept: int, total: int) -> None:
+        self._told.interrupted(kept, total)
+
     def sealed(self, point: RecoveryPoint, writes: int) -> None:
         if self._attached:  # otherwise it is what another run had left
             self._following = True

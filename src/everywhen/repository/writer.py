@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from everywhen.block.device import BlockDevice, Extent
+from everywhen.formats.errors import FormatError
 from everywhen.formats.ids import PointId, new_point_id
 from everywhen.formats.point import ParentLink, RecoveryPoint, Tree
 from everywhen.repository.alone import Turn, alone
+from everywhen.repository.blockmap import names_needed
 from everywhen.repository.errors import Damaged
 from everywhen.repository.ingest import ChunkSink
 from everywhen.repository.intake import Intake, Ranges, take_disk
@@ -55,6 +57,18 @@ class PointWriter:
         """Whether blocks may be taken over unseen: a point that gc is not about to delete has this tree, or we stored it; or
         there is nothing in it."""
         return base is not None and (base.root is None or base in self._kept or base in self._own)
+
+    def take_up(self, tree: Tree) -> bool:
+        """Whether all of a tree that no point has is there, such as a session that was abandoned has left: from then on it is
+        `usable`. Each name is looked up as that of a block that was read would be (docs/locking.md). Raises StorageError."""
+        try:
+            for names in names_needed(self._repository.fetcher.read_many, tree, set()):
+                if not self._repository.index.decodable(names[names.any(axis=1)]).all():
+                    return False
+        except (Damaged, FormatError):
+            return False
+        self._kept.add(tree)
+        return True
 
     def take_file(self, content: bytes) -> Tree:
         """Store a configuration file."""

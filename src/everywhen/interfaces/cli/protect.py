@@ -52,6 +52,8 @@ class _Told:
         self._context = context
         self._vm = vm
         self._every_write = every_write
+        self.unfinished = (0, 0)
+        """Bytes of a copy that was interrupted which need not be read again, and of how many."""
         self._job: Progress | None = None
         self._shown = ExitStack()
 
@@ -71,6 +73,9 @@ class _Told:
         if total:  # else there is nothing to look at
             self._job = self._job or self._shown.enter_context(self._context.progress(f"copy of {self._vm}"))
             self._job.report(done, total)
+
+    def interrupted(self, kept: int, total: int) -> None:
+        self.unfinished = kept, total
 
     def sealed(self, point: RecoveryPoint, writes: int) -> None:
         self.not_copying()
@@ -206,6 +211,12 @@ def protect_command(
             point = protect(LocalRecipient(repository), vm, order, state, Time(time.monotonic, time.sleep), wishes)
     context.output.document({"vm": vm, "point": point.point if point else None})
     context.output.line(f"{vm}: capture ended; newest recovery point {point.point if point else 'none'}")
+    kept, total = said.unfinished
+    if kept and wishes.end_wish is None:  # with `unprotect` the bitmaps go
+        context.output.note(
+            f"Stopped. {size(kept)} of {size(total)} are stored and will not be read again, unless the VM is started anew. "
+            "Capture is detached, the VM runs on. Go on with the same command."
+        )
 
 
 @contextmanager

@@ -116,6 +116,9 @@ class Told(Protocol):
 
     def copying(self, done: int, total: int) -> None: ...
 
+    def interrupted(self, kept: int, total: int) -> None:
+        """The end was wished for before all was copied; so many bytes of disks will not be read again."""
+
     def sealed(self, point: RecoveryPoint, writes: int) -> None: ...
 
     def shipped(self) -> None: ...

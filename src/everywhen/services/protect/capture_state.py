@@ -62,6 +62,9 @@ class CaptureState:
         self._value["copied"], self._value["to_copy"] = done, total
         self._told.copying(done, total)
 
+    def interrupted(self, kept: int, total: int) -> None:
+        self._told.interrupted(kept, total)
+
     def sealed(self, point: RecoveryPoint, writes: int) -> None:
         if self._value["state"] == COPYING:
             self._become(FOLLOWING, None)

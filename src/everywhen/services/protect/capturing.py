@@ -26,6 +26,7 @@ from everywhen.formats.point import Gap, RecoveryPoint
 from everywhen.repository.ledger import Vm
 from everywhen.services.ages import SECOND
 from everywhen.services.protect.absence import images_seen
+from everywhen.services.protect.bridging import covering
 from everywhen.services.protect.capture_order import (
     ENDS,
     REPOSITORY_FAILS,
@@ -34,6 +35,7 @@ from everywhen.services.protect.capture_order import (
     DisksChanged,
     Figures,
     Paused,
+    Stopped,
     Time,
     Told,
 )
@@ -48,6 +50,7 @@ from everywhen.services.protect.pushing import Push
 from everywhen.services.protect.recipient import Making, PointFacts, Recipient
 from everywhen.services.protect.sink_orders import joined_clock, sink_order
 from everywhen.services.protect.taps_standing import demand_one_name, demand_taps, take_off
+from everywhen.services.protect.unfinished_copy import UnfinishedCopies
 from everywhen.services.protect.wishes import Wishes, refuse
 
 _WHY = {
@@ -187,6 +190,10 @@ class Capture:
         reader = Reader(monitor, self.order.sockets / "export.sock", pace)
         pushed = [tap for tap in taps if not reader.can_read(tap.disk)]
         self._demand_readable(pushed)
+        read = {name: tap.disk for tap, name in zip(taps, names, strict=True) if tap not in pushed}
+        whole = {name: node for name, node in read.items() if covering(monitor, node, name, self.known) is None}
+        self._copies = UnfinishedCopies(self.order.folder, self._recipient.surroundings.randomness)
+        self._copies.begin(monitor, whole)
         for tap in taps:
             if tap not in pushed:
                 tap.attach(str(reception.socket_path))
@@ -249,22 +256,27 @@ class Capture:
         """Read what the taps cannot know, or let them push it, with the journal over it, and make the first point."""
         stretch, reception = self._stretch, self._stretch.reception
         named = list(zip(stretch.names, (node.size for node in stretch.nodes), strict=True))
-        with self._spool.first_point(self.parent, named) as making:
+        with self._spool.first_point(self.parent, named, self._copies.kept) as making:
             limit = min(self.order.spool_limit, max(room(self.order.spool), 0))
             consumer = Consumer(reception, self._spool, making, limit, self._until, self.time.monotonic)
             sink = str(reception.socket_path)
-            closer = GapCloser(sink, consumer, self.known)
+            closer = GapCloser(sink, consumer, self.known, self._copies, self.time.monotonic)
             disks = list(zip(stretch.taps, stretch.names, making.disks, strict=True))
             sizes = [one[0].disk.size if one[0] in pushed else closer.expected(reader, *one) for one in disks]
             progress = CopyProgress(sizes, self.wishes, self.told, self.look)
-            for tap, name, disk in disks:
-                if tap not in pushed:
-                    closer.read(reader, tap, name, disk, progress)
-            push = Push(sink, self.order, consumer)
-            for tap in pushed:
-                closer.push(push, tap, progress)
+            try:
+                for tap, name, disk in disks:
+                    if tap not in pushed:
+                        closer.read(reader, tap, name, disk, progress)
+                push = Push(sink, self.order, consumer)
+                for tap in pushed:
+                    closer.push(push, tap, progress)
+            except Stopped:
+                self.told.interrupted(*progress.kept)
+                raise
             progress.end()
             self._seal(making, self._first_mark(), quiet=True)
+            self._copies.forget()
 
     def _first_mark(self) -> str | None:
         """What the first point is to be called."""

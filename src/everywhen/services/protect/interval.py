@@ -196,6 +196,9 @@ class _ToldOnce:
         else:
             self._told.copying(done, total)
 
+    def interrupted(self, kept: int, total: int) -> None:
+        self._told.interrupted(kept, total)
+
     def sealed(self, point: RecoveryPoint, writes: int) -> None:
         self._sealed = True
         self._told.sealed(point, writes)

@@ -11,7 +11,8 @@ from pathlib import Path
 from everywhen.block.device import BlockDevice
 from everywhen.block.patched import Patches
 from everywhen.capture.spool_reader import SpoolDamaged, spool_files
-from everywhen.formats.errors import Corrupt
+from everywhen.formats.errors import Corrupt, FormatError
+from everywhen.formats.fields import Json, text, whole
 from everywhen.formats.ids import PointId
 from everywhen.formats.point import JournalPosition, RecoveryPoint, Tree
 from everywhen.repository import epochs
@@ -158,15 +159,21 @@ class LocalConsumption:
         demand_line(self._repository, self._vm.vm, self._epoch, self._stream, cheaply=cheaply)
 
     @contextmanager
-    def first_point(self, parent: RecoveryPoint | None, disks: Sequence[tuple[str, int]]) -> Iterator[LocalMaking]:
-        before = parent.disks if parent else {}
+    def first_point(
+        self, parent: RecoveryPoint | None, disks: Sequence[tuple[str, int]], kept: Mapping[str, Json]
+    ) -> Iterator[LocalMaking]:
+        before, here = parent.disks if parent else {}, self._repository.id.hex()
         with write_point(self._repository, work_of(self._vm.name), first_copy=parent is None) as writer:
             if self._new:
                 record(self._repository, self._vm)
             trees = {name: disk.tree for name, disk in before.items() if writer.usable(disk.tree)}
-            made = [SealedDisk(name, size, trees.get(name) or Tree(size, None)) for name, size in disks]
+            made, copied = list[SealedDisk](), list[LocalDisk]()
+            for name, size in disks:
+                up = _taken_up(writer, name, kept[name], size, here) if name in kept else None
+                made.append(up or SealedDisk(name, size, trees.get(name) or Tree(size, None)))
+                known = up.tree if up else trees.get(name)
+                copied.append(LocalDisk(writer, made[-1], known, here, goes_on=up is not None))
             sealer = Sealer(self._repository, writer, made, Replay([Patches() for _ in made], 0, following=False))
-            copied = [LocalDisk(writer, disk, trees.get(disk.name)) for disk in made]
             yield LocalMaking(self._making_of, writer, sealer, self._spool, copied)
 
     @contextmanager
@@ -189,15 +196,22 @@ class LocalConsumption:
 
 @dataclass(frozen=True, slots=True)
 class LocalDisk:
-    """Is `recipient.DiskMaking`. `before`: its tree at the VM's newest point, where that can be built upon."""
+    """Is `recipient.DiskMaking`. `before`: its tree at the VM's newest point, or as an earlier making has kept it (`goes_on`),
+    where that can be built upon; `repository`: its id."""
 
     writer: PointWriter
     disk: SealedDisk
     before: Tree | None
+    repository: str
+    goes_on: bool
 
     @property
     def size_before(self) -> int | None:
         return self.before.size if self.before is not None else None
+
+    def keep(self) -> Json:
+        self.writer.flush()
+        return {"repository": self.repository, "changed": self.disk.changed, **self.disk.tree.to_json()}
 
     def take_in(
         self, device: BlockDevice, ranges: Ranges | None, progress: Callable[[int], None], enough: Callable[[], bool]
@@ -235,6 +249,18 @@ class LocalMaking:
         origin = Origin(*self.whose, files, facts.began_ns, facts.gap, facts.clock or None, facts.apart)
         self.sealer.instant_ns = facts.at_ns or 0
         return self.sealer.commit(parent, origin, facts.seconds, facts.mark, facts.consistency, facts.latencies)
+
+
+def _taken_up(writer: PointWriter, name: str, kept: Json, size: int, repository: str) -> SealedDisk | None:
+    """A disk as an earlier making has kept it (`LocalDisk.keep`); None where that is of another repository or size, or not all
+    of it is there any more. Raises StorageError."""
+    try:
+        tree = Tree.from_json(kept)
+        if text(kept, "repository") == repository and tree.size == size and writer.take_up(tree):
+            return SealedDisk(name, size, tree, changed=whole(kept, "changed"))
+    except FormatError:
+        pass  # then all is read
+    return None
 
 
 def _line(newest: RecoveryPoint | None, points: list[RecoveryPoint]) -> dict[PointId, int]:

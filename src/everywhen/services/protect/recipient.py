@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from everywhen.block.device import BlockDevice
+from everywhen.formats.fields import Json
 from everywhen.formats.ids import PointId
 from everywhen.formats.point import Gap, JournalPosition, RecoveryPoint
 from everywhen.repository.intake import Ranges
@@ -87,6 +88,13 @@ class DiskMaking(Protocol):
     def size_before(self) -> int | None:
         """Bytes that it had at the VM's newest point; None where nothing that it held then can be built upon."""
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether it has what an earlier making of it has kept: beside that, what was left of that copy is to be taken in."""
+
+    def keep(self) -> Json:
+        """What it has, durable on return: by that a later making finds it. Raises StorageError."""
+
     def take_in(
         self, device: BlockDevice, ranges: Ranges | None, progress: Callable[[int], None], enough: Callable[[], bool]
     ) -> Ranges:
@@ -144,9 +152,11 @@ class Consumption(Spooled, Protocol):
     def remove(self) -> None:
         """Remove all files."""
 
-    def first_point(self, parent: RecoveryPoint | None, disks: Sequence[tuple[str, int]]) -> AbstractContextManager[Making]:
-        """Begin the stream's first point. `parent`: the VM's newest one; `disks`: names and bytes. One that is not committed
-        when the body ends was none."""
+    def first_point(
+        self, parent: RecoveryPoint | None, disks: Sequence[tuple[str, int]], kept: Mapping[str, Json]
+    ) -> AbstractContextManager[Making]:
+        """Begin the stream's first point. `parent`: the VM's newest one; `disks`: names and bytes; `kept`: by disk, what an
+        earlier making has kept (`DiskMaking.keep`). One that is not committed when the body ends was none."""
 
     def next_point(self, parent: RecoveryPoint, position: JournalPosition) -> AbstractContextManager[Making]:
         """Begin the one that follows `parent`, which was made at that position of the stream."""
