@@ -12,6 +12,7 @@ import pytest
 
 from everywhen.formats.filesystems.lvm import decode_text
 from everywhen.guest.errors import GuestError, GuestUnsupported, NoSuchPath
+from everywhen.guest.footprint import Footprint, taking_down
 from everywhen.guest.lvm import _Group
 from everywhen.guest.recognition import Role
 from everywhen.guest.volumes import Volumes, find_volumes, open_file_system
@@ -52,6 +53,17 @@ def labels(volumes: Volumes) -> dict[str, str]:
             said[volume.name] = system.open(find(system, "/file").entry).read(0, 100).decode()
             assert said[volume.name] == system.label
     return said
+
+
+def test_few_bytes_say_that_a_disk_has_no_table(tmp_path: Path) -> None:
+    """Beside them are the counters of a superblock and of groups: if these counted, a history would open every moment."""
+    footprint = Footprint()
+    with taking_down(footprint):
+        volumes = find_volumes({"vda": Bytes(small_ext(tmp_path, "whole"))})
+    assert found(volumes) == {"p0": ("ext", 1 << 20)}
+    beyond_the_boot_sector = [(at, length) for at, length in footprint.ranges()["vda"] if at + length > SECTOR]
+    assert {at for at, _ in beyond_the_boot_sector} <= {0, 1080, 4096, (1 << 20) - 4096, (1 << 20) - SECTOR}
+    assert sum(length for _, length in beyond_the_boot_sector) < SECTOR + 64
 
 
 MBR = "label: dos\nlabel-id: 0x1a2b3c4d\nstart=2048, size=4096, type=83\nstart=8192, size=16384, type=5\n"

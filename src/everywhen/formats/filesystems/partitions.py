@@ -34,6 +34,7 @@ from everywhen.formats.errors import BadMagic, Corrupt, Truncated
 MBR_BYTES: Final = 512
 PROTECTIVE: Final = 0xEE
 EXTENDED: Final = (0x05, 0x0F, 0x85)
+GPT_MAGIC: Final = b"EFI PART"
 GPT_HEADER_BYTES: Final = 92
 MOST_ENTRIES: Final = 1024  # Windows and Linux make 128
 _LARGEST_ENTRY: Final = 4096
@@ -84,7 +85,7 @@ def decode_gpt_header(sector: bytes) -> GptHeader:
     """Raises BadMagic, Truncated, Corrupt."""
     if len(sector) < GPT_HEADER_BYTES:
         raise Truncated("a GPT header")
-    if sector[:8] != b"EFI PART":
+    if sector[: len(GPT_MAGIC)] != GPT_MAGIC:
         raise BadMagic("not a GPT header")
     size, checksum = struct.unpack_from("<II", sector, 12)
     alternate = struct.unpack_from("<Q", sector, 32)[0]
