@@ -130,12 +130,16 @@ class Served:
 
 @contextmanager
 def served(
-    exports: MemoryExports, folder: Path, tls: ssl.SSLContext | None = None, room: Room | None = None
+    exports: MemoryExports,
+    folder: Path,
+    tls: ssl.SSLContext | None = None,
+    room: Room | None = None,
+    failures: tuple[type[Exception], ...] = (Damaged,),
 ) -> Iterator[Served]:
     """Stopped at the end, when nothing may be open any more."""
     path = folder / "nbd"
     reported: list[tuple[str, Exception]] = []
-    server = NbdServer(Terms(exports, (Damaged,), lambda name, error: reported.append((name, error)), tls, room or Room()))
+    server = NbdServer(Terms(exports, failures, lambda name, error: reported.append((name, error)), tls, room or Room()))
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(str(path))
     listening.listen(32)

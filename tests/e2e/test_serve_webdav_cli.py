@@ -11,13 +11,14 @@ import shutil
 import signal
 import socket
 import ssl
+import stat
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pytest
 
@@ -174,6 +175,51 @@ def test_accounts_and_tls(made: Path, tmp_path: Path) -> None:
         assert answer.headers["WWW-Authenticate"].startswith("Basic ")
         share.process.send_signal(signal.SIGTERM)
         assert ended(share.process).code == 0
+
+
+def test_a_unix_socket_and_what_a_service_manager_is_told(made: Path, tmp_path: Path) -> None:
+    address, manager = tmp_path / "dav sock", tmp_path / "manager"
+    program = Program(made, more={"NOTIFY_SOCKET": str(manager)})
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as told:
+        told.bind(str(manager))
+        told.settimeout(60)
+        process = program.start("serve", "webdav", "--socket", address)
+        try:
+            url = f"http+unix://{quote(str(address), safe='')}/"
+            assert told.recv(1000).decode().splitlines() == ["READY=1", f"STATUS=Serving at {url}"]
+            assert process.stdout is not None
+            assert process.stdout.readline() == f"Ready: {url}\n"
+            assert stat.S_IMODE(address.stat().st_mode) == 0o600
+            asked = ("curl", "-sf", "--unix-socket", address, f"http://anything/{LATEST}/files/etc/fstab")
+            assert run(*asked).startswith("/dev/vda")
+            process.send_signal(signal.SIGTERM)
+            assert ended(process).code == 0
+        finally:
+            process.kill()
+            process.communicate()
+    assert not address.exists()
+
+
+def test_clients_with_certificates_alone(made: Path, tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "tls")
+    for role in ("server", "client"):
+        authority.sign(role)
+    ca, cert, key, own, own_key = (
+        authority.folder / f"{name}.pem" for name in ("ca-cert", "server-cert", "server-key", "client-cert", "client-key")
+    )
+    tls = ("--tls-cert", cert, "--tls-key", key, "--tls-clients", ca)
+    with shared(made, *tls) as share:
+        known = ssl.create_default_context(cafile=str(ca))
+        with closing(http.client.HTTPSConnection(*share.address, context=known, timeout=60)) as stranger:
+            with suppress(OSError):  # that it is refused may be known before all of it is asked
+                stranger.request("GET", "/")
+            with pytest.raises((OSError, http.client.HTTPException)):
+                stranger.getresponse()
+        known.load_cert_chain(own, own_key)
+        with closing(http.client.HTTPSConnection(*share.address, context=known, timeout=60)) as connection:
+            connection.request("GET", f"/{LATEST}/files/etc/fstab")
+            answer = connection.getresponse()
+            assert (answer.status, answer.read()[:8]) == (200, b"/dev/vda")
 
 
 def test_what_others_could_reach_is_not_served_without_proof(made: Path, tmp_path: Path) -> None:

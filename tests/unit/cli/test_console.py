@@ -9,6 +9,7 @@ import socket
 
 from everywhen.interfaces.cli.console import Lines, Terminal
 from everywhen.interfaces.cli.output import Output
+from everywhen.services.boot.emulator import BootedCopy
 
 
 def test_lines_are_made_harmless() -> None:
@@ -43,3 +44,26 @@ def test_keys_go_to_the_guest_until_one_ends_it() -> None:
         assert not console.typed(ours)
         os.close(keys)
         assert not console.typed(ours)
+
+
+def test_a_console_that_ends_with_keys_that_nobody_has_read() -> None:
+    """As that of a guest that was powered off while somebody typed: what it said last is there, and then its end."""
+    copy = BootedCopy.__new__(BootedCopy)
+    copy.console, theirs = socket.socketpair()
+    with copy.console:
+        copy.console.send(b"\r\r\r")
+        theirs.send(b"Power down\n")
+        theirs.close()
+        assert copy.said(100) == b"Power down\n"
+        assert copy.said(100) == b""
+
+
+def test_keys_for_a_copy_that_has_ended_are_dropped() -> None:
+    ours, theirs = socket.socketpair()
+    keys, terminal = os.pipe()
+    with ours:
+        theirs.close()
+        os.write(terminal, b"ls\r")
+        assert Terminal(keys, terminal).typed(ours)
+    os.close(terminal)
+    os.close(keys)

@@ -114,3 +114,34 @@ def test_the_end_is_said(authority: Authority) -> None:
         assert client.recv(1) == b""
         client.unwrap()
         assert server.receive_into(memoryview(bytearray(1))) == 0
+
+
+class Noted:
+    """A socket of which is known when something is waited for, and when it has come."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self.waits, self.came = threading.Event(), threading.Event()
+
+    def recv_into(self, buffer: memoryview) -> int:
+        self.waits.set()
+        count = self._connection.recv_into(buffer)
+        self.came.set()
+        return count
+
+
+def test_what_comes_is_given_to_openssl_by_one_thread_at_a_time(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    with encrypted(authority) as (server, client):
+        noted = Noted(server._socket)
+        monkeypatch.setattr(server, "_socket", noted)
+        buffer = memoryview(bytearray(10))
+        thread = threading.Thread(target=server.receive_into, args=(buffer,))
+        thread.start()
+        assert noted.waits.wait(20)
+        with server._using:  # as one has it who sends
+            client.sendall(b"x" * 10)
+            assert noted.came.wait(20)
+            thread.join(0.2)
+            assert not server._received.pending
+        thread.join(20)
+        assert bytes(buffer) == b"x" * 10

@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote
 import pytest
 
 from everywhen.formats.layouts.runs import Runs
+from everywhen.interfaces.webdav import resources
 from everywhen.interfaces.webdav import tree as tree_of_a_share
 from everywhen.interfaces.webdav.attempts import Attempts
 from everywhen.interfaces.webdav.gate import Gate
@@ -55,9 +56,10 @@ class MemoryFolders:
     def __init__(self, there: dict[str, Node | Exception], contents: dict[str, bytes | Exception]) -> None:
         self.there = {"": Folder(TIME), "web1": Folder(TIME), POINT: Folder(TIME), **there}
         self.contents = contents
-        self.opened = 0
+        self.opened = self.looked = 0
 
     def look_up(self, path: str) -> Node:
+        self.looked += 1
         found = self.there.get(path, NotFound(f"There is no {path}."))
         if isinstance(found, Exception):
             raise found
@@ -110,9 +112,9 @@ class Served:
         self.ended = threading.Event()
         self.folders = MemoryFolders(there, contents or {})
         self.tree = SharedTree(cast("Folders", self.folders), "repo", lambda: self.now)
-        shared = Shared(self.tree, identity="1", url="repo", ended=self.ended)
+        self.shared = Shared(self.tree, identity="1", url="repo", ended=self.ended)
         gate = Gate(None, Attempts(lambda: self.now), by_name=True, say=self.said.append)
-        self.share = Share(shared, gate, self.said.append)
+        self.share = Share(self.shared, gate, self.said.append)
 
     def ask(self, method: str, path: str, **headers: str) -> Asked:
         begun: list[tuple[str, list[tuple[str, str]]]] = []
@@ -329,6 +331,33 @@ def test_a_folder_that_has_too_much_in_it(monkeypatch: pytest.MonkeyPatch) -> No
     assert served.ask("PROPFIND", "/web1", depth="1").status == 500
     assert served.said == ["/web1: web1 has 4 names; at most 2 can be listed here."]
     assert served.ask("HEAD", "/web1/a").status == 200
+
+
+class Turns:
+    """Stands for the semaphore: how it is used, and what was looked at before."""
+
+    def __init__(self, folders: MemoryFolders) -> None:
+        self.used: list[str] = []
+        self._folders = folders
+
+    def __enter__(self) -> None:
+        self.used.append(f"entered after {self._folders.looked}")
+        self._folders.looked = 0
+
+    def __exit__(self, *_exception: object) -> None:
+        self.used.append(f"left after {self._folders.looked}")
+
+
+def test_large_folders_are_described_few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a page, too; and their turn begins before anything in them is looked at, and ends before it is sent."""
+    monkeypatch.setattr(resources, "_LARGE", 3)
+    served = Served({f"web1/{name}": file(1) for name in "abcd"})
+    for method, depth in (("GET", "0"), ("PROPFIND", "1")):
+        turns = Turns(served.folders)
+        monkeypatch.setattr(served.shared, "large", turns)
+        served.folders.looked = 0
+        assert served.ask(method, "/web1/", depth=depth).status in (200, 207)
+        assert turns.used == ["entered after 1", "left after 5"]
 
 
 def test_times_that_http_cannot_write() -> None:

@@ -198,7 +198,7 @@ def _followed(copy: BootedCopy, console: Console, woken: socket.socket, told: To
                 raise Failed(f"QEMU has failed (exit code {code}): {copy.last_words() or 'it said nothing'}")
             return True
         if copy.console in ready:
-            text = copy.console.recv(_RECEIVE)
+            text = copy.said(_RECEIVE)
             if not text:  # it ends; the monitor tells so, too
                 sources.remove(copy.console)
             console.show(text)
@@ -221,5 +221,5 @@ def _followed(copy: BootedCopy, console: Console, woken: socket.socket, told: To
 
 def _drain(copy: BootedCopy, console: Console) -> None:
     """What the guest said last."""
-    while select.select([copy.console], [], [], 0)[0] and (text := copy.console.recv(_RECEIVE)):
+    while select.select([copy.console], [], [], 0)[0] and (text := copy.said(_RECEIVE)):
         console.show(text)

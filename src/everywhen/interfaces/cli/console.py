@@ -91,7 +91,7 @@ class Terminal:
         except OSError:  # the terminal is gone
             return False
         before, end, _ = pressed.partition(END)
-        with suppress(BlockingIOError):
+        with suppress(BlockingIOError, ConnectionError):  # that a copy has ended is seen elsewhere
             to.send(before, socket.MSG_DONTWAIT)
         return bool(pressed) and not end
 

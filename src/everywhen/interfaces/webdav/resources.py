@@ -10,7 +10,8 @@ Source: RFC 4918 (WebDAV), 15 (properties).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from hashlib import blake2b
 from typing import Any
 
@@ -69,7 +70,9 @@ class Shared(DAVProvider):  # type: ignore[misc]  # wsgidav has no types
         if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
             found = self.get_resource_inst(environ["PATH_INFO"], environ)
             if isinstance(found, Folder):
-                body = page(found.get_href(), self.tree.members(found.found))
+                with ExitStack() as undo:
+                    environ[UNDO] = undo
+                    body = page(found.get_href(), found.members())
                 start_response("200 OK", [("Content-Type", "text/html; charset=utf-8"), ("Content-Length", str(len(body)))])
                 return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
         return default_handler(environ, start_response)
@@ -97,15 +100,20 @@ class Folder(_Resource, DAVCollection):  # type: ignore[misc]
 
     def get_member_names(self) -> list[str]:
         """Of what is in it."""
-        return [name for name, _ in self.provider.tree.members(self.found)]
+        return [name for name, _ in self.members()]
 
     def get_member_list(self) -> list[Folder | OneFile]:
         """What is in it. Raises Failure."""
-        members = self.provider.tree.members(self.found)
-        if len(members) > _LARGE:
-            self.environ[UNDO].enter_context(self.provider.large)
         base = self.path.rstrip("/")
-        return [_resource(f"{base}/{name}", found, self.environ) for name, found in members]
+        return [_resource(f"{base}/{name}", found, self.environ) for name, found in self.members()]
+
+    def members(self) -> Iterator[tuple[str, Found | Unreadable]]:
+        """What is in it, by the names that are shown. Waits for its turn where it is much. Raises Failure."""
+        names = self.provider.tree.names(self.found)
+        if len(names) > _LARGE:
+            self.environ[UNDO].enter_context(self.provider.large)
+        found: Iterator[tuple[str, Found | Unreadable]] = self.provider.tree.members(self.found, names)
+        return found
 
 
 class OneFile(_Resource, DAVNonCollection):  # type: ignore[misc]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from everywhen.interfaces.webdav.names import meant, shown_together
@@ -77,23 +77,26 @@ class SharedTree:
         with failing(self._url):
             return self._walk((), [meant(part) for part in shown.split("/") if part])
 
-    def members(self, folder: Found) -> list[tuple[str, Found | Unreadable]]:
-        """What is in a folder, by the names that are shown."""
+    def names(self, folder: Found) -> list[str]:
+        """What is in a folder, by the guest's names; the share may not show all of it."""
         where = "/".join(folder.path)
         with failing(self._url):
             names = self._folders.names(where)
         if len(names) > MOST_LISTED:
             raise Failed(f"{where} has {len(names):,} names; at most {MOST_LISTED:,} can be listed here.", on=where)
-        found: list[tuple[str, Found | Unreadable]] = []
+        return names
+
+    def members(self, folder: Found, names: list[str]) -> Iterator[tuple[str, Found | Unreadable]]:
+        """What these names of a folder stand for, by the names that are shown; one after the other."""
         for name, shown in shown_together(names).items():
             try:
                 with failing(self._url):
-                    found.append((shown, self._walk(folder.path, [name], listing=True)))
+                    found: Found | Unreadable = self._walk(folder.path, [name], listing=True)
             except (NotFound, WrongUsage):
                 continue  # a link that leads nowhere or is not listed; or it has gone
             except Failure as failure:
-                found.append((shown, Unreadable(failure)))
-        return found
+                found = Unreadable(failure)
+            yield shown, found
 
     def open(self, file: Found) -> OpenFile:
         """A file, to read it; what is read may raise anything that `services.translation` knows."""

@@ -71,7 +71,7 @@ class State(Enum):
 
 
 class BootedCopy:
-    """A QEMU that runs; a context manager that ends it. `console`: its guest's serial port, raw bytes."""
+    """A QEMU that runs; a context manager that ends it. `console`: its guest's serial port, raw bytes; `said` reads it."""
 
     def __init__(self, emulator: Emulator, arguments: Callable[[int, int], list[str]], log: str) -> None:
         """`arguments` of QEMU, from descriptors of its ends of the monitor and the console; what it says: to file `log`.
@@ -105,6 +105,13 @@ class BootedCopy:
             return State.BROKEN if self.monitor.execute("query-status")["status"] == "internal-error" else State.RUNS
         except MonitorError:
             return State.GONE
+
+    def said(self, most: int) -> bytes:
+        """What its guest has sent, so many bytes at most; nothing when its console has ended."""
+        try:
+            return self.console.recv(most)
+        except ConnectionResetError:  # keys were on their way that nobody has read
+            return b""
 
     def __enter__(self) -> Self:
         return self

@@ -29,6 +29,7 @@ from everywhen.services.view.folders import Folders
 from everywhen.services.view.moment_folder import SHOWN_FORMATS
 from everywhen.services.view.moments import OpenMoments
 from everywhen.services.view.nodes import File, Folder, Link
+from everywhen.storage.base import StorageError
 from tests.records import COMPLETE, OPENED, put_segment, write
 
 STREAM = "ab" * 16
@@ -246,6 +247,20 @@ def test_a_moment_is_let_go_of_when_nobody_has_used_it_for_a_while(
     folders.held.tidy()
     assert leases(repository) == 0
     assert first_byte(folders, f"web1/{LATER}") == 6, "it opens again"
+
+
+def test_a_lease_that_cannot_be_deleted_fails_nobody_who_opens_something_else(
+    repository: Repository, folders: Folders, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(name: str) -> None:
+        raise StorageError(name, "it cannot be deleted just now")
+
+    assert first_byte(folders, f"web1/{LATER}") == 6
+    clock.now += held.UNUSED_S
+    with monkeypatch.context() as failing:
+        failing.setattr(repository.documents, "delete", refused)
+        assert folders.names("web1/@1970-01-01_00.00.30Z/disk")
+    assert leases(repository) == 2, "it is there until it expires"
 
 
 def test_few_stay_open_of_many_that_are_looked_into(

@@ -10,16 +10,19 @@ from pathlib import Path
 import pytest
 
 from everywhen.block.device import BLOCK_SIZE
+from everywhen.formats.errors import Corrupt
 from everywhen.formats.point import RecoveryPoint
 from everywhen.interfaces.nbd_exports import MomentExports, kept
+from everywhen.nbd.connection import NbdError
 from everywhen.repository.ledger import Ledger, Vm
 from everywhen.repository.presence import list_presences
 from everywhen.repository.repository import Repository
 from everywhen.services.addresses import parse_address
 from everywhen.services.failures import NotFound
-from everywhen.services.view.moments import OpenMoments
+from everywhen.services.view.moments import FAILURES, OpenMoments
 from everywhen.storage.memory import MemoryStore
 from tests.laboratory import SparseDisk, World, block, shrink_packs, touched
+from tests.memory_devices import MIB, MemoryDevice, MemoryExports, served
 
 VM = "0" * 32
 LATEST = parse_address("web1@latest")
@@ -143,3 +146,19 @@ def test_what_cannot_be_opened_is_not_left_open(watched: Watched) -> None:
             watched.moments.open(parse_address(text))
     watched.moments.tidy()
     assert watched.leases == []
+
+
+class Wrong(MemoryDevice):
+    """A disk whose block map is not what it should be."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        raise Corrupt("a node of the block map with 3 bytes")
+
+
+def test_what_cannot_be_understood_fails_one_request_not_the_connection(tmp_path: Path) -> None:
+    exports = MemoryExports({"disk": Wrong(bytes(MIB), at_hand=False)})
+    with served(exports, tmp_path, failures=FAILURES) as running, running.connected() as client:
+        for _ in range(2):
+            with pytest.raises(NbdError, match="error 5"):
+                client.answer(client.ask(0, 100))
+    assert [type(error) for _, error in running.reported] == [Corrupt]
