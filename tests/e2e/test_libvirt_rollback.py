@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 libvirt = pytest.importorskip("libvirt", reason="libvirt's Python library is not installed")
 
+from everywhen.interfaces.control_socket import NobodyThere, ask
+from tests.hypervisor import eventually
 from tests.libvirt_capture import LibvirtCapture
 from tests.libvirtd import Guest, Libvirtd
-from tests.program import Done
+from tests.program import Done, Program, ended
+from tests.shared_clocks import forgotten
 
 pytestmark = pytest.mark.xdist_group("libvirt")
 MIB = 1 << 20
@@ -75,3 +80,72 @@ def test_a_captured_domain_is_set_back_and_captured_on(capture: LibvirtCapture, 
     line = capture.program.ok("timeline", "web1")
     assert len(line["gaps"]) == 1, "from the start until it was captured again"
     assert line["gaps"][0]["from"] >= back["time"]
+
+
+def test_a_group_goes_back_to_one_instant(libvirtd: Libvirtd, tmp_path: Path) -> None:
+    """Two domains in write order; one of them alone is told how far apart it will be."""
+    with (
+        Guest(libvirtd, "shop", [(2 * MIB, "raw")]) as shop,
+        Guest(libvirtd, "stock", [(2 * MIB, "qcow2")]) as stock,
+        forgotten(libvirtd.folder / "group"),
+        ExitStack() as stack,
+    ):
+        program = Program(tmp_path, more={"EVERYWHEN_STATE": str(libvirtd.folder / "group")}).init()
+        guests = (shop, stock)
+        for guest in guests:
+            guest.start()
+            words = ["protect", guest.name, "--libvirt", libvirtd.uri, "--pace", "0", "--group", "erp", "--seal-every", "1h"]
+            stack.enter_context(ending(program.start(*words)))
+        for guest in guests:
+            eventually(lambda guest=guest: state(program, guest) == "following", "it follows")  # type: ignore[misc]
+            guest.write(0, 0, 4096, 1)
+        program.ok("mark", "group:erp", "before")
+        then = [guest.content(0) for guest in guests]
+        for guest in guests:
+            guest.write(0, MIB, 4096, 2)
+        asked = ["--libvirt", libvirtd.uri, "--power-off"]
+        alone = program.run("rollback", 'shop@"before"', *asked, "--dry-run")
+        assert alone.code == 0, alone
+        assert "of which others are not rolled back: they will be" in alone.err
+        assert program.run("rollback", 'group:erp@"before"', *asked, "--yes-stop", "shop").code == 2
+        both = program.ok("rollback", 'group:erp@"before"', *asked, "--yes-stop", "shop", "--yes-stop", "stock")["vms"]
+        assert {vm: done["branch"] for vm, done in both.items()} == {"shop": "shop~1", "stock": "stock~1"}
+        assert len({done["to"] for done in both.values()}) == 1
+        assert [guest.content(0) for guest in guests] == then
+        for guest in guests:
+            eventually(lambda guest=guest: state(program, guest) == "following", "it follows again")  # type: ignore[misc]
+        forward = program.ok("rollback", "shop~1", "stock~1", *asked, "--yes-stop", "shop", "--yes-stop", "stock")["vms"]
+        assert {done["branch"] for done in forward.values()} == {"shop~2", "stock~2"}
+        assert [guest.content(0)[MIB] for guest in guests] == [2, 2]
+
+
+@contextmanager
+def ending(process: subprocess.Popen[str]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        process.kill()
+        ended(process)
+
+
+def state(program: Program, guest: Guest) -> str | None:
+    try:
+        return str(ask(Path(program.environment["EVERYWHEN_STATE"]) / guest.name, {"wish": "status"})["state"])
+    except NobodyThere:
+        return None
+
+
+def test_what_is_refused(guest: Guest, capture: LibvirtCapture) -> None:
+    guest.raw.destroy()
+    images = [f"{image.stem}={image}" for image in guest.images]
+    point = capture.program.backup("web1", *images)["point"]
+    assert rolled_back(capture, f"web1@{point}").code == 6, "libvirt calls it office"
+    guest.images[1].rename(guest.folder / "away")
+    gone = rolled_back(capture, f"web1@{point}", "--domain", "office")
+    assert (gone.code, "is not there" in gone.error["what"]) == (6, True)
+    (guest.folder / "away").rename(guest.images[1])
+    guest.raw.undefine()
+    guest.libvirtd.connection.createXML(guest.xml, libvirt.VIR_DOMAIN_START_PAUSED)
+    transient = rolled_back(capture, f"web1@{point}", "--domain", "office", "--yes-stop", "web1")
+    assert (transient.code, "transient" in transient.error["what"]) == (1, True)
+    assert guest.domain.runs

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -47,6 +48,12 @@ distances = st.one_of(
 jitter = st.sampled_from([0, 0, 1, SECOND - 1])
 histories = st.lists(st.tuples(st.builds(int.__add__, distances, jitter), st.sampled_from(CONSISTENCIES)), max_size=25).map(
     lambda found: [Moment(f"p-{number:012}", START + distance, grade) for number, (distance, grade) in enumerate(found)]
+)
+rolled_back = st.tuples(histories, st.sets(st.integers(0, 24), max_size=3)).map(
+    lambda found: [
+        replace(moment, left_ns=moment.time_ns - 5 * HOUR) if number in found[1] else moment
+        for number, moment in enumerate(found[0])
+    ]
 )
 clocks = st.integers(-3, 400).map(lambda days: START + days * DAY)
 
@@ -124,7 +131,7 @@ def test_one_more_term_never_drops_more(policy: Policy, moments: list[Moment], n
 
 
 @THOROUGH
-@given(policies, histories, clocks, st.randoms(use_true_random=False))
+@given(policies, histories | rolled_back, clocks, st.randoms(use_true_random=False))
 def test_thinning_twice_is_thinning_once(policy: Policy, moments: list[Moment], now_ns: int, shuffle: object) -> None:
     first = plan(policy, moments, now_ns=now_ns)
     again = plan(policy, first.kept[::-1], now_ns=now_ns)

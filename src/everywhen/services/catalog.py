@@ -111,7 +111,8 @@ class Catalog:
 
 def moment_of(point: RecoveryPoint) -> Moment:
     """A point as a moment."""
-    return Moment(point.point, point.time_ns, point.reached, point.mark, point.common)
+    left_ns = point.rolled_back.time_ns if point.rolled_back else None
+    return Moment(point.point, point.time_ns, point.reached, point.mark, point.common, left_ns)
 
 
 def read_catalog(repository: Repository) -> Catalog:

@@ -16,7 +16,8 @@ class Moment:
     """One recovery point: its id, the instant it shows, the consistency reached, and its name if a person gave it one.
 
     `time_ns` is in nanoseconds since 1970 UTC, between the years 1 and 9999; `common`: other VMs of its group have one of the
-    same instant.
+    same instant; `left_ns`: of one with which a VM began again after it was rolled back, the instant gone back to: what lies
+    between is what was left then.
     """
 
     id: str
@@ -24,6 +25,7 @@ class Moment:
     consistency: str = "crash"
     mark: str | None = None
     common: bool = False
+    left_ns: int | None = None
 
     @property
     def order(self) -> tuple[int, str]:

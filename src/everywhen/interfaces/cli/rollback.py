@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Annotated
 
@@ -31,10 +31,11 @@ from everywhen.interfaces.cli.rollback_asked import Meant, meant, targets
 from everywhen.interfaces.cli.rollback_capture import CaptureHere
 from everywhen.interfaces.cli.rollback_machines import Machines
 from everywhen.interfaces.cli.rollback_words import Telling, plan_document, tell_done, tell_plans
+from everywhen.repository.reading import opened_points
 from everywhen.repository.repository import Repository
 from everywhen.services.addresses import Address
 from everywhen.services.catalog import read_catalog
-from everywhen.services.failures import Busy, WrongUsage
+from everywhen.services.failures import Busy, NotFound, WrongUsage
 from everywhen.services.opening import open_moment
 from everywhen.services.rollback.image_writer import QemuTools
 from everywhen.services.rollback.planning import Asked, Plan, apart_ns, planned
@@ -100,6 +101,8 @@ def rollback_command(
         records = _under_way(context, repository, found, tuple(moments), undo=undo, dry_run=dry_run)
         if not records:
             plans = _plans(context, repository, found, places, (tuple(moments), undo, exact))
+            for plan in plans:
+                machines.demand_known_formats(plan.asked.vm, plan.newest.point)
             apart = apart_ns(read_catalog(repository), plans)
             tell_plans(context, plans, apart)
             if dry_run:
@@ -108,6 +111,7 @@ def rollback_command(
                 return
             _demand_stop([plan.asked.vm.name for plan in plans if plan.record.ran], set(yes_stop or []))
             records = {plan.asked.vm.name: plan.record for plan in plans}
+        stack.enter_context(_leased(repository, records))
         told = Telling(context, stack)
         vms = {one.vm.name: one.vm for one in found}
         rollbacks = [Rollback(repository, vms[name], places[name], record, told) for name, record in records.items()]
@@ -115,6 +119,23 @@ def rollback_command(
         run(rollbacks, at_once=power_off)
         points = {one.vm.name: one.made() for one in rollbacks}
     tell_done(context, rollbacks, points)
+
+
+@contextmanager
+def _leased(repository: Repository, records: Mapping[str, Record]) -> Iterator[None]:
+    """Nobody drops meanwhile what is gone back to. Raises NotFound where it was dropped since a run was broken off."""
+    wanted = {name: record.goal.point for name, record in records.items() if not record.undo}
+    points = {point.point: point for point in read_catalog(repository).points}
+    gone = [name for name, point in wanted.items() if point not in points]
+    if gone:
+        raise NotFound(
+            f"{gone[0]} cannot be set back to {wanted[gone[0]]}, which is not kept any more.",
+            on=gone[0],
+            safe="Nothing was changed now. Its disks may be a mixture of two moments.",
+            do=[f"{records[gone[0]].command} --undo", f"everywhen prune --undo {wanted[gone[0]]}"],
+        )
+    with opened_points(repository, f"rollback {', '.join(records)}", [points[point] for point in wanted.values()]):
+        yield
 
 
 def _demand_stop(running: Sequence[str], told: set[str]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from everywhen.block.open_image import open_image
 from everywhen.capture.hypervisor import StoredDisk
+from everywhen.formats.point import RecoveryPoint
 from everywhen.repository.ledger import Vm
 from everywhen.services.failures import Failed, WrongUsage
 from everywhen.services.naming import is_name
@@ -41,6 +42,20 @@ class Machines:
         if self.uri or self.domain:
             raise WrongUsage("A VM's images are named, or libvirt knows them: not both.", on=vm.name)
         return GivenImages({name: self._image(name, path) for name, path in self.images.items()})
+
+    def demand_known_formats(self, vm: Vm, newest: RecoveryPoint) -> None:
+        """Raises WrongUsage where an image was taken, by its content, for what it was not before: a guest can write into a raw
+        image what looks like another format, and all that is written would go by that."""
+        for name, path in self.images.items():
+            known = newest.disks[name].format if newest.journal is None and name in newest.disks else "raw"
+            found = self._image(name, path).image_format
+            if name not in self.formats and found != known:
+                raise WrongUsage(
+                    f"{path} looks like {found}, and {vm.name}/{name} was not known to be that.",
+                    on=name,
+                    safe="Nothing was changed.",
+                    do=[f"Say which it is: --image-format {name}={found}, or {name}=raw"],
+                )
 
     def _image(self, name: str, path: str) -> StoredDisk:
         if not is_name(name):

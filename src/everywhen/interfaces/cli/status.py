@@ -17,6 +17,7 @@ from everywhen.services.ages import SECOND, age, parse_span, span
 from everywhen.services.catalog import Catalog, read_catalog
 from everywhen.services.groups import members, points_at
 from everywhen.services.keep.policies import read_policies
+from everywhen.services.rollback.record import broken_off
 from everywhen.services.sizes import size
 from everywhen.services.standing import MAX_AGE, State, VmStanding, Work, state
 from everywhen.services.times import local_time, rfc3339, zone_label
@@ -49,6 +50,7 @@ def status(
         captures = captured_here(context, repository, vms)
         found = state(repository, catalog, policies, vms, captures, max_age_ns=limit)
         found.needs.extend(unfinished_on_devices(context.state_folder()))
+        found.needs.extend(broken_off(context.state_folder()))
         identity, url = repository.id.hex(), repository.store.url
         write_names(context.env, context.repository_name(), catalog)
     context.output.document({"repository": identity, "url": url, **_document(found), "check": int(found.check)})

@@ -11,6 +11,8 @@ Decided here, where the texts leave it open:
   id; `last` goes by time alone.
 - A hold keeps its moment until its end by the clock; so does a hold without an end, for ever. A mark alone keeps nothing.
 - The newest moment stays, whatever the policy says.
+- A moment with which a VM began again after it was rolled back stays as long as any moment does that was left then: it has its
+  name (`VM~1`).
 
 Since a term keeps the best of each period, and that one is still the best among fewer, thinning twice is thinning once.
 """
@@ -28,6 +30,7 @@ from everywhen.services.moments import Moment
 
 NEWEST = "newest"
 HELD = "held"
+BRANCH = "branch"
 
 _ELAPSED = {"h": HOUR, "d": DAY, "w": WEEK}
 _MONTHS = {"mo": 1, "y": 12}
@@ -54,7 +57,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One moment, and what keeps it: terms' kinds in canonical order, `held`, `newest` (where nothing else does).
+    """One moment, and what keeps it: terms' kinds in canonical order, `held`, `newest` (where nothing else does), `branch`.
 
     Nothing keeps it: it goes.
     """
@@ -99,7 +102,15 @@ def plan(policy: Policy, moments: Iterable[Moment], *, holds: Iterable[Hold] = (
             reasons[moment_id].append(HELD)
     if not reasons[ordered[0].id]:
         reasons[ordered[0].id].append(NEWEST)
+    # From the oldest on: what one of them keeps, a later one may have left.
+    for turn in reversed([moment for moment in ordered if moment.left_ns is not None]):
+        if any(reasons[one.id] for one in ordered if _left_by(turn, one)):
+            reasons[turn.id].append(BRANCH)
     return Plan(tuple(Decision(moment, tuple(reasons[moment.id])) for moment in ordered))
+
+
+def _left_by(turn: Moment, moment: Moment) -> bool:
+    return turn.left_ns is not None and turn.left_ns < moment.time_ns and moment.order < turn.order
 
 
 def _local_times(policy: Policy, ordered: list[Moment]) -> list[datetime]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import tempfile
@@ -26,7 +27,6 @@ from everywhen.services.failures import Busy, Failed, NotFound
 _DRIVERS = {"vhd": "vpc"}
 """QEMU's names of formats, where they are others than ours."""
 _START_S, _LOCKED_S, _LOOK_S, _AGAIN_S = 20.0, 10.0, 0.02, 0.2
-_SOCKET = "nbd"
 _LAST_WORDS = 500
 _ANSWER_S = 600.0
 """A flush may take as long as the disk needs for what lies in memory."""
@@ -61,10 +61,10 @@ class ImageWriter:
         self._answers: deque[int] = deque()
         with ExitStack() as undo:
             folder = undo.enter_context(tempfile.TemporaryDirectory(prefix="everywhen-write-", ignore_cleanup_errors=True))
-            self._process = _served(tools, image, folder)
+            self._process, connected = _served(tools, image, folder)
             undo.callback(self._end)
             with self._failing():
-                self._connection = NbdConnection(os.path.join(folder, _SOCKET), "", timeout=_ANSWER_S)
+                self._connection = NbdConnection(connected, "", timeout=_ANSWER_S)
             self.size = self._connection.offer.size
             self._closing = undo.pop_all()
 
@@ -107,17 +107,17 @@ class ImageWriter:
             self._process.wait()
 
 
-def _served(tools: QemuTools, image: StoredDisk, folder: str) -> subprocess.Popen[bytes]:
-    """A server of the image that listens in that folder. One of a run that was killed may have it for a moment more."""
+def _served(tools: QemuTools, image: StoredDisk, folder: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A server of the image, and a connection to it. One of a run that was killed may have the image for a moment more."""
     until = time.monotonic() + _LOCKED_S
+    place, said = os.path.join(folder, "nbd"), os.path.join(folder, "said")
     while True:
-        said = os.path.join(folder, "said")
-        command = [*tools.tie, tools.nbd, "--discard=unmap", "--socket", os.path.join(folder, _SOCKET)]
+        command = [*tools.tie, tools.nbd, "--discard=unmap", "--socket", place, "--image-opts", _options(image)]
         with open(said, "wb") as log:
-            process = subprocess.Popen([*command, "--image-opts", _options(image)], stdin=subprocess.DEVNULL, stderr=log)
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
         try:
-            if _listens(process, os.path.join(folder, _SOCKET)):
-                return process
+            if (connected := _connected(process, place)) is not None:
+                return process, connected
         except BaseException:
             process.kill()
             process.wait()
@@ -131,16 +131,22 @@ def _served(tools: QemuTools, image: StoredDisk, folder: str) -> subprocess.Pope
         time.sleep(_AGAIN_S)
 
 
-def _listens(process: subprocess.Popen[bytes], place: str) -> bool:
-    """Wait until it does; False when it has ended."""
+def _connected(process: subprocess.Popen[bytes], place: str) -> socket.socket | None:
+    """Connect as soon as it listens, of which it says nothing; None when it has ended. Raises Failed."""
     until = time.monotonic() + _START_S
-    while not os.path.exists(place):  # it says nothing when it is ready
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(place)
+        except OSError:
+            connection.close()
+        else:
+            return connection
         if process.poll() is not None:
-            return False
+            return None
         if time.monotonic() > until:
             raise Failed(f"qemu-nbd does not serve within {_START_S:g} s.", on=place)
         time.sleep(_LOOK_S)
-    return True
 
 
 def _options(image: StoredDisk) -> str:

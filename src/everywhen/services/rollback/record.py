@@ -169,6 +169,21 @@ def read_record(folder: Path) -> Record | None:
         ) from error
 
 
+def broken_off(state: Path) -> list[str]:
+    """A sentence for each VM of this host whose rollback is not over. Raises OSError."""
+    found = []
+    for place in sorted(state.glob(f"*/{_NAME}")):
+        try:
+            record = read_record(place.parent)
+        except (Damage, OSError) as error:
+            found.append(str(error))
+            continue
+        if record is not None:
+            undo = " --undo" if record.undo else ""
+            found.append(f"a rollback of {place.parent.name} is under way, or was broken off; go on: {record.command}{undo}")
+    return found
+
+
 def write_record(folder: Path, record: Record) -> None:
     """Replace the older one as a whole. Raises OSError, TargetError."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -138,3 +138,16 @@ def test_a_hundred_thousand_moments_take_well_under_a_second() -> None:
     assert len(found.kept) > 58_000
     assert moments[-1].time_ns - moments[0].time_ns > 6 * 365 * DAY
     assert seconds < 2  # 0.5 s alone on a machine of 2026; the margin is for a busy one
+
+
+def test_the_moment_that_names_a_branch_stays_as_long_as_anything_of_it() -> None:
+    goal, left, end = at("2026-11-20 10:00"), at("2026-11-20 11:00"), at("2026-11-20 12:00")
+    turn = replace(at("2026-11-20 12:01"), left_ns=goal.time_ns)
+    newest = at("2026-11-21 12:00")
+    found = kept(thin("hourly 3h", goal, left, end, turn, newest))
+    assert found == {"2026-11-21 12:00": ("hourly",)}
+    held = (Hold(left.id, "invoice"),)
+    found = kept(thin("hourly 3h", goal, left, end, turn, newest, holds=held))
+    assert found == {"2026-11-21 12:00": ("hourly",), "2026-11-20 12:01": ("branch",), "2026-11-20 11:00": ("held",)}
+    found = kept(thin("hourly 3h", goal, left, end, turn, newest, holds=(Hold(goal.id, "before"),)))
+    assert "2026-11-20 12:01" not in found, "what was gone back to is not left"
