@@ -85,8 +85,9 @@ def measure(lab: Lab) -> None:
         f"points, {plan.writes_a_point} random writes of 4 KiB before each. Opened: {len(openings)} moments of all times, by "
         "point and by time, each for the first time, from the client's connecting to the first 4 KiB, by a server that runs "
         f"(it starts in {starting:.2f} s); the bytes were compared. Random reads: fio, {plan.opened_seconds:g} s each, 16 at "
-        "once, over NBD or (borg, restic) in a mounted file, which had the stretch of data alone; before each the server was "
-        "started anew and the machine's cache dropped, where that is allowed. borg and restic: from the start of the mount."
+        "once, over NBD or (borg, restic) in a mounted file, which had the stretch of data alone, and of which the kernel "
+        "keeps what was read (over NBD fio asks the server each time); before each the server was started anew and the "
+        "machine's cache dropped, where that is allowed. borg and restic: from the start of the mount."
     )
     lab.results.sections.append(Section("P4: opening a moment", text, _HEADER, rows))
 
