@@ -4,7 +4,8 @@
  * sector how often it was booted, says so on the serial console, and then what the kernel was told:
  *
  *   end=off     powers off
- *   end=login   shows a login prompt, and does what the lines typed there ask for: "off" powers off, others are said back
+ *   end=login   shows a login prompt, and does what the lines typed there ask for: "off" powers off, "write N" writes N to
+ *               the beginning of the second disk, flushes it, and says so, "read" says what is there; others are said back
  *   end=wait    waits for ever
  */
 #define _GNU_SOURCE
@@ -55,6 +56,20 @@ static void count(void)
     printf("boot number %d \x1b[31m\n", times);
 }
 
+/* Not by way of memory: the disk itself is asked. */
+static void second_disk(const char *number)
+{
+    static char sector[4096] __attribute__((aligned(4096)));
+    int disk = open("/dev/vdb", O_RDWR | O_DIRECT);
+    if (number)
+        snprintf(sector, sizeof sector, "%s", number);
+    if (number ? pwrite(disk, sector, sizeof sector, 0) < 0 || fsync(disk) < 0 : pread(disk, sector, sizeof sector, 0) < 0)
+        printf("failed\n");
+    else
+        printf("%s %d.\n", number ? "wrote" : "holds", atoi(sector));
+    close(disk);
+}
+
 int main(void)
 {
     mkdir("/dev", 0755);
@@ -74,7 +89,10 @@ int main(void)
     if (end && strcmp(end, "login") == 0) {
         printf("guest login: ");
         while (fgets(line, sizeof line, stdin) && strcmp(line, "off\n") != 0)
-            printf("heard %s", line);
+            if (strncmp(line, "write ", 6) == 0 || strcmp(line, "read\n") == 0)
+                second_disk(line[0] == 'w' ? line + 6 : NULL);
+            else
+                printf("heard %s", line);
     }
     if (end && strcmp(end, "wait") == 0)
         for (;;)

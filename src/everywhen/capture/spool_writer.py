@@ -4,11 +4,13 @@
 `take` is called by the sink's loop and returns at once; a thread of its own does the rest. A group is closed when it has
 1 MiB or 250 ms have passed; `fdatasync` follows before its oldest record is a second old. When the thread cannot keep up, the
 spool is full or the disk fails, the state says so, nothing more is taken, and the sink lets go of its taps: a guest never waits
-for the spool, but for a moment where it writes faster than the host's disk (`behind`; I-6).
+for the spool, but for a moment where it writes faster than the host's disk (`behind`; I-6). Where the spool is the only place
+that has a write, who wrote it waits (`await_written`, `await_durable`).
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -113,7 +115,11 @@ class SpoolWriter:
         self._waiting = 0
         self._lock = threading.Lock()
         self._work = threading.Event()
-        self._ending = False
+        self._progress = threading.Condition()
+        """Told when records were written, or synced, or never will be."""
+        self._sync_wanted = 0
+        """The number after the newest record that somebody waits for to be durable."""
+        self._ending = self._ended = False
         self._number = 0
         self._spooled = 0
         """Bytes that the spool has at most: files may have been removed since."""
@@ -180,6 +186,34 @@ class SpoolWriter:
         """Whether more than half of the memory is taken: who goes on to write faster loses capture within a second or two."""
         return self._waiting > _WAITING_BYTES // 2
 
+    def await_written(self, number: int) -> None:
+        """Wait until all records before `number`, which were taken, are written: they outlive this process. Raises OSError."""
+        self._work.set()
+        self._await(lambda: self._written >= number)
+
+    def await_durable(self, number: int) -> None:
+        """Wait until they are on the disk. Raises OSError."""
+        with self._progress:
+            self._sync_wanted = max(self._sync_wanted, number)
+        self._work.set()
+        self._await(lambda: self._counters.get(DURABLE) >= number)
+
+    def _await(self, done: Callable[[], bool]) -> None:
+        with self._progress:
+            self._progress.wait_for(lambda: done() or self._over)
+        if not done():
+            full = self._counters.get(STATE) in (SPOOL_FULL, NO_ROOM)
+            raise OSError(errno.ENOSPC if full else errno.EIO, "the spool takes no more", str(self._place.folder))
+
+    @property
+    def _over(self) -> bool:
+        """Whether what waits is never written: then nothing after it is, either."""
+        return self._counters.get(STATE) != FINE or self._ended
+
+    def _tell(self) -> None:
+        with self._progress:
+            self._progress.notify_all()
+
     def _close_group(self) -> None:
         self._closed.append(self._open)
         self._open = _Group(self._next)
@@ -200,7 +234,9 @@ class SpoolWriter:
                 asked = self._counters.get(ROLL)
                 self._watch_clock()
                 self._write_groups()
-                self._sync(_SYNC_SECONDS)
+                self._tell()
+                self._sync(0 if self._sync_wanted > self._counters.get(DURABLE) else _SYNC_SECONDS)
+                self._tell()
                 if asked != self._counters.get(ROLLED):
                     self._close_file()
                     self._counters.put(ROLLED, asked)
@@ -216,6 +252,8 @@ class SpoolWriter:
             if self._file is not None:
                 os.close(self._file.descriptor)
                 self._file = None
+            self._ended = True
+            self._tell()
 
     def _watch_clock(self) -> None:
         """Also where nothing is written."""

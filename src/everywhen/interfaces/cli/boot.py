@@ -9,19 +9,31 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from everywhen.capture.agent_socket import AgentSocket
 from everywhen.capture.qmp import QmpMonitor
-from everywhen.interfaces.cli.app import GET_BACK, AsJson, PassphraseFile, Quiet, RecoveryKeyFile, Repo, app, context_of
+from everywhen.interfaces.cli.app import (
+    GET_BACK,
+    AsJson,
+    DryRun,
+    PassphraseFile,
+    ProgressStyle,
+    Quiet,
+    RecoveryKeyFile,
+    Repo,
+    app,
+    context_of,
+)
 from everywhen.interfaces.cli.boot_words import Told
 from everywhen.interfaces.cli.console import Console, guest_console
+from everywhen.interfaces.cli.context import Context
+from everywhen.interfaces.cli.hypervisors import needing_libvirt
 from everywhen.interfaces.cli.shipping import ship_newest
 from everywhen.interfaces.nbd_exports import MomentExports, forgotten, kept
 from everywhen.interfaces.sockets import unix_socket
@@ -48,11 +60,8 @@ _NBD, _AGENT = "nbd", "agent"
 """Names of sockets in the copy's folder."""
 
 
-class Network(StrEnum):
-    """What the copy reaches."""
-
-    none = "none"
-    user = "user"
+_NETWORKS = ("none", "user")
+"""What a copy reaches: nothing, or what this host reaches."""
 
 
 @app.command("boot", rich_help_panel=GET_BACK)
@@ -61,7 +70,10 @@ def boot(
     keep_in: Annotated[
         str | None, typer.Option("--keep-in", metavar="DIR", help="Keep what it writes there, and go on with it next time.")
     ] = None,
-    network: Annotated[Network, typer.Option("--network", help="user: it reaches what this host reaches.")] = Network.none,
+    network: Annotated[
+        str | None,
+        typer.Option("--network", metavar="user|none", help="user: it reaches what this host reaches; else nothing."),
+    ] = None,
     memory: Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="As 2GiB; else as it had.")] = None,
     cpus: Annotated[int | None, typer.Option("--cpus", min=1, max=_MOST_CPUS, help="Else as it had.")] = None,
     bus: Annotated[Bus | None, typer.Option("--bus", help="Of all disks; else as it had, or virtio.")] = None,
@@ -69,14 +81,40 @@ def boot(
     until_up: Annotated[
         bool, typer.Option("--until-up", help="End it when it is up; exit code 1 if it was not in time.")
     ] = False,
+    define: Annotated[
+        str | None, typer.Option("--define", metavar="URI", help="With --production: as qemu:///system, this host's libvirt.")
+    ] = None,
+    production: Annotated[
+        bool,
+        typer.Option(
+            "--production", help="No copy: the VM itself, at once, while it moves to its own storage. No write is lost."
+        ),
+    ] = False,
+    storage: Annotated[
+        list[str] | None,
+        typer.Option("--storage", metavar="[DISK=]POOL|PATH", help="With --production: where it moves; else where it was."),
+    ] = None,
+    pace: Annotated[
+        str,
+        typer.Option("--pace", metavar="SIZE", help="With --production: each disk is copied so fast a second; 0: no limit."),
+    ] = "0",
+    back: Annotated[bool, typer.Option("--back", help="With --production: stop it, and take back what was made.")] = False,
+    dry_run: DryRun = False,
     repo: Repo = None,
     passphrase_file: PassphraseFile = None,
     recovery_key_file: RecoveryKeyFile = None,
+    progress: ProgressStyle = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> int | None:
     """A copy of the VM in QEMU, its disks from the backup, its writes beside it; no network. Ctrl-] ends it."""
-    context = context_of(locals())
+    given = dict(locals())
+    context = context_of(given)
+    if production or define is not None or storage or back or dry_run:
+        _itself(context, given)
+        return None
+    if network not in (None, *_NETWORKS):
+        raise WrongUsage(f"--network {network}: a copy has {' or '.join(_NETWORKS)}.", on=network or "")
     address = parse_address(moment)
     if address.path is not None:
         raise WrongUsage("A VM is booted, not a file inside it.", on=moment)
@@ -111,7 +149,7 @@ def boot(
         server = NbdServer(Terms(exports, FAILURES, told.failed))
         stack.callback(server.stop)
         server.listen(unix_socket(os.path.join(folder, _NBD), stack))
-        order = _Order(view.vm.name, plan, {name: str(_disk(address, name)) for name in disks}, network is Network.user)
+        order = _Order(view.vm.name, plan, {name: str(_disk(address, name)) for name in disks}, network == "user")
         with guest_console(context.output) as console:
             kvm = kvm_opens()
             while True:
@@ -126,6 +164,23 @@ def boot(
                 kvm = False
     told.over()
     return Exit.FAILED if until_up and not told.seen_by else None
+
+
+def _itself(context: Context, given: Mapping[str, Any]) -> None:
+    """No copy, but the VM itself, as the command's options want it. Raises Failure."""
+    if not given["production"] or given["define"] is None:
+        raise WrongUsage(
+            "--define, --storage, --back and --dry-run are for the VM itself: --define URI --production.",
+            do=["A copy beside it, defined and complete: everywhen restore MOMENT --define URI --as new"],
+        )
+    for name in ("keep_in", "memory", "cpus", "bus", "until_up"):
+        if given[name]:
+            raise WrongUsage(f"--{name.replace('_', '-')} is for a copy; with --production the VM is as it was.")
+    with needing_libvirt(given["moment"]):  # a copy needs none
+        from everywhen.interfaces.cli.boot_production import Asked, in_production
+    pace = parse_size(given["pace"]) if given["pace"] != "0" else 0
+    where = (given["define"], tuple(given["storage"] or ()), given["network"])
+    in_production(context, Asked(given["moment"], *where, pace, time.monotonic(), given["back"], given["dry_run"]))
 
 
 def _disk(address: Address, name: str) -> Address:

@@ -72,7 +72,7 @@ def define(context: Context, address: Address, asked: Definition) -> Exit:
 
 
 def _defined(context: Context, repository: Repository, vm: Vm, opened: OpenedMoment, asked: Definition) -> Answer:
-    returning = _returning(repository, vm, opened)
+    returning = returning_of(repository, vm, opened)
     wishes = replace(asked.wishes, storage=parse_storage(asked.storage, opened.point.disks))
     randomness = repository.surroundings.randomness
     name = name_for(returning, wishes)
@@ -113,7 +113,8 @@ def _orders(vm: Vm, opened: OpenedMoment, context: Context, *, verify: bool) -> 
     return ordered
 
 
-def _returning(repository: Repository, vm: Vm, opened: OpenedMoment) -> Returning:
+def returning_of(repository: Repository, vm: Vm, opened: OpenedMoment) -> Returning:
+    """A moment as what is to be a VM again. Raises StorageError, Damaged."""
     disks = []
     for name, disk in sorted(opened.point.disks.items()):
         patches = opened.patches.get(name) or Patches()

@@ -29,7 +29,6 @@ from everywhen.interfaces.service_manager import ServiceManager
 from everywhen.interfaces.sockets import tcp_socket, unix_socket, uri
 from everywhen.nbd.served_client import Terms
 from everywhen.nbd.serving import NbdServer
-from everywhen.repository.reading import opened_points
 from everywhen.services.addresses import Address, parse_address
 from everywhen.services.failures import WrongUsage
 from everywhen.services.view.moments import FAILURES, OpenMoments
@@ -93,9 +92,7 @@ def serve_nbd(
         server = NbdServer(Terms(exports, FAILURES, told.client_failed, tls))
         stack.callback(server.stop)
         server.listen(listening)
-        where = uri(listening, encrypted=tls is not None)
-        stack.enter_context(opened_points(repository, f"serve nbd {where}", [], packs_known=True))
-        _ready(context, where, only)
+        _ready(context, uri(listening, encrypted=tls is not None), only)
         while not ended.wait(_TIDY_S):
             try:
                 moments.tidy()

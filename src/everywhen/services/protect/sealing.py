@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from everywhen import __version__
 from everywhen.block.device import BlockDevice
 from everywhen.block.patched import PatchedDevice, Patches
-from everywhen.formats.point import ClockStep, Disk, Gap, JournalPosition, RecoveryPoint, Tree
+from everywhen.formats.point import ClockStep, Disk, Gap, JournalPosition, RecoveryPoint, RolledBack, Tree
 from everywhen.formats.segment import Group
 from everywhen.repository.disk import PointDisk
 from everywhen.repository.intake import Ranges
@@ -72,7 +72,7 @@ class Origin:
 
     `began_ns`: the stream's first moment, 0 for the point that shows it; `gap`: what was not captured before that; `clock`: the
     one that stamped its records, where VMs share it; `apart`: where points alone are captured, each of a stream of its own,
-    what is named in place of that in their common statistics.
+    what is named in place of that in their common statistics; `rolled_back`: of a point with which the VM began again.
     """
 
     vm: str
@@ -83,6 +83,7 @@ class Origin:
     gap: Gap | None = None
     clock: str | None = None
     apart: str = ""
+    rolled_back: RolledBack | None = None
 
 
 class Sealer:
@@ -160,6 +161,7 @@ class Sealer:
             ),
             common=self.instant_ns > 0,
             guest_clock=consistency.clock,
+            rolled_back=origin.rolled_back,
         )
         days = self._days(point.time_ns, origin, self._writer.flush())
         for number, day in (latencies or {}).items():

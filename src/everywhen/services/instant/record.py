@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""An instant recovery that is under way, so that the same command goes on wherever it was killed: `instant.json` in the VM's
+folder of this host's state. Written as a whole before each step that it tells of, durable on return.
+
+| field | type | meaning |
+|---|---|---|
+| asked | text | the moment as the command named it: by it the command knows itself again |
+| moment | text | that moment as an address that means the same at any time |
+| parent | text | the VM's newest point before: what follows it and is of a stream was written since |
+| vm, repository | text | ids, as hex digits |
+| uri, uuid, name | text | the domain |
+| xml | text | its definition while its disks are here |
+| policies | object | by disk, what the definition said of errors, attributes of its driver: put back in the end |
+| targets | object | by disk that moves: `path` and `format` of its image to be |
+| states | texts | files of UEFI variables and TPM that were made for it |
+| suspended | flag | whether its guest stands still because of us, and is to go on |
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from everywhen.block.target_descriptor import sync_folder
+from everywhen.services.failures import Damage
+
+_NAME = "instant.json"
+
+Policies = dict[str, dict[str, str]]
+"""By disk: attributes and their values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An image that a disk moves to."""
+
+    path: str
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """See the table."""
+
+    asked: str
+    moment: str
+    parent: str
+    vm: str
+    repository: str
+    uri: str
+    uuid: str
+    name: str
+    xml: str
+    policies: Policies
+    targets: dict[str, Target]
+    states: tuple[str, ...] = ()
+    suspended: bool = False
+
+
+class Recorded:
+    """The document of one VM; `now` is what it says."""
+
+    def __init__(self, folder: Path, record: Record) -> None:
+        self._folder = folder
+        self.now = record
+
+    @classmethod
+    def begun(cls, folder: Path, record: Record) -> Recorded:
+        """A new one. Raises OSError."""
+        made = cls(folder, record)
+        made._write()
+        return made
+
+    @classmethod
+    def found(cls, folder: Path) -> Recorded | None:
+        """The one that there is. Raises Damage, OSError."""
+        path = folder / _NAME
+        try:
+            value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            targets = {name: Target(**one) for name, one in value.pop("targets").items()}
+            return cls(folder, Record(**value | {"targets": targets, "states": tuple(value["states"])}))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise Damage(
+                f"{path} cannot be read: {error}.",
+                on=str(path),
+                safe="What the VM wrote is in its spool and in the repository.",
+                do=[f"Is the VM off, or on its own storage? Then remove {path}"],
+            ) from error
+
+    def suspended(self, *, by_us: bool) -> None:
+        """Say whether its guest stands still because of us. Raises OSError."""
+        self.now = replace(self.now, suspended=by_us)
+        self._write()
+
+    def over(self) -> None:
+        """Nothing is to be gone on with any more. Raises OSError."""
+        with suppress(FileNotFoundError):
+            (self._folder / _NAME).unlink()
+        sync_folder(str(self._folder))
+
+    def _write(self) -> None:
+        partial = self._folder / f"{_NAME}.new"
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(asdict(self.now), file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self._folder / _NAME)
+        sync_folder(str(self._folder))
