@@ -15,6 +15,7 @@ from tests.hypervisor import eventually
 from tests.libvirt_capture import LibvirtCapture
 from tests.libvirtd import Guest, Libvirtd
 from tests.long_forms import in_soak
+from tests.program import ended
 
 pytestmark = [pytest.mark.xdist_group("libvirt"), in_soak]
 MIB = 1 << 20
@@ -169,6 +170,38 @@ def test_what_sets_a_running_qemu_back_is_refused(capture: LibvirtCapture, guest
     capture.start()
     capture.same()
     capture.stop()
+
+
+def external_snapshot(guest: Guest) -> None:
+    xml = "<domainsnapshot><name>outside</name></domainsnapshot>"
+    guest.raw.snapshotCreateXML(xml, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
+
+
+@pytest.mark.parametrize("then", ["protect", "unprotect"])
+def test_what_a_killed_capture_is_in_the_way_of(capture: LibvirtCapture, guest: Guest, then: str) -> None:
+    """Its taps stay until it runs again or is not wanted any more; the guest writes on."""
+    capture.start()
+    assert capture.process is not None
+    capture.process.kill()
+    ended(capture.process)
+    assert not guest.raw.blockJobInfo("vda"), "virsh blockjob shows none"
+    guest.write(0, 5 * MIB, 4096, 4)
+    with pytest.raises(libvirt.libvirtError, match="in use by block job: mirror"):
+        external_snapshot(guest)
+    if then == "protect":
+        capture.start()
+        capture.pause()
+    else:
+        capture.program.ok("unprotect", "web1", "--libvirt", guest.libvirtd.uri, "--domain", guest.name)
+        assert guest.ours() == set()
+    external_snapshot(guest)
+    guest.write(0, 6 * MIB, 4096, 5)
+    if then == "protect":
+        capture.resume()
+    else:
+        capture.start()
+    capture.stop()
+    capture.same()
 
 
 def test_renamed_and_known_by_its_name(capture: LibvirtCapture, guest: Guest) -> None:
