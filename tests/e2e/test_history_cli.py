@@ -11,7 +11,7 @@ from everywhen.repository.ledger import Vm
 from everywhen.services.identities import record
 from everywhen.storage.posix import PosixStore
 from tests.captures import Capture
-from tests.guest_images import empty, run
+from tests.guest_images import empty, partitioned, run
 from tests.hypervisor import Hypervisor
 from tests.laboratory import World
 from tests.program import Program
@@ -169,3 +169,24 @@ def test_what_hides_a_file_ends_its_history_nowhere(program: Program, tmp_path: 
     assert gone["address"] == f"web1@{first}:/srv/plan"
     alone = program.run("history", f"web1/vdb@{damaged}:/p0/plan", "--json").document["versions"][-1]
     assert program.run("cat", alone["address"]).out == "the plan\n"
+
+
+def test_what_happens_beside_a_file_opens_nothing(program: Program, tmp_path: Path) -> None:
+    """Neither counters of the file system, which are where other disks have a table, nor those of a partition."""
+    (tmp_path / "root" / "docs").mkdir(parents=True)
+    (tmp_path / "root" / "other").mkdir()
+    (tmp_path / "root" / "docs" / "plan").write_text("the plan\n")
+    image = empty(tmp_path / "disk.img", 8 * MIB)
+    disk = partitioned(tmp_path / "partitioned.img", image)
+    run("mkfs.ext4", "-q", "-b", "4096", "-d", tmp_path / "root", image)
+    for number in range(4):
+        (tmp_path / "script").write_text(f"cd other\nwrite {tmp_path}/script {number}")
+        run("debugfs", "-w", "-f", tmp_path / "script", image)
+        with disk.open("r+b") as file:
+            file.seek(MIB)
+            file.write(image.read_bytes())
+        program.backup("web1", f"vda={image}", f"vdb={disk}")
+    for where in ("web1/vda:/p0", "web1/vdb:/p1"):
+        found = program.ok("history", f"{where}/docs/plan")
+        assert (found["points"], found["opened"], len(found["versions"])) == (4, 1, 1)
+        assert program.ok("find", f"{where}/docs", "*", "--deleted")["opened"] == 1

@@ -10,7 +10,7 @@ from importlib import import_module
 from everywhen.guest.errors import GuestError, GuestUnsupported
 from everywhen.guest.footprint import taking_down
 from everywhen.guest.lvm import Member, logical_volumes
-from everywhen.guest.partitions import read_table
+from everywhen.guest.partitions import Table, read_table
 from everywhen.guest.reading import Cached, Window
 from everywhen.guest.recognition import Role, fills_a_boot_sector, recognise, without_files
 from everywhen.guest.tree import FileSystem, Readable
@@ -84,12 +84,12 @@ def find_volumes(disks: Mapping[str, Readable]) -> Volumes:
 
 
 def _partitions(volumes: Volumes, name: str, disk: Readable) -> None:
-    with taking_down(None):  # of a disk with a table, the table counts
-        has_table = not fills_a_boot_sector(recognise(disk)[0])
-    if has_table:
-        table = read_table(disk, lambda start: start < disk.size and _is_known(disk, start))
+    with taking_down(None):  # where no table is, a file system has its counters in these places
+        table = None if fills_a_boot_sector(recognise(disk)[0]) else _table(disk)
+    if table is not None:
         volumes.problems += [(name, problem) for problem in table.problems]
         if table.kind:
+            _table(disk)  # this time it counts
             for part in table.partitions:
                 content = Window(disk, part.start, part.size)
                 inner, use = recognise(content)
@@ -97,6 +97,10 @@ def _partitions(volumes: Volumes, name: str, disk: Readable) -> None:
                 volumes.found.append(Volume(*whose, content, part.problem, part.uuid, part.label))
             return
     volumes.found.append(Volume("p0", (name,), disk.size, *recognise(disk), disk))
+
+
+def _table(disk: Readable) -> Table:
+    return read_table(disk, lambda start: start < disk.size and _is_known(disk, start))
 
 
 def _is_known(disk: Readable, start: int) -> bool:
