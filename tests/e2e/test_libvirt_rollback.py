@@ -135,6 +135,27 @@ def state(program: Program, guest: Guest) -> str | None:
         return None
 
 
+def test_with_its_definition(guest: Guest, capture: LibvirtCapture) -> None:
+    capture.start("--seal-every", "1h")
+    mark = capture.program.ok("mark", "web1", "before")["point"]
+    persistent = libvirt.VIR_DOMAIN_AFFECT_CONFIG
+    guest.raw.setMetadata(libvirt.VIR_DOMAIN_METADATA_TITLE, "the new one", None, None, persistent)
+    guest.raw.updateDeviceFlags(guest.disk_xml(1).replace("vdb.qcow2", "moved.qcow2"), persistent)
+    guest.images[1].rename(guest.folder / "moved.qcow2")
+    guest.raw.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_GRACEFUL)
+    done = rolled_back(capture, f"web1@{mark}", "--config")
+    assert done.code == 0, done
+    assert "defined as it was then" in done.document["vms"]["web1"]["said"]
+    xml = guest.domain.xml(running=False)
+    assert ("the new one" in xml, "moved.qcow2" in xml) == (False, True), "but where its images are now"
+    assert not guest.domain.runs, "it was off"
+    assert rolled_back(capture, "web1~1", "--config").code == 0
+    assert "the new one" in guest.domain.xml(running=False)
+    guest.start()
+    capture.follows()
+    capture.stop()
+
+
 def test_what_is_refused(guest: Guest, capture: LibvirtCapture) -> None:
     guest.raw.destroy()
     images = [f"{image.stem}={image}" for image in guest.images]

@@ -60,6 +60,9 @@ def rollback_command(
     power_off: Annotated[
         bool, typer.Option("--power-off", help="Stop as by the switch: without asking the guest, which has a minute else.")
     ] = False,
+    config: Annotated[
+        bool, typer.Option("--config", help="Its definition, UEFI variables and TPM, too, as they were.")
+    ] = False,
     disk: Annotated[
         list[str] | None,
         typer.Option("--disk", metavar="DISK=IMAGE", help="All images of a VM that is off, and that libvirt does not know."),
@@ -82,6 +85,8 @@ def rollback_command(
     """Set VMs back where they are, writing only what differs. What is left stays, as a branch that can be gone back to."""
     context = context_of(locals())
     given = pairs(disk or [], "DISK=IMAGE"), pairs(image_format or [], "DISK=FORMAT")
+    if config and given[0]:
+        raise WrongUsage("--config is for VMs of libvirt's: of images nobody knows a definition.")
     machines = Machines(*given, libvirt, domain, context.env, secrets.token_bytes)
     tools = QemuTools(context.env.get("PATH"))
     context.output.kept = "Nothing of the disks was changed."
@@ -100,7 +105,7 @@ def rollback_command(
             stack.enter_context(alone(context.state(one.vm.name)))
         records = _under_way(context, repository, found, tuple(moments), undo=undo, dry_run=dry_run)
         if not records:
-            plans = _plans(context, repository, found, places, (tuple(moments), undo, exact))
+            plans = _plans(context, repository, found, places, (tuple(moments), undo, exact, config))
             for plan in plans:
                 machines.demand_known_formats(plan.asked.vm, plan.newest.point)
             apart = apart_ns(read_catalog(repository), plans)
@@ -213,16 +218,16 @@ def _plans(
     repository: Repository,
     found: Sequence[Meant],
     places: Mapping[str, Place],
-    how: tuple[tuple[str, ...], bool, bool],
+    how: tuple[tuple[str, ...], bool, bool, bool],
 ) -> list[Plan]:
-    """What would be done; `how`: the command's moments, whether to take the last rollback back, and whether exactly there."""
-    words, undo, exact = how
+    """What would be done; `how`: the command's moments; whether to take the last rollback back, exactly there, configured."""
+    words, undo, exact, config = how
     made = targets(context, repository, found, undo=undo, exact=exact)
     catalog, now = read_catalog(repository), repository.surroundings.clock()
     plans = []
     for one in made:
         newest = open_moment(repository, catalog, Address(one.vm.name), now_ns=now, zone=context.zone, exact=False)[1]
         place = places[one.vm.name]
-        asked = Asked(one.vm, one.moment, one.disk, words)
+        asked = Asked(one.vm, one.moment, one.disk, words, config)
         plans.append(planned(repository, catalog, asked, newest, place.machine, place.state))
     return plans

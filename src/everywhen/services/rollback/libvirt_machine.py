@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from uuid import UUID
@@ -15,6 +15,7 @@ from everywhen.capture.qmp import MonitorError, VmUnknown
 from everywhen.hypervisor.host import VmHost
 from everywhen.services.failures import Failed, NotFound
 from everywhen.services.returning.definition import Genid, new_generation
+from everywhen.services.rollback.configuration import defined_as_then
 
 _SAID = {
     Genid.changed: "it has a new VM-Generation-ID",
@@ -59,10 +60,19 @@ class LibvirtMachine:
         with self._asking(), VmHost(self.uri) as host:
             host.stop(self.domain, at_once=at_once)
 
-    def prepare(self) -> str:
+    def prepare(self, files: Mapping[str, bytes] | None) -> str:
+        generation = UUID(bytes=self.randomness(16), version=4)
         with self._asking():
             xml = self._vm.definition()[DEFINITION].decode()
-            fresh, genid = new_generation(xml, UUID(bytes=self.randomness(16), version=4))
+            if files is not None:
+                made, states = defined_as_then(xml, files, generation)
+                for state in states:
+                    state.remove()
+                    state.put()
+                with VmHost(self.uri) as host:
+                    host.define(made.xml)
+                return "; ".join(["it is defined as it was then", *made.remarks, _SAID[made.genid]])
+            fresh, genid = new_generation(xml, generation)
             if genid is not Genid.none:
                 with VmHost(self.uri) as host:
                     host.define(fresh)

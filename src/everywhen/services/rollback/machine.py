@@ -32,8 +32,9 @@ class Machine(Protocol):
     def stop(self, *, at_once: bool) -> None:
         """Have it off; `at_once`: as by its switch, else its guest is asked first."""
 
-    def prepare(self) -> str:
-        """It is off, and its disks are set back: let its guest learn that at its next start; what is to be said of that."""
+    def prepare(self, files: Mapping[str, bytes] | None) -> str:
+        """It is off, and its disks are set back: let its guest learn that at its next start; what is to be said of that.
+        `files`: what it was then (`definition`), where it is to be that again."""
 
     def start(self) -> None:
         """Have it on."""
@@ -83,7 +84,7 @@ class GivenImages:
             do=["Shut the VM down first. One of libvirt's can be shut down for you: --libvirt URI instead of --disk"],
         )
 
-    def prepare(self) -> str:
+    def prepare(self, files: Mapping[str, bytes] | None) -> str:  # noqa: ARG002 - nobody knows what it is
         return ""
 
     def start(self) -> None:

@@ -19,6 +19,7 @@ from everywhen.repository.repository import Repository
 from everywhen.services.catalog import Catalog
 from everywhen.services.failures import Busy, Failed, NoSpace, NotFound
 from everywhen.services.opening import OpenedMoment
+from everywhen.services.rollback.configuration import configuration
 from everywhen.services.rollback.machine import Machine
 from everywhen.services.rollback.record import Goal, Record
 from everywhen.services.rollback.states import opened_states, to_write
@@ -58,6 +59,8 @@ def planned(
     """Raises Failure where it cannot be done, MonitorError, ImageError, StorageError, Damaged."""
     vm, point = asked.vm, asked.moment.point
     _demand_ours(repository, vm)
+    if asked.configured:
+        configuration(repository, point)  # that it is there
     images = machine.images()
     wanted = [asked.disk] if asked.disk else sorted(point.disks)
     missing = [name for name in wanted if name not in images]

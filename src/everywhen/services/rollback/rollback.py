@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,8 +28,10 @@ from everywhen.repository.repository import Repository
 from everywhen.repository.writer import PointWriter, parent_link, write_point
 from everywhen.services.backup import BackupOrder, back_up
 from everywhen.services.catalog import read_catalog
+from everywhen.services.definition_files import files_of
 from everywhen.services.failures import Failed
 from everywhen.services.opening import OpenedMoment, open_again
+from everywhen.services.rollback.configuration import configuration
 from everywhen.services.rollback.image_writer import ImageWriter, QemuTools
 from everywhen.services.rollback.machine import Capture, Machine
 from everywhen.services.rollback.record import Record, Step, remove_record, write_record
@@ -109,11 +111,36 @@ class Rollback:
         newest = catalog.newest(self.vm)
         if known is None or newest is None or newest.point != known or newest.disks.keys() != self._disks:
             newest = self._backed_up()
+        else:
+            newest = self._with_its_definition(newest)
         self._become(Step.PRESENT, present=newest.point)
 
     @property
     def _disks(self) -> set[str]:
         return {*self.record.disks, *self.record.others}
+
+    def _with_its_definition(self, newest: RecoveryPoint) -> RecoveryPoint:
+        """The point itself where it says what the VM is now; else one more: capture makes none of that alone."""
+        repository, now, known = self._repository, self._place.machine.definition(), files_of(self._repository, newest)
+        if all(name in known.sizes and known.read(name) == content for name, content in now.items()):
+            return newest
+        with write_point(repository, f"rollback {self.vm.name}", first_copy=False) as writer:
+            point = RecoveryPoint(
+                point=writer.point,
+                vm=self.vm.vm,
+                time_ns=max(repository.surroundings.clock(), newest.time_ns + 1),
+                number=newest.number + 1,
+                epoch=newest.epoch,
+                parent=parent_link(repository, newest),
+                asked=newest.asked,
+                reached=newest.reached,
+                why=newest.why,
+                disks=_unchanged(newest.disks),
+                files={name: writer.take_file(content) for name, content in now.items()},
+                program=__version__,
+            )
+            writer.commit(point)
+        return point
 
     def _backed_up(self) -> RecoveryPoint:
         images = self._place.machine.images()
@@ -213,7 +240,7 @@ class Rollback:
         changed = self._changed()
         began = repository.surroundings.clock()
         with write_point(repository, f"rollback {self.vm.name}", first_copy=False) as writer:
-            disks = {name: replace(disk, bytes_read=0, bytes_changed=0, bytes_stored=0) for name, disk in present.disks.items()}
+            disks = _unchanged(present.disks)
             for name, image in record.disks.items():
                 tree, stored = _taken(repository, writer, goal, name)
                 disks[name] = Disk(tree, image.image_format, 0, changed[name], stored)
@@ -260,7 +287,8 @@ class Rollback:
         elif self.record.undo:
             newest = self.record.present
         else:
-            self.said = self._place.machine.prepare()
+            files = configuration(self._repository, self._goal().point) if self.record.configured else None
+            self.said = self._place.machine.prepare(files)
             made = self.made()
             newest = made.point if made else None
         # Before it runs: capture knows then that nobody else has written to the images, and waits for the start.
@@ -281,6 +309,10 @@ class Rollback:
     def _goal(self) -> OpenedMoment:
         goal = self.record.goal
         return open_again(self._repository, read_catalog(self._repository), self.vm, goal.point, goal.sequence)
+
+
+def _unchanged(disks: Mapping[str, Disk]) -> dict[str, Disk]:
+    return {name: replace(disk, bytes_read=0, bytes_changed=0, bytes_stored=0) for name, disk in disks.items()}
 
 
 def _taken(repository: Repository, writer: PointWriter, moment: OpenedMoment, disk: str) -> tuple[Tree, int]:
