@@ -112,6 +112,8 @@ class Capture:
         self._common = ""
         """The clock that its sink shares with those of other VMs."""
         self._latencies = Latencies()
+        self._copies: UnfinishedCopies | None = None
+        """Copies that may be interrupted, from when they are begun."""
         self._left: Exception | None = None
         """Why something of it is left in QEMU."""
         self._told_ns = 0
@@ -166,6 +168,8 @@ class Capture:
                 if isinstance(self._left, CommandFailed | MonitorBusy):  # QEMU is there
                     self.told.left_behind(f"its taps could not be taken off ({self._left}): everywhen unprotect tries again")
                 with suppress(CommandFailed, MonitorError):
+                    if self._copies is not None and not self.stood:
+                        self._copies.leave(monitor, choice.disks)
                     self.order.hypervisor.forget(monitor, list(choice.disks.values()))
 
     def _capture(self, monitor: Monitor, choice: Choice) -> None:
@@ -192,8 +196,8 @@ class Capture:
         self._demand_readable(pushed)
         read = {name: tap.disk for tap, name in zip(taps, names, strict=True) if tap not in pushed}
         whole = {name: node for name, node in read.items() if covering(monitor, node, name, self.known) is None}
-        self._copies = UnfinishedCopies(self.order.folder, self._recipient.surroundings.randomness)
-        self._copies.begin(monitor, whole)
+        self._copies = copies = UnfinishedCopies(self.order.folder, self._recipient.surroundings.randomness)
+        copies.begin(monitor, whole)
         for tap in taps:
             if tap not in pushed:
                 tap.attach(str(reception.socket_path))
@@ -201,7 +205,7 @@ class Capture:
         instants = Instants(reception, self.order.quieting, self.time, self._clock)
         self._stretch = _Stretch(monitor, choice, nodes, names, reception, taps, instants)
         try:
-            self._close_gap(reader, pushed)
+            self._close_gap(reader, pushed, copies)
         except REPOSITORY_FAILS as error:
             if not self.stood:
                 raise
@@ -252,15 +256,15 @@ class Capture:
             self.covered_ns = max(self.covered_ns, ended_ns)
             self._spool.count(self._latencies.days(self._stretch.names))
 
-    def _close_gap(self, reader: Reader, pushed: list[Tap]) -> None:
+    def _close_gap(self, reader: Reader, pushed: list[Tap], copies: UnfinishedCopies) -> None:
         """Read what the taps cannot know, or let them push it, with the journal over it, and make the first point."""
         stretch, reception = self._stretch, self._stretch.reception
         named = list(zip(stretch.names, (node.size for node in stretch.nodes), strict=True))
-        with self._spool.first_point(self.parent, named, self._copies.kept) as making:
+        with self._spool.first_point(self.parent, named, copies.kept) as making:
             limit = min(self.order.spool_limit, max(room(self.order.spool), 0))
             consumer = Consumer(reception, self._spool, making, limit, self._until, self.time.monotonic)
             sink = str(reception.socket_path)
-            closer = GapCloser(sink, consumer, self.known, self._copies, self.time.monotonic)
+            closer = GapCloser(sink, consumer, self.known, copies, self.time.monotonic)
             disks = list(zip(stretch.taps, stretch.names, making.disks, strict=True))
             sizes = [one[0].disk.size if one[0] in pushed else closer.expected(reader, *one) for one in disks]
             progress = CopyProgress(sizes, self.wishes, self.told, self.look)
@@ -276,7 +280,7 @@ class Capture:
                 raise
             progress.end()
             self._seal(making, self._first_mark(), quiet=True)
-            self._copies.forget()
+            copies.forget()
 
     def _first_mark(self) -> str | None:
         """What the first point is to be called."""

@@ -60,6 +60,7 @@ class CopyProgress:
 
     def advance(self, count: int) -> None:
         """So many bytes more. Raises Stopped, Paused, and what `look` does."""
+        self._done += count
         wish = self._wishes.wait(0)
         if self._wishes.ending:
             raise Stopped
@@ -68,7 +69,6 @@ class CopyProgress:
         if wish is not None:
             refuse(wish, "what was not captured before is being read just now; there is no moment until that is done")
         self._look()
-        self._done += count
         total = sum(self._totals)
         self._told.copying(min(self._done, total), total)
 

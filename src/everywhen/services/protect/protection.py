@@ -31,6 +31,7 @@ from everywhen.services.protect.choosing import CannotCapture
 from everywhen.services.protect.interval import Interval
 from everywhen.services.protect.lineage import Displaced, stand_aside
 from everywhen.services.protect.recipient import Recipient
+from everywhen.services.protect.unfinished_copy import is_kept
 from everywhen.services.protect.wishes import Wishes
 from everywhen.services.protect.withdrawal import withdraw
 
@@ -189,9 +190,10 @@ def _refuse(name: str, order: CaptureOrder, error: Exception) -> NoReturn:
         kind = NotAllowed
     elif isinstance(error, CannotCapture) and error.busy:
         kind = Busy
+    bitmaps = " but bitmaps, by which its copy goes on" if is_kept(order.folder) else ""
     raise kind(
         f"{name} cannot be captured: {error}.",
         on=order.hypervisor.place,
-        safe="Nothing of it is left in the VM, which runs on as before.",
+        safe=f"Nothing of it is left in the VM{bitmaps}, which runs on as before.",
         do=getattr(error, "do", ()) or _ways(order, error),
     ) from error

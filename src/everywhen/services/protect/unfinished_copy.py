@@ -97,6 +97,18 @@ class UnfinishedCopies:
         self._disks[name] = DiskCopy(before.since, before.size, left, kept)
         self._write()
 
+    def leave(self, monitor: Monitor, disks: Mapping[str, DiskNode]) -> None:
+        """Nobody copies now: bitmaps of copies of which nothing is kept go. Raises OSError, MonitorError, CommandFailed."""
+        for name, one in list(self._disks.items()):
+            recording = recorded(monitor, disks[name], name, one) if one.kept is None and name in disks else None
+            if recording is not None:
+                bitmaps.remove(monitor, disks[name].node, recording.name)
+                del self._disks[name]
+        if self.kept:
+            self._write()
+        else:
+            self.forget()
+
     def forget(self) -> None:
         """All are complete. Raises OSError."""
         self._path.unlink(missing_ok=True)
@@ -145,6 +157,11 @@ class Keeping:
         """Do it. Raises StorageError, OSError."""
         self._put(left)
         self._next = self._monotonic() + _APART_S
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether something of a copy is, for the VM of this folder."""
+    return (folder / _NAME).exists()
 
 
 def recorded(monitor: Monitor, node: DiskNode, name: str, copy: DiskCopy | None) -> bitmaps.Recording | None:

@@ -12,7 +12,7 @@ import pytest
 from everywhen.capture.nodes import DiskNode
 from everywhen.capture.qmp import CommandFailed, Monitor
 from everywhen.formats.fields import Json
-from everywhen.services.protect.unfinished_copy import Keeping, UnfinishedCopies, together
+from everywhen.services.protect.unfinished_copy import Keeping, UnfinishedCopies, is_kept, together
 
 KEPT = {"root": "x"}
 
@@ -119,3 +119,16 @@ def test_now_and_then() -> None:
     assert keeping.is_due
     keeping.keep([(1, 2)])
     assert (keeping.is_due, put) == (False, [[(1, 2)]])
+
+
+def test_what_is_left_of_one_that_ended(tmp_path: Path, qemu: Qemu) -> None:
+    copies = UnfinishedCopies(tmp_path, os.urandom)
+    disks = node() | {"vdb": DiskNode("vd1", "node0", 1 << 20, iothread=False)}
+    copies.begin(cast("Monitor", qemu), disks)
+    assert len(qemu.bitmaps) == 2
+    copies.leave(cast("Monitor", qemu), disks)
+    assert ([name[-3:] for name in qemu.bitmaps], is_kept(tmp_path)) == (["vda"], True), "nothing of the other one was kept"
+    qemu.bitmaps = {}
+    copies = begun(tmp_path, qemu, node())
+    copies.leave(cast("Monitor", qemu), node())
+    assert (qemu.bitmaps, is_kept(tmp_path)) == ({}, False)
