@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,13 @@ import pytest
 
 libvirt = pytest.importorskip("libvirt", reason="libvirt's Python library is not installed")
 
+from everywhen.interfaces.control_socket import NobodyThere, ask
 from tests.bootable import bootable, needs_bootable
 from tests.hypervisor import eventually
 from tests.libvirt_capture import LibvirtCapture
 from tests.libvirtd import Guest, Libvirtd
 from tests.long_forms import in_soak
-from tests.program import Program
+from tests.program import Program, ended
 
 pytestmark = [needs_bootable, pytest.mark.xdist_group("libvirt"), pytest.mark.timeout(300)]
 MIB = 1 << 20
@@ -141,3 +144,46 @@ def test_what_firmware_wrote_comes_back_with_it(
             said = answers(capture.program, libvirtd.uri, prefix=libvirtd.inside)
         assert nvram in said["files"]
         assert guest.domain.parsed(running=True).nvram == nvram
+
+
+@in_soak
+def test_a_group_comes_back_as_of_one_instant(tmp_path: Path, libvirtd: Libvirtd) -> None:
+    program = Program(tmp_path, more={"EVERYWHEN_STATE": str(libvirtd.folder / "state-group")}).init()
+    with (
+        Guest(libvirtd, "erp", [(MIB, "raw")]) as erp,
+        Guest(libvirtd, "erpdb", [(MIB, "qcow2")]) as database,
+        ExitStack() as ends,
+    ):
+        guests, captures = [erp, database], []
+        for guest in guests:
+            guest.start()
+            words = ("--libvirt", libvirtd.uri, "--group", "both", "--pace", "0")
+            captures.append(program.start("protect", guest.name, *words))
+            ends.callback(captures[-1].kill)
+        sockets = [Path(program.environment["EVERYWHEN_STATE"]) / guest.name for guest in guests]
+        eventually(lambda: all(following(one) for one in sockets), "both are followed", 60)
+        erp.write(0, 4096, 4096, 7)
+        database.write(0, 8192, 4096, 8)
+        program.ok("mark", "group:both", "as one")
+        erp.write(0, 4096, 4096, 9)
+        for capture in captures:
+            capture.send_signal(signal.SIGINT)
+            assert ended(capture).code == 0
+        for guest in guests:
+            guest.raw.destroy()
+        taken = program.run("restore", 'group:both@"as one"', "--define", libvirtd.uri, "--json")
+        assert taken.code == 1
+        assert 'There is a domain "erpdb" already' in str(taken.error)
+        for guest in guests:
+            gone(guest)
+        said = program.ok("restore", 'group:both@"as one"', "--define", libvirtd.uri)
+        assert sorted(said["vms"]) == ["erp", "erpdb"]
+        assert erp.images[0].read_bytes()[4096:8192] == bytes([7]) * 4096
+        assert {guest.domain.uuid for guest in guests} == {one["uuid"] for one in said["vms"].values()}
+
+
+def following(sockets: Path) -> bool:
+    try:
+        return bool(ask(sockets, {"wish": "status"})["state"] == "following")
+    except NobodyThere:
+        return False

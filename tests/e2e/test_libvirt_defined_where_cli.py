@@ -255,6 +255,29 @@ def test_what_is_there_already(backup: Backup) -> None:
     assert f'The domain "web1" has its UUID {THEIRS}' in same_uuid["what"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="loop devices are root's")
+def test_a_device_is_written_over_where_that_is_said(backup: Backup) -> None:
+    backup.keep()
+    image = backup.folder / "device"
+    image.write_bytes(os.urandom(2 * MIB))
+    device = subprocess.run(["losetup", "-f", "--show", image], check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        words = ("--storage", f"vda={device}")
+        assert backup.refused(*words)["do"] == ["Overwrite all of it: --overwrite"]
+        failed = backup.define(
+            *words, "--overwrite", "--format", "raw", "--json", prefix=("prlimit", f"--fsize={2 * MIB + 4096}")
+        )
+        assert failed.error["code"] == "out_of_space", "of the other disk"
+        assert Path(device).is_block_device(), "it was there before"
+        assert backup.there() == ([], [])
+        said = backup.defined(*words, "--overwrite")
+        assert said["disks"]["vda"] == {"path": device, "format": "raw", "pool": None, "size": 2 * MIB, "bytes_written": MIB}
+        assert [disk.get("type") for disk in backup.xml("web1").findall("devices/disk")] == ["block", "file"]
+        backup.holds("vda", Path(device), "raw")
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
+
+
 def test_no_room_and_no_definition(backup: Backup) -> None:
     backup.keep()
     with (backup.folder / "vda").open("r+b") as file:

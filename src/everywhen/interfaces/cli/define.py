@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from everywhen.block.patched import Patches
 from everywhen.capture.qmp import MonitorError
+from everywhen.formats.point import RecoveryPoint
 from everywhen.hypervisor.host import VmHost
 from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.cli.defined_words import Answer, Seen, tell_defined, tell_plan
@@ -23,12 +24,12 @@ from everywhen.services.catalog import read_catalog
 from everywhen.services.definition_files import files_of
 from everywhen.services.failures import Exit, Failed, WrongUsage
 from everywhen.services.opening import OpenedMoment, open_moment
-from everywhen.services.restore import Mode, RestoredDisk, RestoreOrder, bytes_used
+from everywhen.services.restore import Mode, RestoreOrder, bytes_used
 from everywhen.services.returning.answering import started_and_seen
-from everywhen.services.returning.leftovers import Made, ledger_of
+from everywhen.services.returning.leftovers import Ledger, Made, ledger_of
 from everywhen.services.returning.making import MakeOrder, Ordered, left_over, make, taken_up
 from everywhen.services.returning.placing import WRITTEN, DiskPlace, Wanted
-from everywhen.services.returning.planning import Plan, Returning, name_for, planned
+from everywhen.services.returning.planning import Returning, name_for, planned
 from everywhen.services.returning.wishes import Wishes, demand, parse_storage
 from everywhen.services.times import rfc3339
 
@@ -55,44 +56,96 @@ def define(context: Context, address: Address, asked: Definition) -> Exit:
         raise WrongUsage(
             "A VM is defined, with all its disks.", on=str(address), do=[f"everywhen restore {address.vm}@… --define"]
         )
-    if asked.wishes.image_format not in (None, *WRITTEN):
-        raise WrongUsage(f"A VM of libvirt's gets disks as {' or '.join(WRITTEN)}.", on=asked.wishes.image_format or "")
-    context.output.kept = "What was made of it is taken back; the repository was only read."
-    with context.repository() as repository:
+    check_format(asked)
+    with context.repository() as repository, reached(asked.uri) as host:
         ship_newest(context, address.vm)
         catalog = read_catalog(repository)
         now = repository.surroundings.clock()
         vm, opened = open_moment(repository, catalog, address, now_ns=now, zone=context.zone, exact=asked.exact)
-        with opened_points(repository, f"restore {vm.name}", [opened.point]) as leased:
-            if not leased:
-                context.output.warn("the repository cannot be written: nothing there says that this moment is being read")
-            answer = _defined(context, repository, vm, opened, asked)
-    asked_up = answer.seen is not None and not answer.seen.sign
-    return Exit.LESS_THAN_ASKED if asked_up else Exit.DONE
-
-
-def _defined(context: Context, repository: Repository, vm: Vm, opened: OpenedMoment, asked: Definition) -> Answer:
-    returning = returning_of(repository, vm, opened)
-    wishes = replace(asked.wishes, storage=parse_storage(asked.storage, opened.point.disks))
-    randomness = repository.surroundings.randomness
-    name = name_for(returning, wishes)
-    with reached(asked.uri) as host, ledger_of(context.state_folder(), asked.uri, name) as ledger:
-        left = ledger.read()
-        plan = planned(returning, wishes, host, randomness, taken_up(left, returning.moment))
-        checks = [*left_over(left, returning.moment, plan), *plan.checks]
-        answer = Answer(asked.uri, returning, opened, wishes.kind, plan, checks)
-        tell_plan(context, answer)
-        demand(checks, vm.name, "Nothing was written.")
-        if not asked.dry_run:
-            made = left or Made(asked.uri, name, str(plan.made.uuid), returning.moment)
-            ordered = _orders(vm, opened, context, verify=asked.verify)
-            answer.written = _made(repository, MakeOrder(plan, host, ledger, made, ordered), context, f"restore {vm.name}")
-            if wishes.start:
-                answer.seen = _started(context, host, plan, asked)
+        work = Work(context, repository, host, asked)
+        with work.leased(vm.name, [opened.point]):
+            answer = work.define(vm, opened, tell_plan)
+            if asked.wishes.start and not asked.dry_run:
+                work.start(answer)
     answer.seconds = time.monotonic() - asked.began
     context.output.document(answer.document())
     tell_defined(context, answer)
-    return answer
+    return answer.exit
+
+
+def check_format(asked: Definition) -> None:
+    """Raises WrongUsage."""
+    if asked.wishes.image_format not in (None, *WRITTEN):
+        raise WrongUsage(f"A VM of libvirt's gets disks as {' or '.join(WRITTEN)}.", on=asked.wishes.image_format or "")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What each VM's return needs. All methods raise Failure, and the errors of the layers below."""
+
+    context: Context
+    repository: Repository
+    host: VmHost
+    asked: Definition
+
+    @contextmanager
+    def leased(self, what: str, points: list[RecoveryPoint]) -> Iterator[None]:
+        """While these points are read."""
+        self.context.output.kept = "What was made of it is taken back; the repository was only read."
+        with opened_points(self.repository, f"restore {what}", points) as leased:
+            if not leased:
+                self.context.output.warn("the repository cannot be written: nothing there says that this moment is being read")
+            yield
+
+    def look(self, vm: Vm, opened: OpenedMoment) -> Answer:
+        """What would be made, and all checks; nothing is changed."""
+        returning, wishes, ledger = self._asked(vm, opened)
+        with ledger as book:
+            return self._looked(returning, opened, wishes, book.read())
+
+    def define(self, vm: Vm, opened: OpenedMoment, tell: Callable[[Context, Answer], None]) -> Answer:
+        """The same, told; then, where nothing stands in the way and it is no dry run, made."""
+        returning, wishes, ledger = self._asked(vm, opened)
+        with ledger as book:
+            left = book.read()
+            answer = self._looked(returning, opened, wishes, left)
+            tell(self.context, answer)
+            demand(answer.checks, vm.name, "Nothing was written.")
+            if not self.asked.dry_run:
+                made = left or Made(self.asked.uri, answer.plan.name, str(answer.plan.made.uuid), returning.moment)
+                ordered = _orders(vm, opened, self.context, verify=self.asked.verify)
+                with self.context.progress(f"restore {vm.name}") as job:
+                    order = MakeOrder(answer.plan, self.host, book, made, ordered)
+                    answer.written = make(self.repository, order, job.report)
+        return answer
+
+    def start(self, answer: Answer) -> None:
+        """It stays defined, whatever happens here."""
+        name, uuid, output = answer.plan.name, str(answer.plan.made.uuid), self.context.output
+        output.kept = f'The domain "{name}" is defined, with its disks.'
+        output.note(f"{name} starts; waiting until its guest is up, {_WAIT_S:g} s at most (Ctrl-C: it goes on without us)")
+        try:
+            sign = started_and_seen(self.host, uuid, _WAIT_S, time.monotonic, output.note)
+            runs = bool(sign) or self.host.runs(uuid)
+        except MonitorError as error:
+            raise Failed(
+                f"{name} does not start: {error}.",
+                on=name,
+                safe="It is defined, with its disks complete.",
+                do=[f"virsh start {name}", f"Change it first: virsh edit {name}"],
+            ) from error
+        answer.seen = Seen(sign, time.monotonic() - self.asked.began, runs=runs)
+
+    def _asked(self, vm: Vm, opened: OpenedMoment) -> tuple[Returning, Wishes, AbstractContextManager[Ledger]]:
+        returning = returning_of(self.repository, vm, opened)
+        wishes = replace(self.asked.wishes, storage=parse_storage(self.asked.storage, opened.point.disks))
+        return returning, wishes, ledger_of(self.context.state_folder(), self.asked.uri, name_for(returning, wishes))
+
+    def _looked(self, returning: Returning, opened: OpenedMoment, wishes: Wishes, left: Made | None) -> Answer:
+        randomness = self.repository.surroundings.randomness
+        plan = planned(returning, wishes, self.host, randomness, taken_up(left, returning.moment))
+        checks = [*left_over(left, returning.moment, plan), *plan.checks]
+        return Answer(self.asked.uri, returning, opened, wishes.kind, plan, checks)
 
 
 def _orders(vm: Vm, opened: OpenedMoment, context: Context, *, verify: bool) -> Ordered:
@@ -122,31 +175,6 @@ def returning_of(repository: Repository, vm: Vm, opened: OpenedMoment) -> Return
     # A point, or an exact time: the same when the command is given again.
     when = rfc3339(opened.found.moment.time_ns) if opened.found.writes_after else opened.point.point
     return Returning(vm.name, f"{vm.name}@{when}", disks, files_of(repository, opened.point))
-
-
-def _made(repository: Repository, order: MakeOrder, context: Context, title: str) -> list[RestoredDisk]:
-    with context.progress(title) as job:
-        return make(repository, order, job.report)
-
-
-def _started(context: Context, host: VmHost, plan: Plan, asked: Definition) -> Seen:
-    """It stays defined, whatever happens here."""
-    context.output.kept = f'The domain "{plan.name}" is defined, with its disks.'
-    uuid = str(plan.made.uuid)
-    context.output.note(
-        f"{plan.name} starts; waiting until its guest is up, {_WAIT_S:g} s at most (Ctrl-C: it goes on without us)"
-    )
-    try:
-        sign = started_and_seen(host, uuid, _WAIT_S, time.monotonic, context.output.note)
-        runs = bool(sign) or host.runs(uuid)
-    except MonitorError as error:
-        raise Failed(
-            f"{plan.name} does not start: {error}.",
-            on=plan.name,
-            safe="It is defined, with its disks complete.",
-            do=[f"virsh start {plan.name}", f"Change it first: virsh edit {plan.name}"],
-        ) from error
-    return Seen(sign, time.monotonic() - asked.began, runs=runs)
 
 
 @contextmanager

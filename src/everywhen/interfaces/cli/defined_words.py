@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from everywhen.interfaces.cli.context import Context
+from everywhen.services.failures import Exit
 from everywhen.services.opening import OpenedMoment
 from everywhen.services.restore import RestoredDisk
 from everywhen.services.returning.definition import Genid
@@ -50,6 +51,11 @@ class Answer:
     """None with --dry-run."""
     seen: Seen | None = None
     seconds: float = 0.0
+
+    @property
+    def exit(self) -> Exit:
+        """Less than was asked for where it was started, and not seen to be up."""
+        return Exit.LESS_THAN_ASKED if self.seen is not None and not self.seen.sign else Exit.DONE
 
     def document(self) -> dict[str, object]:
         """For programs."""

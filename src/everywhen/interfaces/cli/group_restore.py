@@ -5,21 +5,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from everywhen.interfaces.cli.context import Context
+from everywhen.interfaces.cli.group_instant import instant_of
 from everywhen.interfaces.cli.restored_words import restored_document, tell_restored
-from everywhen.interfaces.cli.shipping import ship_newest
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
-from everywhen.services.catalog import read_catalog
 from everywhen.services.failures import Failed, WrongUsage
-from everywhen.services.groups import find_instant, members, not_exact
 from everywhen.services.opening import OpenedMoment, open_at
 from everywhen.services.restore import Mode, RestoreOrder, RestoreResult, restore
-from everywhen.services.times import Stretch, rfc3339
-from everywhen.services.whens import parse_when
+from everywhen.services.times import rfc3339
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +34,7 @@ def restore_group(context: Context, group: str, written: str, into: Into, *, exa
     if into.folder == "-":
         raise WrongUsage("Standard output takes one disk, not a group.", on=into.folder)
     with context.repository() as repository:
-        now = repository.surroundings.clock()
-        when = parse_when(written, now_ns=now, zone=context.zone)
-        names = [vm.name for vm in members(read_catalog(repository), group)]
-        with ThreadPoolExecutor(len(names)) as pool:
-            list(pool.map(lambda name: ship_newest(context, name), names))
-        catalog = read_catalog(repository)
-        found = find_instant(repository, catalog, group, when, now_ns=now, zone=context.zone)
-        if exact and isinstance(when.target, Stretch) and found.time_ns < when.target.earliest_ns:
-            raise not_exact(group, when, found.time_ns, found.held_back)
+        catalog, found = instant_of(context, repository, group, written, exact=exact)
         folders = {vm.name: os.path.join(into.folder, vm.name) for vm in found.vms}
         if into.mode == "new":
             _demand_room(folders.values())

@@ -90,8 +90,11 @@ def restore_command(
         # Only here: most hosts of repositories have no libvirt.
         with needing_libvirt(moment):
             from everywhen.interfaces.cli.define import Definition, define
+            from everywhen.interfaces.cli.define_group import define_group
         wishes = Wishes(kind, name, {}, network, image_format, machine, start, overwrite)
         asked = Definition(define_at, wishes, tuple(storage or ()), began, exact, verify, dry_run)
+        if (group := parse_group(moment)) is not None:
+            return define_group(context, *group, asked)
         return define(context, parse_address(moment), asked)
     if kind is not As.original or name or storage or network or machine or start:
         raise WrongUsage("--as, --name, --storage, --network, --machine and --start go with --define alone.")

@@ -67,7 +67,7 @@ def left_over(made: Made | None, moment: str, plan: Plan) -> list[Check]:
 def _removing(made: Made) -> list[str]:
     """Commands."""
     files = [path for path in (*made.disks.values(), *made.states) if os.path.isabs(path)]
-    found = [path for one in files for path in (one, one + PARTIAL_SUFFIX) if os.path.lexists(path)]
+    found = [path for one in files for path in (one, one + PARTIAL_SUFFIX) if os.path.isfile(path) or os.path.isdir(path)]
     volumes = [path for path in made.disks.values() if not os.path.isabs(path)]
     words = [f"rm -r {' '.join(shlex.quote(path) for path in found)}"] if found else []
     return words + [
@@ -131,16 +131,22 @@ def _disks(repository: Repository, order: MakeOrder, report: Report) -> list[Res
 
 
 def _define(order: MakeOrder) -> None:
-    plan, host, made = order.plan, order.host, order.made
+    # libvirtd may have been restarted since the first byte.
+    with VmHost(order.host.uri) as fresh:
+        _define_with(fresh, order)
+
+
+def _define_with(fresh: VmHost, order: MakeOrder) -> None:
+    plan, made = order.plan, order.made
     uuid = str(plan.made.uuid)
-    there = [one for one in host.domains() if one.name == plan.name or one.uuid == uuid]
+    there = [one for one in fresh.domains() if one.name == plan.name or one.uuid == uuid]
     if made.defined and [(one.name, one.uuid) for one in there] == [(plan.name, uuid)]:
         return  # by an earlier run, which was killed then
     if there:  # libvirt would replace it
         raise Failed(f'A domain "{there[0].name}" (UUID {there[0].uuid}) appeared meanwhile.', on=plan.name)
     made.defined = True
     order.ledger.write(made)
-    host.define(plan.made.xml)
+    fresh.define(plan.made.xml)
 
 
 def _take_back(order: MakeOrder, error: BaseException) -> None:

@@ -22,7 +22,7 @@ from everywhen.services.returning.device_xml import Network
 from everywhen.services.returning.disk_xml import DefinedDisk, Placement, Without, disks_of
 from everywhen.services.returning.identity import firmware, free_identity, known_machine, memory, network_for
 from everywhen.services.returning.placing import DiskPlace, NoPlace, Places, Wanted
-from everywhen.services.returning.room import room
+from everywhen.services.returning.room import room, twice
 from everywhen.services.returning.state_files import StateFile, TpmState, Variables
 from everywhen.services.returning.wishes import As, Check, State, Wishes, failed, warned
 
@@ -189,10 +189,7 @@ class _Planner:
                 places.append(choice.place(disk, defined.get(disk.name)))
             except NoPlace as error:
                 self._checks.append(error.check)
-        twice = {place.path for place in places if sum(other.path == place.path for other in places) > 1}
-        self._checks += [
-            failed(f"Two disks would be {path}.", "Name another place: --storage DISK=PATH") for path in sorted(twice)
-        ]
+        self._checks += twice(places)
         self._checks += room(places, self._there.pools)
         placements: dict[str, Placement] = {place.disk.name: place.source for place in places}
         # One without a place stays in the definition, which is made for the other checks.

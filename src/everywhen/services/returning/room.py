@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Whether there is room for all disks of a VM, on each file system and in each pool that they go to."""
+"""Whether there is room for all disks, on each file system and in each pool that they go to, and a place for each."""
 
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from everywhen.hypervisor.host import Pool
@@ -32,6 +32,13 @@ def room(places: Sequence[DiskPlace], pools: Sequence[Pool]) -> list[Check]:
         _room(folders[key], needed[key], grown[key], free.get(key[1], 0) if key[0] == "pool" else _available(folders[key]))
         for key in needed
     ]
+
+
+def twice(places: Sequence[DiskPlace]) -> list[Check]:
+    """Whether two disks would be one file."""
+    found = Counter(place.path for place in places)
+    ways = "Name another place for one of them: --storage DISK=PATH, or a folder, or a pool"
+    return [failed(f"Two disks would be {path}.", ways) for path, count in sorted(found.items()) if count > 1]
 
 
 def _room(where: str, needed: int, grown: int, free: int) -> Check:
