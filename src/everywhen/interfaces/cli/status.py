@@ -23,6 +23,9 @@ from everywhen.services.standing import MAX_AGE, State, VmStanding, Work, state
 from everywhen.services.times import local_time, rfc3339, zone_label
 from everywhen.services.unfinished import unfinished_on_devices
 
+_FOR_SENTENCES = 100
+"""On a terminal with fewer columns the sentences of the last one would leave no room for the others."""
+
 
 @app.command("status", rich_help_panel=LOOK)
 def status(
@@ -75,9 +78,13 @@ def _show(context: Context, found: State, title: str, groups: list[str]) -> None
     )
     output.line(f"{title}   {room}{reserve}      times: {zone_label(now, context.zone)}")
     output.line()
-    rows = [_row(context, vm, now) for vm in found.vms]
     columns = ["VM", "STATE", "NEWEST", "AGE", "OLDEST", "MOMENTS", "HELD", "DROPPED", "POLICY", "NEEDS"]
-    output.table(columns, rows, right=["MOMENTS", "HELD", "DROPPED"])
+    shown = columns if output.width >= _FOR_SENTENCES else columns[:-1]
+    output.table(shown, [_row(context, vm, now)[: len(shown)] for vm in found.vms], right=["MOMENTS", "HELD", "DROPPED"])
+    if shown != columns:
+        for vm in found.vms:
+            for need in vm.needs:
+                output.line(f"NEEDS YOU  {vm.vm.name}: {need}", style="warn")
     for vm in found.vms:
         if vm.captured is not None and vm.captured.attached:
             output.line(f"{vm.vm.name}: {capture_words(vm.captured)}")
