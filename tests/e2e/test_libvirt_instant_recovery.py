@@ -188,6 +188,7 @@ def test_a_guest_goes_on_when_what_serves_it_is_killed_and_moves(program: Progra
         console.type("write 2")
         eventually(lambda: guest.raw.state()[0] == libvirt.VIR_DOMAIN_PAUSED, "QEMU has stopped its guest", 60)
         assert "wrote 2." not in console.text
+        assert "stands still, as nobody serves it" in program.run("status").out
         with Recovery(program, guest, "--pace", "64k").runs() as again:
             console.says("wrote 2.")
             eventually(lambda: len(mirrors(guest)) == 2, "both disks are copied", 60)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import select
-import shlex
 import signal
 import socket
 import time
@@ -25,7 +24,6 @@ from everywhen.interfaces.cli.define import reached, returning_of
 from everywhen.interfaces.cli.defined_words import Answer, tell_plan
 from everywhen.interfaces.control_socket import NoAnswer, NobodyThere, ask
 from everywhen.interfaces.sockets import unix_socket
-from everywhen.repository.index.process_lock import try_lock
 from everywhen.repository.ledger import Vm
 from everywhen.repository.repository import Repository
 from everywhen.services.addresses import Address, parse_address
@@ -33,7 +31,7 @@ from everywhen.services.catalog import read_catalog
 from everywhen.services.failures import Busy, Failed, Failure, Interrupted, NoSpace, NotFound, WrongUsage
 from everywhen.services.instant.line import Line, Start
 from everywhen.services.instant.production import Production, on_server
-from everywhen.services.instant.record import Record, Recorded, Target
+from everywhen.services.instant.record import Record, Recorded, Target, alone
 from everywhen.services.instant.serving import served
 from everywhen.services.instant.starting import brought_in, start_again, start_at
 from everywhen.services.protect.capture_order import REPOSITORY_FAILS, Time
@@ -72,10 +70,10 @@ def in_production(context: Context, asked: Asked) -> None:
         vm = read_catalog(repository).vm(address.vm)
         folder = context.state(vm.name)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _alone(vm, folder, stack)
+        stack.enter_context(alone(folder))
         recorded = Recorded.found(folder)
         if recorded is not None and asked.moment != recorded.now.asked:
-            again = f"everywhen boot {shlex.quote(recorded.now.asked)} --define {recorded.now.uri} --production"
+            again = recorded.now.command
             raise Busy(
                 f"{vm.name} was begun to be brought back as {recorded.now.asked}.",
                 on=vm.name,
@@ -91,19 +89,6 @@ def in_production(context: Context, asked: Asked) -> None:
         except MonitorError as error:
             again = "The same command again goes on from there; with --back all of it is taken back"
             raise Failed(f"{error}.", on=vm.name, do=[again]) from error
-
-
-def _alone(vm: Vm, folder: Path, stack: ExitStack) -> None:
-    """Raises Busy."""
-    descriptor = os.open(folder / "instant.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    stack.callback(os.close, descriptor)
-    if not try_lock(descriptor):
-        raise Busy(
-            f"Another run serves {vm.name} from a backup just now.",
-            on=vm.name,
-            safe="Nothing was done.",
-            do=["everywhen sessions shows it; Ctrl-C there has the guest stand still, and ends it in order"],
-        )
 
 
 def _demand_no_capture(vm: Vm, folder: Path) -> None:

@@ -16,6 +16,7 @@ from everywhen.interfaces.cli.context import Context
 from everywhen.services.ages import SECOND, age, parse_span, span
 from everywhen.services.catalog import Catalog, read_catalog
 from everywhen.services.groups import members, points_at
+from everywhen.services.instant.record import left_alone
 from everywhen.services.keep.policies import read_policies
 from everywhen.services.rollback.record import broken_off
 from everywhen.services.sizes import size
@@ -54,6 +55,7 @@ def status(
         found = state(repository, catalog, policies, vms, captures, max_age_ns=limit)
         found.needs.extend(unfinished_on_devices(context.state_folder()))
         found.needs.extend(broken_off(context.state_folder()))
+        found.needs.extend(left_alone(context.state_folder()))
         identity, url = repository.id.hex(), repository.store.url
         write_names(context.env, context.repository_name(), catalog)
     context.output.document({"repository": identity, "url": url, **_document(found), "check": int(found.check)})

@@ -20,15 +20,19 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from everywhen.block.target_descriptor import sync_folder
-from everywhen.services.failures import Damage
+from everywhen.repository.index.process_lock import try_lock
+from everywhen.services.failures import Busy, Damage
 
 _NAME = "instant.json"
+_LOCK = "instant.lock"
 
 Policies = dict[str, dict[str, str]]
 """By disk: attributes and their values."""
@@ -59,6 +63,11 @@ class Record:
     targets: dict[str, Target]
     states: tuple[str, ...] = ()
     suspended: bool = False
+
+    @property
+    def command(self) -> str:
+        """What goes on with it."""
+        return f"everywhen boot {shlex.quote(self.asked)} --define {shlex.quote(self.uri)} --production"
 
 
 class Recorded:
@@ -112,3 +121,38 @@ class Recorded:
             os.fsync(file.fileno())
         partial.replace(self._folder / _NAME)
         sync_folder(str(self._folder))
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Nobody else is at the VM of this folder meanwhile. Raises Busy, OSError."""
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if not try_lock(descriptor):
+            raise Busy(
+                f"Another run serves {folder.name} from a backup just now.",
+                on=folder.name,
+                safe="Nothing was done.",
+                do=["everywhen sessions shows it; Ctrl-C there has the guest stand still, and ends it in order"],
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def left_alone(state: Path) -> list[str]:
+    """A sentence for each VM of this host that runs from a backup which nobody serves. Raises OSError."""
+    found = []
+    for place in sorted(state.glob(f"*/{_NAME}")):
+        try:
+            with alone(place.parent):
+                recorded = Recorded.found(place.parent)
+        except Busy:
+            continue  # it is being served
+        except (Damage, OSError) as error:
+            found.append(str(error))
+            continue
+        if recorded is not None:
+            name, command = recorded.now.name, recorded.now.command
+            found.append(f"{name} runs from a backup, and stands still, as nobody serves it; go on: {command}")
+    return found
