@@ -18,6 +18,7 @@ libvirt = pytest.importorskip("libvirt", reason="libvirt's Python library is not
 
 from everywhen.interfaces.control_socket import NobodyThere, ask
 from tests.bootable import bootable, needs_bootable
+from tests.guest_agent import needs_agent
 from tests.hypervisor import eventually
 from tests.libvirt_capture import LibvirtCapture
 from tests.libvirtd import Guest, Libvirtd
@@ -92,6 +93,20 @@ def test_a_domain_that_is_gone_comes_back_and_answers(program: Program, guest: G
     assert guest.domain.runs
     assert guest.raw.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) == was, "in every letter"
     assert not list(Path(program.environment["EVERYWHEN_STATE"]).glob("_returning/*.json"))
+
+
+@in_soak
+@needs_agent
+def test_the_agent_answers(program: Program, guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> None:
+    disk = bootable(tmp_path_factory.mktemp("agent"), "wait", agent=True)
+    xml = guest.raw.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    gone(guest)
+    definition = program.folder / "domain.xml"
+    definition.write_text(xml)
+    program.backup("web2", f"vda={disk}", f"vdb={disk}", "--config", definition)
+    said = program.run("restore", "web2", "--define", guest.libvirtd.uri, "--start", "--json")
+    assert said.code == 0, said
+    assert said.document["seen_by"] == "guest agent"
 
 
 @in_soak

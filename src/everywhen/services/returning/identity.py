@@ -23,25 +23,24 @@ from everywhen.services.spelling import nearest as spelled
 _BRIDGES = "/sys/class/net"
 
 
-def free_identity(domains: Sequence[KnownDomain], name: str, uuid: UUID | None, kind: As) -> list[Check]:
-    """Name and UUID; `uuid` None: it gets a new one."""
+def free_identity(domains: Sequence[KnownDomain], name: str, uuid: UUID | None, rollback: str) -> list[Check]:
+    """Name and UUID; `uuid` None: it gets a new one. `rollback`: the command by which a VM is set back where it is."""
     beside = f"Beside it, with a UUID of its own: --as new --name {name}-restored"
     same_name = next((one for one in domains if one.name == name), None)
     same_uuid = next((one for one in domains if uuid is not None and one.uuid == str(uuid)), None)
-    if same_name is not None:
-        state = "running" if same_name.runs else "off"
-        instead = "shut it down, then " if same_name.runs else ""
-        ways = (
-            ["Another name: --name NAME"]
-            if kind is As.new
-            else [beside, f"In its place: {instead}virsh undefine {name} (its images stay)"]
-        )
-        return [failed(f'There is a domain "{name}" already (UUID {same_name.uuid}, {state}).', *ways)]
-    if same_uuid is not None:
-        return [
-            failed(f'The domain "{same_uuid.name}" has its UUID {uuid}: it is the same VM, renamed, or a copy of it.', beside)
-        ]
-    return [Check("name free"), Check("UUID free" if uuid is not None else "new UUID")]
+    there = same_uuid or same_name
+    if there is None:
+        return [Check("name free"), Check("UUID free" if uuid is not None else "new UUID")]
+    state = "running" if there.runs else "off"
+    if same_name is None:
+        what = f'The domain "{there.name}" ({state}) has its UUID {uuid}: it is the same VM, renamed, or a copy of it.'
+        return [failed(what, beside)]
+    what = f'There is a domain "{name}" already (UUID {same_name.uuid}, {state}).'
+    if uuid is None:
+        return [failed(what, "Another name: --name NAME")]
+    back = [f"It is the same VM: set it back where it is: {rollback}"] if there.uuid == same_name.uuid == str(uuid) else []
+    first = "shut it down, then " if same_name.runs else ""
+    return [failed(what, *back, beside, f"In its place: {first}virsh undefine {name} --nvram (its images stay)")]
 
 
 def known_machine(root: ET.Element, abilities: Abilities, wanted: str | None, moment: str) -> list[Check]:

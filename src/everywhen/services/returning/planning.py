@@ -148,7 +148,7 @@ class _Planner:
         name = name_for(self._returning, wishes)
         ours = str(uuid) if self._earlier.defined else ""
         others = [domain for domain in self._there.domains if (domain.name, domain.uuid) != (name, ours)]
-        self._checks += free_identity(others, name, None if kind is As.new else uuid, kind)
+        self._checks += free_identity(others, name, None if kind is As.new else uuid, self._rollback())
         machine = known_machine(root, self._there.abilities, wishes.machine, self._returning.moment)
         self._checks += machine
         self._checks += memory(root, self._there.abilities)
@@ -177,6 +177,9 @@ class _Planner:
         if all(check.state is not State.failed for check in machine):
             self._ask(made.xml, name)
         return Plan(name, made, places, states, network, self._checks, self._remarks)
+
+    def _rollback(self) -> str:
+        return f"everywhen rollback {self._returning.moment} --libvirt {self._host.uri}"
 
     def _disks(self, root: ET.Element, name: str) -> tuple[list[DiskPlace], dict[str, Placement]]:
         """Where disks of the moment go; what becomes of all disks of the definition."""
