@@ -249,10 +249,11 @@ def test_what_is_there_already(backup: Backup) -> None:
     assert "things stand in the way of web1" in every["what"]
     said = "\n".join(every["do"])
     assert f'There is a domain "web1" already (UUID {THEIRS}, off).' in said
+    assert "everywhen rollback web1@p-" in said
     assert "--as new --name web1-restored" in said
     assert f"{backup.images / 'web.raw'} exists." in said
     same_uuid = backup.refused("--name", "web2", "--storage", "ssd")
-    assert f'The domain "web1" has its UUID {THEIRS}' in same_uuid["what"]
+    assert f'The domain "web1" (off) has its UUID {THEIRS}' in same_uuid["what"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="loop devices are root's")
