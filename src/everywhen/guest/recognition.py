@@ -68,11 +68,12 @@ _IN_BOOT_SECTOR: Final = ("ntfs", "exfat", "fat", "BitLocker", "ReFS")
 def recognise(volume: Readable) -> tuple[str, Role]:
     """Kind and role. Of ext and FAT the exact kind is known when they are opened.
 
-    What is taken down as read (footprint.py) is what decides: the magic number, or all of it where nothing was recognised.
+    What is taken down as read (footprint.py) is what decides: the magic number, or all of it where nothing was recognised. Of a
+    file system that is read here nothing: what is in it says so, too, and its superblock's neighbours change with every write.
     """
     with taking_down(None):
         kind, role, decides = _found(volume)
-    for offset, length in decides:
+    for offset, length in decides if role is not Role.FILES else ():
         volume.read(offset, length)
     return kind, role
 
