@@ -123,6 +123,15 @@ def test_what_is_written_is_the_timeline(program: Program) -> None:
     assert (points[2]["rolled_back"]["point"], points[2]["rolled_back"]["branch"]) == (older, "web1~1")
     assert restored(program, "web1~1") == left
     assert points[3]["id"] == newest
+    with serving(program, "web1@latest~3") as (process, disks):  # a moment between two points
+        for name, size in SIZES.items():
+            assert disks[name].answer(disks[name].ask(0, size)).data == states[-4][name]
+        disks["vda"].answer(disks["vda"].send(0, b"n" * 512))
+        ended(process, disks)
+    first, second = program.ok("points", "web1")[1::-1]
+    assert restored(program, f"web1@{first['id']}") == states[-4]
+    assert restored(program, f"web1@{second['id']}")["vda"] == b"n" * 512 + states[-4]["vda"][512:]
+    assert restored(program, "web1~2") == states[-1]
     assert program.run("verify", "--read-data").code == 0
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from everywhen.block.patched import Patches
+from everywhen.block.patched import PatchedDevice, Patches
 from everywhen.capture.counters import CLOSED, DURABLE, FINE, ROLL, ROLLED, STATE, TAKEN, WORK_BYTES, WRITTEN_BYTES, Counters
 from everywhen.capture.sink_process import SinkOrder
 from everywhen.capture.spool_writer import SpoolWriter
@@ -175,9 +175,13 @@ class Line:
         repository, base = self._repository, start.base
         with write_point(repository, f"boot {self._vm.name}", first_copy=False) as writer:
             trees = {name: base.point.disks[name].tree for name in self.disks}
-            patches = [base.patches.get(name) or Patches() for name in self.disks]
             disks = [SealedDisk(name, tree.size, tree) for name, tree in trees.items()]
-            sealer = Sealer(repository, writer, disks, Replay(patches, 0, following=False))
+            for disk in disks:
+                # Not as records of ours: those are forgotten once they are taken in, and who serves the moment reads these.
+                patches = base.patches.get(disk.name) or Patches()
+                device = PatchedDevice(PointDisk(repository.fetcher, disk.tree), patches, disk.size)
+                disk.take_in(writer, device, patches.ranges(disk.size), lambda _: None)
+            sealer = Sealer(repository, writer, disks, Replay([Patches() for _ in disks], 0, following=False))
             for group in self._spool.groups(0):
                 sealer.feed(group)
             at_ns = max(sealer.replay.time_ns, start.parent.time_ns + 1)
