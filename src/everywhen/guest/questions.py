@@ -57,19 +57,29 @@ _T = TypeVar("_T")
 
 
 class _Kept(Generic[_T]):
-    """The values used last."""
+    """The values used last; of one key there may be several, any of which will do."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._values: OrderedDict[Hashable, _T] = OrderedDict()
+        self._count = 0
+        self._values: OrderedDict[Hashable, list[_T]] = OrderedDict()
 
     def take(self, key: Hashable) -> _T | None:
-        return self._values.pop(key, None)
+        values = self._values.get(key)
+        if values is None:
+            return None
+        self._count -= 1
+        value = values.pop()
+        if not values:
+            del self._values[key]
+        return value
 
     def put(self, key: Hashable, value: _T) -> None:
-        self._values[key] = value
-        if len(self._values) > self._most:
-            self._values.popitem(last=False)
+        self._values.setdefault(key, []).append(value)
+        self._values.move_to_end(key)
+        self._count += 1
+        if self._count > self._most:
+            self.take(next(iter(self._values)))
 
 
 class Answering:
@@ -267,7 +277,10 @@ class Answering:
     def _listed(
         self, question: Json, what: str, most: int, begin: Callable[[], Iterator[_T]], spelled: Callable[[_T], Any]
     ) -> Message:
-        """Some of a list from `from` on: the listing that stopped there goes on, if it is still there, or else a new one."""
+        """Some of a list from `from` on: a listing that stopped there goes on, if it is still there, or else a new one.
+
+        Several who list the same folder each have theirs: one that began anew each time would take a minute for 10,000 names.
+        """
         first = whole(question, "from")
         key = (*_place(question), _entry(question).identity, what)
         listing = self._listings.take((*key, first)) or itertools.islice(begin(), first, None)

@@ -254,6 +254,14 @@ def test_when_the_share_ends_so_does_what_is_read() -> None:
     assert served.said == []
 
 
+def test_when_the_share_ends_nothing_more_is_listed() -> None:
+    served = Served({f"web1/{name}": file(1) for name in "abcd"})
+    served.ended.set()
+    for method in ("GET", "PROPFIND"):
+        assert served.ask(method, "/web1/", depth="1").status == 503
+    assert served.said == []
+
+
 def test_only_what_reads_is_answered() -> None:
     served = Served({"web1/a": file(1)})
     for method in ("PUT", "DELETE", "MKCOL", "COPY", "MOVE", "LOCK", "UNLOCK", "PROPPATCH", "POST", "TRACE", "BREW"):

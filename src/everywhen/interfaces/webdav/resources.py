@@ -112,8 +112,13 @@ class Folder(_Resource, DAVCollection):  # type: ignore[misc]
         names = self.provider.tree.names(self.found)
         if len(names) > _LARGE:
             self.environ[UNDO].enter_context(self.provider.large)
-        found: Iterator[tuple[str, Found | Unreadable]] = self.provider.tree.members(self.found, names)
-        return found
+        return self._described(names)
+
+    def _described(self, names: list[str]) -> Iterator[tuple[str, Found | Unreadable]]:
+        for one in self.provider.tree.members(self.found, names):
+            if self.provider.ended.is_set():
+                raise Interrupted("The share ends.")
+            yield one
 
 
 class OneFile(_Resource, DAVNonCollection):  # type: ignore[misc]
