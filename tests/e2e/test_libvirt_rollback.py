@@ -16,6 +16,7 @@ from everywhen.interfaces.control_socket import NobodyThere, ask
 from tests.hypervisor import eventually
 from tests.libvirt_capture import LibvirtCapture
 from tests.libvirtd import Guest, Libvirtd
+from tests.long_forms import in_soak
 from tests.program import Done, Program, ended
 from tests.shared_clocks import forgotten
 
@@ -82,6 +83,7 @@ def test_a_captured_domain_is_set_back_and_captured_on(capture: LibvirtCapture, 
     assert line["gaps"][0]["from"] >= back["time"]
 
 
+@in_soak
 def test_a_group_goes_back_to_one_instant(libvirtd: Libvirtd, tmp_path: Path) -> None:
     """Two domains in write order; one of them alone is told how far apart it will be."""
     with (

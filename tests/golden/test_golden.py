@@ -13,13 +13,15 @@ from typing import IO, Any, cast
 
 import pytest
 
+from tests.long_forms import SOAK
 from tests.moments import nanoseconds
 from tests.program import Program
 
 HERE = Path(__file__).parent
 _ALL = sorted(path.name.removesuffix(".json") for path in HERE.glob("format-*.json"))
 CAPTURED = [name for name in _ALL if name.endswith("-captured")]
-FORMATS = [name for name in _ALL if name not in CAPTURED]
+ROLLED_BACK = [name for name in _ALL if name.endswith("-rolled-back")]
+FORMATS = [name for name in _ALL if name not in CAPTURED + ROLLED_BACK]
 ENCRYPTIONS = ("aes-256-gcm", "none")
 PASSPHRASE = "golden passphrase"  # noqa: S105 - of a repository that everybody may open
 
@@ -129,3 +131,15 @@ def test_what_was_captured_is_there(name: str, encryption: str, tmp_path: Path) 
         key: expected[key] for key in ("write_amplification", "last_24_hours")
     }
     run("verify", "--read-data")
+
+
+@pytest.mark.parametrize("encryption", ENCRYPTIONS if SOAK else ENCRYPTIONS[1:])
+@pytest.mark.parametrize("name", ROLLED_BACK)
+def test_what_a_rollback_left_still_opens(name: str, encryption: str, tmp_path: Path) -> None:
+    golden = Golden(tmp_path, name, encryption)
+    points = json.loads(golden.run("points", "--json"))
+    assert [{"id": point["id"], "rolled_back": point["rolled_back"]} for point in points] == golden.expected["points"]
+    for moment, wanted in golden.expected["moments"].items():
+        golden.run("restore", moment, "--to", "vda", "--overwrite")
+        assert hashlib.sha256((tmp_path / "vda").read_bytes()).hexdigest() == wanted, moment
+    golden.run("verify", "--read-data")

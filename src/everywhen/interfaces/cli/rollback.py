@@ -48,7 +48,7 @@ from everywhen.services.rollback.running import all_done, not_begun, run
 def rollback_command(
     moments: Annotated[
         list[str],
-        typer.Argument(metavar="MOMENT|group:NAME@WHEN...", help="VM[/DISK]@WHEN; VM~1 is what a VM's first rollback left."),
+        typer.Argument(metavar="MOMENT|group:NAME", help="VM[/DISK]@WHEN; VM~1 is what a VM's first rollback left."),
     ],
     libvirt: Annotated[
         str | None, typer.Option("--libvirt", metavar="URI", help="Else LIBVIRT_DEFAULT_URI, or qemu:///system.")

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 
 from everywhen.formats.point import RecoveryPoint
 from everywhen.interfaces.cli.context import Context
-from everywhen.interfaces.cli.progress import Progress
 from everywhen.services.addresses import branch_name
 from everywhen.services.ages import SECOND, span
 from everywhen.services.rollback.planning import Plan
@@ -30,18 +29,19 @@ class Telling:
     """Is `services.rollback.rollback.Told`."""
 
     def __init__(self, context: Context, stack: ExitStack) -> None:
-        """Progress is shown until `stack` ends."""
+        """Progress is shown until the next work begins, or `stack` ends."""
         self._context = context
-        self._stack = stack
-        self._jobs: dict[tuple[str, Step], Progress] = {}
+        self._shown = stack.enter_context(ExitStack())
 
     def reached(self, vm: str, step: Step) -> None:
+        self._shown.close()
         if step in _WORDS:
             self._context.output.note(f"{vm}: {_WORDS[step]}")
 
     def working(self, vm: str, step: Step) -> Report:
         what = "read" if step is Step.PRESENT else "write"
-        job = self._jobs.setdefault((vm, step), self._stack.enter_context(self._context.progress(f"{what} {vm}")))
+        self._shown.close()
+        job = self._shown.enter_context(self._context.progress(f"{what} {vm}"))
         return lambda done, total: job.report(done, total)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -41,6 +42,8 @@ from everywhen.services.unfinished import begin, replaced, unfinished
 from everywhen.services.view.disk import MomentDisk
 from everywhen.services.view.moments import MomentView
 
+_LETS_GO_S, _LOOK_S = 10.0, 0.2
+"""What a killed run wrote with may hold the images for a moment more."""
 Report = Callable[[int, int | None], None]
 """Told bytes done and bytes in all."""
 
@@ -97,8 +100,27 @@ class Rollback:
         """Have it off, where anything is to be written or was."""
         if self.record.undo and not self.record.has(Step.MARKED):
             return
-        if not self.record.has(Step.UNMARKED) and self._place.machine.runs():
+        if self.record.has(Step.MARKED) and not self.record.has(Step.COMMITTED):
+            self._demand_untouched()
+        elif not self.record.has(Step.UNMARKED) and self._place.machine.runs():
             self._place.machine.stop(at_once=at_once)
+
+    def _demand_untouched(self) -> None:
+        """Raises Failed where the VM was started with disks that may be a mixture: what it wrote to them nobody knows."""
+        until = time.monotonic() + _LETS_GO_S
+        while self._place.machine.runs():
+            if time.monotonic() > until:
+                raise Failed(
+                    f"{self.vm.name} was started since its rollback was broken off, with disks that may be of two moments.",
+                    on=self.vm.name,
+                    safe="Nothing was changed now.",
+                    do=[
+                        "Shut it down, and restore each of its disks whole:",
+                        f"everywhen restore {self.vm.name}/DISK@WHEN --to PATH --in-place",
+                        f"Then remove {self._folder / 'rollback.json'}",
+                    ],
+                )
+            time.sleep(_LOOK_S)
 
     def present(self) -> None:
         """Have a point of what the disks hold: the end of what is left, and what the difference is computed from."""
