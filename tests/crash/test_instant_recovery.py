@@ -158,10 +158,11 @@ def test_a_full_spool_takes_nothing_after_what_it_refused(program: Program) -> N
     assert found == b"".join(contents[:answered]).ljust(len(found), b"\0")
 
 
+@pytest.mark.timeout(1200 if SOAK else 120)
 def test_killed_at_any_moment(program: Program) -> None:
     reference = Disks({name: (program.folder / f"{name}.raw").read_bytes() for name in SIZES})
     address = "web1@latest"
-    for _ in range(40 if SOAK else 3):
+    for _ in range(25 if SOAK else 3):
         with serving(program, address) as (process, disks):
             for name, size in SIZES.items():
                 found = disks[name].answer(disks[name].ask(0, size)).data
@@ -169,6 +170,8 @@ def test_killed_at_any_moment(program: Program) -> None:
             unanswered = _written_until_killed(reference, process, disks)
         _resent(program, reference, unanswered)
         address = "web1"
+    line = program.ok("timeline", "web1")
+    assert ([gap["why"] for gap in line["gaps"]], len(line["every_write"])) == (["it was brought back from a backup"], 1)
     assert program.run("verify", "--read-data").code == 0
 
 
