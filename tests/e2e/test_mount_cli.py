@@ -142,8 +142,11 @@ def test_several_read_at_once_until_it_is_ended(backed: Backed, mount: Mount) ->
 def test_after_a_kill_it_mounts_again(backed: Backed, mount: Mount, tmp_path: Path) -> None:
     again = backed.program.run("mount", mount.folder)
     assert (again.code, "mounted there already" in again.err) == (4, True)
+    assert (disks_of(mount)[0] / "vda.raw").read_bytes() == backed.moments[0].read_bytes()
+    assert [one["what"] for one in backed.program.ok("sessions")] == [f"mount {mount.folder}", "mount web1"]
     mount.process.kill()
     mount.process.communicate()
+    assert backed.program.ok("sessions") == []
     with pytest.raises(OSError, match="not connected"):
         os.listdir(mount.folder)
     second = Mount(backed.program, backed.folder)

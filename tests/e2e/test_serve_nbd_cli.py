@@ -114,8 +114,9 @@ def test_what_is_open_is_listed_and_kept(program: Program, points: list[str]) ->
             text=True,
         )
         try:
-            eventually(lambda: bool(program.run("sessions", "--json").document), "a session")
-            (session,) = program.run("sessions", "--json").document
+            eventually(lambda: len(program.ok("sessions")) == 2, "a session")
+            server, session = program.ok("sessions")
+            assert (server["what"], server["moments"]) == (f"serve nbd nbd+unix:///?socket={served.path}", [])
             assert session["moments"] == [{"vm": "web1", "point": points[0]}]
             assert session["what"] == "serve nbd web1"
             assert session["pid"] == served.process.pid
@@ -142,8 +143,9 @@ def test_writes_go_to_an_overlay_and_are_forgotten(program: Program, points: lis
         url = served.url("web1/vda@latest")
         write = ["qemu-io", "-f", "raw", "-c", "write -P 7 4000 100", "-c", "flush", url]
         subprocess.run(write, check=True, capture_output=True, timeout=60)
-        read = ["qemu-io", "-f", "raw", "-c", "read -P 7 4000 100", url]
-        assert "Pattern verification failed" not in subprocess.run(read, check=True, capture_output=True, text=True).stdout
+        for same in (url, served.url(f"web1/vda@{points[1]}")):
+            read = ["qemu-io", "-f", "raw", "-c", "read -P 7 4000 100", same]
+            assert "Pattern verification failed" not in subprocess.run(read, check=True, capture_output=True, text=True).stdout
         served.end()
     with serving(program, "--overlay") as served:
         assert "identical" in qemu_img("compare", "-f", "raw", "-F", "raw", served.url("web1"), program.folder / "now.raw")

@@ -2,7 +2,7 @@
 """Disks of moments as NBD exports: the name of an export is an address, `web1/vda@-10m`; a VM's only disk needs no name.
 
 A disk that can be written to has an overlay that is the server's as long as it runs: who formats it over one connection wants
-to find that over the next.
+to find that over the next, by whatever words for that moment.
 """
 
 from __future__ import annotations
@@ -110,13 +110,13 @@ class MomentExports:
             self._opened(view)
             if self._overlay is None:
                 return OpenedExport(view.disks[disk], undo.pop_all().close, description=description)
-            with self._lock:
-                name = str(replace(address, disk=disk, when=address.when or "latest"))
-                if name not in self._written:
-                    self._written[name] = self._overlay(view, disk)
-                    self._kept.callback(self._written[name].close)
+            with self._lock:  # by what the words mean: two of them may lead to one moment, whose files there are once
+                overlay = self._written.get(description)
+                if overlay is None:
+                    overlay = self._written[description] = self._overlay(view, disk)
+                    self._kept.callback(overlay.close)
                     self._kept.push(undo.pop_all())
-            return OpenedExport(self._written[name], undo.pop_all().close, self._written[name], description)
+            return OpenedExport(overlay, undo.pop_all().close, overlay, description)
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:

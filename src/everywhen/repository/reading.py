@@ -46,7 +46,8 @@ def opened_points(
 ) -> Iterator[bool]:
     """A lease on the points while the body runs; they were there after the lease was. Raises NoSuchPoint.
 
-    `packs_known`: the index was brought up to date after these points were made; what gc moved since is found when missed.
+    Of none, it says that somebody is here. `packs_known`: the index was brought up to date after these points were made; what
+    gc moved since is found when missed.
     Gives False when the medium cannot be written or is full: then nothing keeps another computer's gc from deleting them.
     """
     lease = repository.attend(f"leases/{random_word(repository.surroundings.randomness, 16)}", what, [p.point for p in points])

@@ -16,6 +16,7 @@ from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.cli.shipping import ship_newest
 from everywhen.interfaces.fuse.mount_point import freed
 from everywhen.interfaces.service_manager import ServiceManager
+from everywhen.repository.reading import opened_points
 from everywhen.services.failures import Failed, NotFound
 from everywhen.services.translation import as_failure
 from everywhen.services.view.folders import Folders
@@ -63,7 +64,7 @@ def mount_command(
                 context.output.line(f"{folder}: mounted. Ctrl-C, or fusermount3 -u {folder}, ends it.")
                 ServiceManager.of(context.env).tell(READY="1", STATUS=f"Mounted on {path}")
 
-            with closing(folders), _tidying(context, folders):
+            with closing(folders), _tidying(context, folders), opened_points(repository, f"mount {path}", [], packs_known=True):
                 serve(Mount(folders, url=url, say=told.failed, ready=ready), path)
     context.output.line(f"{folder}: unmounted.")
 

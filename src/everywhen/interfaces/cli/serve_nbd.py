@@ -29,6 +29,7 @@ from everywhen.interfaces.service_manager import ServiceManager
 from everywhen.interfaces.sockets import tcp_socket, unix_socket, uri
 from everywhen.nbd.served_client import Terms
 from everywhen.nbd.serving import NbdServer
+from everywhen.repository.reading import opened_points
 from everywhen.services.addresses import Address, parse_address
 from everywhen.services.failures import WrongUsage
 from everywhen.services.view.moments import FAILURES, OpenMoments
@@ -92,7 +93,9 @@ def serve_nbd(
         server = NbdServer(Terms(exports, FAILURES, told.client_failed, tls))
         stack.callback(server.stop)
         server.listen(listening)
-        _ready(context, uri(listening, encrypted=tls is not None), only)
+        where = uri(listening, encrypted=tls is not None)
+        stack.enter_context(opened_points(repository, f"serve nbd {where}", [], packs_known=True))
+        _ready(context, where, only)
         while not ended.wait(_TIDY_S):
             try:
                 moments.tidy()

@@ -33,6 +33,7 @@ from everywhen.interfaces.sockets import tcp_socket, unix_socket
 from everywhen.interfaces.webdav.accounts import Accounts, put_account
 from everywhen.interfaces.webdav.attempts import Attempts
 from everywhen.interfaces.webdav.gate import Gate
+from everywhen.repository.reading import opened_points
 from everywhen.repository.repository import Repository
 from everywhen.services.failures import Failure
 from everywhen.services.translation import failing
@@ -82,7 +83,9 @@ def serve_webdav(
             closing(serve(listening, folders, gate, tls, identity=repository.id.hex(), url=url, say=told.failed))
         )
         ended = EndedBySignals()
-        _ready(context, _url(listening, encrypted=tls is not None))
+        where = _url(listening, encrypted=tls is not None)
+        stack.enter_context(opened_points(repository, f"serve webdav {where}", [], packs_known=True))
+        _ready(context, where)
         while not ended.wait(_TIDY_S):
             _tidy(context, folders, told)
     context.output.line("Ended; nothing is open any more.")

@@ -35,7 +35,7 @@ def sessions(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """What is open: devices, mounts, shares, restores; prune and gc leave it alone."""
+    """What is open: devices, mounts, shares, booted copies, restores. Prune and gc leave these moments alone."""
     context = context_of(locals())
     if close and (close[0] != "close" or len(close) != 2):
         raise WrongUsage("everywhen sessions lists what is open; everywhen sessions close ID ends one.")
@@ -59,7 +59,7 @@ def _list(context: Context, there: list[Work], catalog: Catalog, now: int) -> No
     for work in there:
         one = work.presence
         since = local_time(one.began_ns, context.zone)
-        moments = ", ".join(f"{vm}@{point}" for vm, point in _named(work, catalog))
+        moments = ", ".join(_words(work, catalog)) or "-"
         who = f"{one.holder.user or '?'}@{one.holder.host or '?'} pid {one.holder.pid}"
         rows.append((_id(work)[:_SHOWN], since, age(now - one.began_ns), one.what, moments, who))
     context.output.table(["ID", f"SINCE ({zone_label(now, context.zone)})", "FOR", "WHAT", "MOMENT", "WHO"], rows)
@@ -80,8 +80,8 @@ def _close(context: Context, repository: Repository, there: list[Work], catalog:
     closed = [{"id": _id(work), "what": work.presence.what, "moments": _moments(work, catalog)} for work in ended]
     context.output.document({"closed": closed, "pid": one.holder.pid})
     for work in ended:
-        named = ", ".join(f"{vm}@{point}" for vm, point in _named(work, catalog))
-        context.output.line(f"Closed: {work.presence.what}, {named} (pid {one.holder.pid})")
+        words = ", ".join([work.presence.what, *_words(work, catalog)])
+        context.output.line(f"Closed: {words} (pid {one.holder.pid})")
 
 
 def _id(work: Work) -> str:
@@ -90,6 +90,10 @@ def _id(work: Work) -> str:
 
 def _moments(work: Work, catalog: Catalog) -> list[dict[str, str]]:
     return [{"vm": vm, "point": point} for vm, point in _named(work, catalog)]
+
+
+def _words(work: Work, catalog: Catalog) -> list[str]:
+    return [f"{vm}@{point}" for vm, point in _named(work, catalog)]
 
 
 def _named(work: Work, catalog: Catalog) -> list[tuple[str, str]]:
