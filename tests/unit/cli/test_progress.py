@@ -88,6 +88,21 @@ def test_a_terminal_gets_one_moving_line() -> None:
     assert text.removesuffix("\x1b[?25h").endswith("\n")  # the cursor is shown again
 
 
+@pytest.mark.parametrize("columns", [80, 40])
+def test_a_narrow_terminal_gets_one_line(columns: int) -> None:
+    clock, screen = Clock(), Terminal()
+    output = Output(io.StringIO(), screen, {"TERM": "xterm", "COLUMNS": str(columns)})
+    with progress(output, "cp web1", clock=clock) as job:
+        for done in (1, 2, 3):
+            clock.now += 2
+            job.report(done * GB, 54 * GB, files=12_345)
+    drawn = screen.getvalue().split("\r\x1b[2K")
+    assert len(drawn) > 3
+    assert not any("\n" in line for line in drawn[:-1])
+    assert ("cp web1 " in drawn[-1]) == (columns == 80)
+    assert ("12,345 files  3.0 GB of 54.0 GB  500 MB/s  1 min 42 s left" in drawn[-1]) == (columns == 80)
+
+
 def test_without_a_total_there_is_no_bar() -> None:
     text = run([(1, GB)], total=None, err=Terminal())
     assert "1.0 GB" in text

@@ -105,8 +105,8 @@ def _show(
     )
     output.line("Get one: everywhen cp ADDRESS .   Compare: everywhen diff ADDRESS ADDRESS")
     output.note(f"The newest moment is of {local_time(newest_ns, context.zone)}. FROM is when the disk had it. {IN_MEMORY}")
-    for note in notes:
-        output.warn(note)
+    for text in (*notes, *sorted({f"Cannot be read: {one.sight.problem}." for one in versions if one.sight.problem})):
+        output.warn(text)
 
 
 def _document(line: Line, version: Version, address: str) -> dict[str, object]:
@@ -152,7 +152,7 @@ def _times(line: Line, version: Version) -> tuple[int, int, int | None]:
 
 def _what(version: Version) -> str:
     if version.sight.problem:
-        return f"cannot be read: {version.sight.problem}"
+        return "cannot be read"
     entry = version.sight.entry
     if entry is None:
         return "not there"

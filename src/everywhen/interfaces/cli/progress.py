@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Literal, Protocol, TypeAlias
 
+from rich.console import RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -42,6 +43,8 @@ Clock: TypeAlias = Callable[[], float]
 _WINDOW = 15.0
 _RATE_AFTER = 0.5
 _REDRAW = 0.1
+_BAR, _SHORTEST_BAR = 24, 4
+"""Columns. What the words need, they get first."""
 _LINE_SECONDS = 10.0
 _LINE_SHARE = 0.05
 _LINE_GAP = 1.0
@@ -186,13 +189,16 @@ class _Bar:
 
     def _draw(self, meter: Meter) -> None:
         self._last = self._clock()
+        cells: list[RenderableType] = [Text(visible(meter.title)), Text(visible(meter.words()))]
+        if meter.percent is not None:
+            percent = Text(f"{int(meter.percent)} %")
+            room = self._output.err.width - sum(cell.cell_len + 1 for cell in (*cells, percent) if isinstance(cell, Text)) - 1
+            bar = ProgressBar(total=100, completed=meter.percent, width=min(_BAR, room))
+            cells[1:1] = [bar, percent] if room >= _SHORTEST_BAR else [percent]
         line = Table.grid(padding=(0, 1))
-        title, words = Text(visible(meter.title)), Text(visible(meter.words()))
-        if meter.percent is None:
-            line.add_row(title, words)
-        else:
-            bar = ProgressBar(total=100, completed=meter.percent, width=24)
-            line.add_row(title, bar, Text(f"{int(meter.percent)} %"), words)
+        for _ in cells:
+            line.add_column(no_wrap=True)  # several lines could not be drawn over where the terminal is at its end
+        line.add_row(*cells)
         self._live.update(line, refresh=True)
 
 
