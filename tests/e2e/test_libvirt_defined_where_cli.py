@@ -22,7 +22,7 @@ libvirt = pytest.importorskip("libvirt", reason="libvirt's Python library is not
 from everywhen.capture.domain_xml import domain_element
 from tests.hypervisor import QEMU
 from tests.libvirtd import Libvirtd
-from tests.program import Done, Program, await_, same
+from tests.program import WITHOUT_PRIVILEGE, Done, Program, await_, same
 
 pytestmark = pytest.mark.xdist_group("libvirt")
 MIB = 1 << 20
@@ -346,6 +346,22 @@ def test_what_was_made_is_taken_back_when_it_fails(backup: Backup) -> None:
     assert (done.code, done.error["code"]) == (8, "out_of_space"), done
     assert backup.there() == ([], [])
     assert backup.defined()["disks"]["vda"]["bytes_written"] == MIB, "and nothing is in the way"
+
+
+def test_what_its_user_may_not_write_is_known_before(backup: Backup) -> None:
+    locked = backup.folder / "locked"
+    locked.mkdir()
+    backup.keep(
+        system=UEFI.format(OVMF / "OVMF_CODE_4M.fd", locked / "below" / "VARS.fd"), files={"nvram.fd": bytes(528 << 10)}
+    )
+    locked.chmod(0o555)
+    words = ("--storage", f"vdb={locked}/", "--json")
+    done = backup.define(*words, prefix=WITHOUT_PRIVILEGE)
+    assert (done.error["code"], done.error["safe"]) == ("not_allowed", "Nothing was written."), done
+    said = "\n".join(done.error["do"])
+    assert f"This user may not write to {locked}." in said
+    assert f"where {locked}/below/VARS.fd belongs" in said
+    assert backup.there() == ([], [])
 
 
 def tpm_tar(secret: bytes) -> bytes:

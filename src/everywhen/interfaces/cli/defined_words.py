@@ -142,11 +142,15 @@ def tell_defined(context: Context, answer: Answer) -> None:
     total = sum(disk.bytes_written for disk in answer.written)
     say(f'The domain "{plan.name}" is defined; {size(total)} written.')
     if answer.seen is None:
-        say(f"  start it: virsh start {plan.name}")
+        say(f"  start it:             virsh start {plan.name}")
     elif answer.seen.sign:
         say(f"guest up {answer.seen.after_s:.1f} s after the command ({answer.seen.sign})")
     elif answer.seen.runs:
         context.output.warn("it runs, but neither a login prompt was seen nor an answer of a guest agent")
     else:
         context.output.warn("it was started, and has ended by itself")
+    if answer.kind is not As.new:
+        say(f"  also with its host:   virsh autostart {plan.name}   (no definition says whether it was so)")
+        domain = "" if plan.name == answer.returning.vm else f" --domain {plan.name}"
+        say(f"  follow it again:      everywhen protect {answer.returning.vm} --libvirt {answer.uri}{domain}")
     say(f"{answer.seconds:.1f} s")

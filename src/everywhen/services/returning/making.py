@@ -85,8 +85,8 @@ def make(repository: Repository, order: MakeOrder, report: Report) -> list[Resto
                 _remove_disk(path, host, whole=False)
         written = _disks(repository, order, report)
         for state in plan.states:
-            if state.check() is not None:
-                raise Failed(f"{state.path} appeared meanwhile.", on=state.path)
+            if (check := state.check()) is not None:
+                raise check.kind(f"Meanwhile: {check.what}", on=state.path, do=check.do)
             if not os.path.lexists(state.path):
                 made.states.append(state.path)
                 ledger.write(made)

@@ -15,7 +15,7 @@ from everywhen.block.host_file import HostFile
 from everywhen.block.image_errors import ImageError
 from everywhen.block.open_image import open_image
 from everywhen.hypervisor.host import Pool
-from everywhen.services.failures import NotFound
+from everywhen.services.failures import NotAllowed, NotFound
 from everywhen.services.returning.disk_xml import DefinedDisk, DeviceSource, FileSource, Source
 from everywhen.services.returning.wishes import As, Check, Wishes, failed
 from everywhen.services.sizes import size
@@ -160,6 +160,8 @@ class Places:
         folder = os.path.dirname(path)
         if not os.path.isabs(path) or not os.path.isdir(folder):
             raise NoPlace(failed(f"There is no folder {folder} for disk {disk.name}.", *self._elsewhere(disk), kind=NotFound))
+        if not os.access(folder, os.W_OK):
+            raise NoPlace(failed(f"This user may not write to {folder}.", "sudo", *self._elsewhere(disk), kind=NotAllowed))
         inside = pool or next((one.name for one in self._pools.values() if one.active and one.path == folder), "")
         return DiskPlace(disk, path, image_format, pool=inside)
 

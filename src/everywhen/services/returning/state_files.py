@@ -18,7 +18,19 @@ from pathlib import Path
 
 from everywhen.block.target_file import PARTIAL_SUFFIX
 from everywhen.formats.errors import Corrupt
+from everywhen.services.failures import NotAllowed
 from everywhen.services.returning.wishes import Check, failed
+
+
+def _may_be_made(path: str) -> Check | None:
+    """None where this user may write to the folder that it will be in, or to the one that that is made in."""
+    folder = os.path.dirname(path)
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    if os.access(folder, os.W_OK):
+        return None
+    return failed(f"This user may not write to {folder}, where {path} belongs.", "sudo", kind=NotAllowed)
+
 
 _PLACE = (
     "It is there since the VM was undefined, or belongs to another one: move it away",
@@ -38,7 +50,7 @@ class Variables:
         try:
             there = Path(self.path).read_bytes()
         except FileNotFoundError:
-            return None
+            return _may_be_made(self.path)
         return None if there == self.content else failed(f"{self.path} is there, with other UEFI variables.", *_PLACE)
 
     def put(self) -> None:
@@ -65,7 +77,7 @@ class TpmState:
     def check(self) -> Check | None:
         """None where nothing, or the same, is at its place. Raises OSError, Corrupt."""
         if not os.path.lexists(self.path):
-            return None
+            return _may_be_made(self.path)
         wanted = {member.name: content for member, content in self._members()}
         there = {str(path.relative_to(self.path)): path.read_bytes() for path in Path(self.path).rglob("*") if path.is_file()}
         same = all(there.get(name) == content for name, content in wanted.items() if not name.endswith(".lock"))
