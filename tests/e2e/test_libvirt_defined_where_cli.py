@@ -20,6 +20,7 @@ import pytest
 libvirt = pytest.importorskip("libvirt", reason="libvirt's Python library is not installed")
 
 from everywhen.capture.domain_xml import domain_element
+from everywhen.services.returning.leftovers import Made, identity_of, ledger_of
 from tests.hypervisor import QEMU
 from tests.libvirtd import Libvirtd
 from tests.program import WITHOUT_PRIVILEGE, Done, Program, await_, same
@@ -337,6 +338,33 @@ def test_killed_and_gone_on_with(backup: Backup) -> None:
     assert first.stat().st_mtime_ns == written.st_mtime_ns
     backup.holds("vdb", backup.images / "web.qcow2", "qcow2")
     assert not list(backup.images.glob("*partial"))
+
+
+def test_what_a_killed_one_wrote_down_is_believed_as_far_as_it_is_there(backup: Backup) -> None:
+    backup.keep()
+    said = backup.defined()
+    disks = {name: disk["path"] for name, disk in said["disks"].items()}
+    state, moment = Path(backup.program.environment["EVERYWHEN_STATE"]), f"web1@{said['point']}"
+    made = Made(backup.host.uri, "web1", THEIRS, moment, disks, {name: identity_of(path) for name, path in disks.items()})
+    made.defined = True
+    with ledger_of(state, backup.host.uri, "web1") as ledger:
+        ledger.write(made)  # killed just before it was taken away
+    other = ("--storage", "ssd")
+    refused = str(backup.refused(*other))
+    assert '"web1" is defined already, with all disks' in refused
+    assert "rm -r" not in refused, "those are a VM's disks"
+    again = backup.defined()
+    assert [disk["bytes_written"] for disk in again["disks"].values()] == [0, 0]
+    assert not list(state.glob("_returning/*.json"))
+    backup.holds("vda", backup.images / "web.raw", "raw")
+
+    backup.host.connection.lookupByName("web1").undefine()
+    with ledger_of(state, backup.host.uri, "web1") as ledger:
+        ledger.write(made)
+    assert "rm -r" in str(backup.refused(*other))
+    for path in disks.values():
+        Path(path).unlink()
+    assert backup.defined(*other)["disks"]["vda"]["bytes_written"] == MIB, "nothing is left of it"
 
 
 def test_what_was_made_is_taken_back_when_it_fails(backup: Backup) -> None:

@@ -107,10 +107,14 @@ class VmHost:
         there, xml = self._pool(pool), ET.tostring(root, encoding="unicode")
         return str(within(_POOL_S, lambda: there.createXML(xml, 0)).path())
 
+    def has_volume(self, pool: str, name: str) -> bool:
+        """Whether a pool has a volume of that name."""
+        return name in within(_POOL_S, self._pool(pool).listVolumes)
+
     def remove_volume(self, pool: str, name: str) -> None:
         """A volume that was made here; nothing where there is none."""
         there = self._pool(pool)
-        if name in within(_POOL_S, there.listVolumes):
+        if self.has_volume(pool, name):
             within(_POOL_S, lambda: there.storageVolLookupByName(name).delete(0))
 
     def refresh(self, pool: str) -> None:

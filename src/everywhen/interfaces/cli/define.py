@@ -27,7 +27,7 @@ from everywhen.services.opening import OpenedMoment, open_moment
 from everywhen.services.restore import Mode, RestoreOrder, bytes_used
 from everywhen.services.returning.answering import started_and_seen
 from everywhen.services.returning.leftovers import Ledger, Made, ledger_of
-from everywhen.services.returning.making import MakeOrder, Ordered, left_over, make, taken_up
+from everywhen.services.returning.making import MakeOrder, Ordered, goes_on_with, left_over, make, taken_up
 from everywhen.services.returning.placing import WRITTEN, DiskPlace, Wanted
 from everywhen.services.returning.planning import Returning, name_for, planned
 from everywhen.services.returning.wishes import Wishes, demand, parse_storage
@@ -112,7 +112,8 @@ class Work:
             tell(self.context, answer)
             demand(answer.checks, vm.name, "Nothing was written.")
             if not self.asked.dry_run:
-                made = left or Made(self.asked.uri, answer.plan.name, str(answer.plan.made.uuid), returning.moment)
+                fresh = Made(self.asked.uri, answer.plan.name, str(answer.plan.made.uuid), returning.moment)
+                made = left if left is not None and goes_on_with(left, fresh.moment, answer.plan) else fresh
                 ordered = _orders(vm, opened, self.context, verify=self.asked.verify)
                 with self.context.progress(f"restore {vm.name}") as job:
                     order = MakeOrder(answer.plan, self.host, book, made, ordered)
@@ -144,7 +145,7 @@ class Work:
     def _looked(self, returning: Returning, opened: OpenedMoment, wishes: Wishes, left: Made | None) -> Answer:
         randomness = self.repository.surroundings.randomness
         plan = planned(returning, wishes, self.host, randomness, taken_up(left, returning.moment))
-        checks = [*left_over(left, returning.moment, plan), *plan.checks]
+        checks = [*left_over(left, returning.moment, plan, self.host), *plan.checks]
         return Answer(self.asked.uri, returning, opened, wishes.kind, plan, checks)
 
 

@@ -52,23 +52,36 @@ def _same(path: str, identity: list[int]) -> bool:
     return os.path.exists(path) and identity_of(path) == identity
 
 
-def left_over(made: Made | None, moment: str, plan: Plan) -> list[Check]:
-    """What an earlier return has left that this one does not go on with."""
-    if made is None:
-        return []
+def goes_on_with(made: Made, moment: str, plan: Plan) -> bool:
+    """Whether what was begun is of the same moment, and in places of this plan."""
     ours = {place.path for place in plan.places} | {f"{place.pool}/{place.volume}" for place in plan.places if place.volume}
-    if made.moment == moment and set(made.disks.values()) <= ours:
+    return made.moment == moment and set(made.disks.values()) <= ours
+
+
+def left_over(made: Made | None, moment: str, plan: Plan, host: VmHost) -> list[Check]:
+    """What an earlier return has left that this one does not go on with. Raises MonitorError."""
+    if made is None or goes_on_with(made, moment, plan):
+        return []
+    if is_defined(made, host):
+        ways = (f"virsh start {made.name}", f"Another one beside it: --as new --name {made.name}-restored")
+        return [failed(f'"{made.name}" is defined already, with all disks, by a restore of {made.moment}.', *ways)]
+    if not (removing := _removing(made, host)):
         return []
     go_on = f"Go on with it, with what was said then: everywhen restore {made.moment} --define {made.uri}"
     what = f'A restore of {made.moment} as "{made.name}" was killed, and has left something.'
-    return [failed(what, go_on, *(f"Remove it: {words}" for words in _removing(made)))]
+    return [failed(what, go_on, *(f"Remove it: {words}" for words in removing))]
 
 
-def _removing(made: Made) -> list[str]:
+def is_defined(made: Made, host: VmHost) -> bool:
+    """Whether its last step was done, though it did not come to say so. Raises MonitorError."""
+    return made.defined and any((one.name, one.uuid) == (made.name, made.uuid) for one in host.domains())
+
+
+def _removing(made: Made, host: VmHost) -> list[str]:
     """Commands."""
     files = [path for path in (*made.disks.values(), *made.states) if os.path.isabs(path)]
     found = [path for one in files for path in (one, one + PARTIAL_SUFFIX) if os.path.isfile(path) or os.path.isdir(path)]
-    volumes = [path for path in made.disks.values() if not os.path.isabs(path)]
+    volumes = [path for path in made.disks.values() if not os.path.isabs(path) and host.has_volume(*path.split("/", 1))]
     words = [f"rm -r {' '.join(shlex.quote(path) for path in found)}"] if found else []
     return words + [
         f"virsh vol-delete --pool {shlex.quote(pool)} {shlex.quote(name)}"
@@ -79,6 +92,9 @@ def _removing(made: Made) -> list[str]:
 def make(repository: Repository, order: MakeOrder, report: Report) -> list[RestoredDisk]:
     """Disks in their places, and the domain defined. Raises Failure, MonitorError, and errors of the layers below."""
     plan, host, ledger, made = order.plan, order.host, order.ledger, order.made
+    if is_defined(made, host):  # by an earlier one, which was killed then
+        ledger.clear()
+        return []
     try:
         for name, path in made.disks.items():  # of an earlier one, which was killed
             if not made.complete.get(name) and path not in _given(plan):
@@ -140,8 +156,6 @@ def _define_with(fresh: VmHost, order: MakeOrder) -> None:
     plan, made = order.plan, order.made
     uuid = str(plan.made.uuid)
     there = [one for one in fresh.domains() if one.name == plan.name or one.uuid == uuid]
-    if made.defined and [(one.name, one.uuid) for one in there] == [(plan.name, uuid)]:
-        return  # by an earlier run, which was killed then
     if there:  # libvirt would replace it
         raise Failed(f'A domain "{there[0].name}" (UUID {there[0].uuid}) appeared meanwhile.', on=plan.name)
     made.defined = True
@@ -153,6 +167,12 @@ def _take_back(order: MakeOrder, error: BaseException) -> None:
     """What cannot be is added to the error."""
     plan, host, ledger, made = order.plan, order.host, order.ledger, order.made
     left = []
+    try:
+        if is_defined(made, host):
+            host.undefine(made.uuid)
+    except MonitorError as trouble:
+        error.add_note(f'The domain "{made.name}" is defined, and has what was made: {trouble}')
+        return
     for state in plan.states:
         if state.path in made.states:
             try:
