@@ -259,6 +259,8 @@ def test_when_the_share_ends_nothing_more_is_listed() -> None:
     served.ended.set()
     for method in ("GET", "PROPFIND"):
         assert served.ask(method, "/web1/", depth="1").status == 503
+    served.folders.there["web1"] = Damaged("what was read ends, too")
+    assert served.ask("GET", "/web1/").status == 500
     assert served.said == []
 
 

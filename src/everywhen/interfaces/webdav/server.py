@@ -115,7 +115,12 @@ def serve(
     """Serve a tree from now on. `identity` of the repository, and its `url` in messages; `say` is told of what fails."""
     ended = threading.Event()
     shared = Shared(SharedTree(folders, url, time.monotonic), identity=identity, url=url, ended=ended)
-    return WebDav(listening, Share(shared, gate, say), tls, ended.set)
+
+    def end() -> None:
+        ended.set()
+        folders.close()  # a large folder takes long to list: who waits for that is not waited for
+
+    return WebDav(listening, Share(shared, gate, say), tls, end)
 
 
 class _Sockets:

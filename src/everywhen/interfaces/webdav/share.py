@@ -59,6 +59,7 @@ class Share:
         )
         self._gate = gate
         self._say = SaidOnce(say)
+        self._ended = shared.ended
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterator[bytes]:
         """Answer one request. Raises Failure, which was said, where an answer that has begun cannot be ended."""
@@ -100,7 +101,7 @@ class Share:
         yield described
 
     def _tell(self, environ: Environ, failure: Failure) -> None:
-        if not isinstance(failure, Interrupted):  # it was we who ended it then
+        if not self._ended.is_set() and not isinstance(failure, Interrupted):  # it was we who ended it then
             self._say(f"{environ['PATH_INFO']}: {failure.what}")
 
 

@@ -73,6 +73,11 @@ class GuestFiles:
         self._parser.close()
         self._running.ended(self._parser)
 
+    def end(self) -> None:
+        """The same for good: whoever asks after this, or waits for an answer, is told so. Raises nothing."""
+        self._parser.end()
+        self._running.ended(self._parser)
+
     def forget(self) -> None:
         """Of the disks, which are another moment's from here on, nothing is known any more. Raises GuestError."""
         with self._lock:

@@ -53,6 +53,10 @@ class GuestFolders:
         """End what reads them."""
         self._files.close()
 
+    def end(self) -> None:
+        """The same for good: whoever waits for an answer is told so."""
+        self._files.end()
+
     def guest(self) -> GuestFolder:
         """As the guest sees itself. Raises NoSystem where no volume looks like a guest's root."""
         return self._folder("files", self._files.guest, self._notes)

@@ -172,8 +172,8 @@ class HeldMoments:
             self._moments.tidy()
 
     def close(self) -> None:
-        """End what reads guests' files. The moments are let go of by whoever opened `moments`."""
+        """End what reads guests' files, for good. The moments are let go of by whoever opened `moments`."""
         with self._lock:
             every = list(self._held.values())
         for held in every:
-            held.guest.close()
+            held.guest.end()

@@ -181,12 +181,18 @@ class Parser:
         self._clock = clock
         self._starting = starting
         self._running: _Running | None = None
+        self._over = False
         self._lock = Lock()
 
     def close(self) -> None:
         """End the process."""
         with self._lock:
             self._end()
+
+    def end(self) -> None:
+        """End the process for good: who waits for his turn to ask is told so, and nobody starts another one."""
+        self._over = True
+        self.close()
 
     def rest(self) -> bool:
         """End the process until the next question, unless there is one just now; whether none is running."""
@@ -204,6 +210,8 @@ class Parser:
         Raises GuestError, and what a disk raises.
         """
         with self._lock:
+            if self._over:
+                raise ParserEnded("the guest's files are not read any more")
             self._waiting.error = None
             try:
                 answer = self._exchanged(Message(question).encode())

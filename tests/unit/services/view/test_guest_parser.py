@@ -207,6 +207,16 @@ def test_a_disk_that_cannot_be_read_says_so_itself() -> None:
         files.close()
 
 
+def test_in_the_end_nobody_starts_it_again() -> None:
+    files = GuestFiles({"vda": Disk()}, (Broken,))
+    assert files.volumes
+    files.close()
+    assert files.device(files.volumes[0]).read(0, 1) == b"\0", "it starts again"
+    files.end()
+    with pytest.raises(ParserEnded, match="not read any more"):
+        files.device(files.volumes[0]).read(0, 1)
+
+
 def test_disks_without_a_system() -> None:
     files = GuestFiles({"vda": Disk(), "vdb": Disk(b"LUKS\xba\xbe" + bytes(MIB))}, (Broken,))
     try:
