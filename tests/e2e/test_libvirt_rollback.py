@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.hypervisor import eventually
 from tests.libvirt_capture import LibvirtCapture
 from tests.libvirtd import Guest, Libvirtd
 from tests.long_forms import in_soak
+from tests.moments import rfc3339
 from tests.program import Done, Program, ended
 from tests.shared_clocks import forgotten
 
@@ -44,19 +46,21 @@ def rolled_back(capture: LibvirtCapture, *arguments: str) -> Done:
 
 
 def test_a_captured_domain_is_set_back_and_captured_on(capture: LibvirtCapture, guest: Guest) -> None:
+    """To an instant between two points, which the journal alone knows."""
     capture.start("--seal-every", "1h")
+    guest.write(0, 4 * MIB + 512, 512, 6)
     then = [guest.content(number) for number in (0, 1)]
-    mark = capture.program.ok("mark", "web1", "before update")["point"]
+    when = rfc3339(time.time_ns())
     guest.write(0, 5 * MIB, 65536, 7)
     guest.write(1, 0, 4096, 8)
     now = [guest.content(number) for number in (0, 1)]
 
-    refused = rolled_back(capture, f"web1@{mark}")
+    refused = rolled_back(capture, f"web1@{when}")
     assert (refused.code, "--yes-stop web1" in refused.error["do"][0]) == (2, True)
     assert guest.domain.runs
     points = len(capture.points())
 
-    done = rolled_back(capture, f"web1@{mark}", "--yes-stop", "web1")
+    done = rolled_back(capture, f"web1@{when}", "--yes-stop", "web1")
     assert done.code == 0, done
     found = done.document["vms"]["web1"]
     assert found["started"]

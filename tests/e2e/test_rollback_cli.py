@@ -117,3 +117,22 @@ def test_an_image_that_a_running_machine_has_is_not_touched(vm: Vm, tmp_path: Pa
             server.terminate()
     assert vm.image.read_bytes() == now
     assert not (tmp_path / "host/web1/rollback.json").exists(), "nothing is under way"
+
+
+def test_one_disk_alone(vm: Vm, tmp_path: Path) -> None:
+    other = tmp_path / "vdb.raw"
+    other.write_bytes(bytes(MIB))
+    images = (f"vda={vm.image}", f"vdb={other}")
+    both = vm.program.backup("web1", *images)["point"]
+    now = vm.image.read_bytes()
+    vm.write(0, b"more")
+    other.write_bytes(b"x" * MIB)
+    done = vm.program.run("rollback", f"web1/vda@{both}", "--disk", images[0], "--disk", images[1], "--json")
+    assert done.code == 0, done
+    assert (vm.image.read_bytes(), other.read_bytes()) == (now, b"x" * MIB)
+    assert "stay as they are" in done.err
+    vm.program.restore("web1", tmp_path / "back")
+    assert (tmp_path / "back/web1-vda.raw").read_bytes() == now
+    assert (tmp_path / "back/web1-vdb.raw").read_bytes() == b"x" * MIB
+    listed = vm.program.run("ls", "web1~1/vda@latest:/", "--json")
+    assert listed.code in (0, 6), "no file system, but the branch is one"
