@@ -22,6 +22,7 @@ from everywhen.interfaces.cli import main
 from everywhen.repository.points import RecoveryPoints
 from everywhen.services.rollback import rollback
 from everywhen.services.rollback.image_writer import ImageWriter, QemuTools
+from tests.hypervisor import eventually
 from tests.long_forms import SOAK, in_soak
 from tests.program import Program, await_
 
@@ -51,7 +52,9 @@ class Scene:
 
     def disks(self) -> tuple[bytes, bytes]:
         raw = self.folder / "content"
-        subprocess.run(["qemu-img", "convert", "-O", "raw", str(self.folder / "b"), str(raw)], check=True)
+        command = ["qemu-img", "convert", "-O", "raw", str(self.folder / "b"), str(raw)]
+        # What a killed run wrote with may hold it for a moment more.
+        eventually(lambda: not subprocess.run(command, capture_output=True, check=False).returncode, "nobody writes to it")
         return (self.folder / "a").read_bytes(), raw.read_bytes()
 
     def marked(self) -> bool:

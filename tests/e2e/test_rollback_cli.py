@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,30 @@ def test_one_disk_alone(vm: Vm, tmp_path: Path) -> None:
     assert (tmp_path / "back/web1-vdb.raw").read_bytes() == b"x" * MIB
     listed = vm.program.run("ls", "web1~1/vda@latest:/", "--json")
     assert listed.code in (0, 6), "no file system, but the branch is one"
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"cannot mount a small file system: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_where_there_is_no_room_for_what_it_held(vm: Vm, small: Path) -> None:
+    """Its image is thin, and was moved to where it has less room than it took then."""
+    thin = small / "vda.raw"
+    with thin.open("wb") as file:
+        file.truncate(MIB)
+    (small / "other").write_bytes(bytes(MIB + MIB // 2))
+    found = vm.program.run("rollback", f"web1@{vm.first}", "--disk", f"vda={thin}", "--json")
+    assert (found.code, "may grow by" in found.error["what"]) == (8, True)
+    assert thin.read_bytes() == bytes(MIB)
+    assert "rollback of web1 is under way" in vm.program.run("status").out
+    (small / "other").unlink()
+    thin.write_bytes(bytes(MIB))
+    assert vm.program.run("rollback", f"web1@{vm.first}", "--disk", f"vda={thin}").code == 0
+    assert thin.read_bytes() == vm.then

@@ -7,6 +7,7 @@ right. It holds QEMU's locks on the image meanwhile: no VM starts with it. It en
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -22,7 +23,7 @@ from typing import Self
 
 from everywhen.capture.hypervisor import StoredDisk
 from everywhen.nbd.connection import NbdConnection, NbdError
-from everywhen.services.failures import Busy, Failed, NotFound
+from everywhen.services.failures import Busy, Failed, NoSpace, NotFound
 
 _DRIVERS = {"vhd": "vpc"}
 """QEMU's names of formats, where they are others than ours."""
@@ -96,7 +97,8 @@ class ImageWriter:
         try:
             yield
         except NbdError as error:
-            raise Failed(f"{self._path} cannot be written: {error}.", on=self._path, do=["Is its file system full?"]) from error
+            kind = NoSpace if str(error).endswith(f"error {errno.ENOSPC}") else Failed
+            raise kind(f"{self._path} cannot be written: {error}.", on=self._path, do=["Is its file system full?"]) from error
 
     def _end(self) -> None:
         """Wait until it has let go of the image: its only client has hung up."""

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from everywhen.block.device import BLOCK_SIZE
 from everywhen.block.open_image import open_image
 from everywhen.capture.hypervisor import StoredDisk
 from everywhen.repository.branches import next_branch
@@ -99,7 +98,7 @@ def planned(
         differs = {name: sum(length for _, length in to_write(repository, now, then, name)) for name in both}
     sizes = {name: point.disks[name].tree.size for name in wanted}
     for name, image in disks.items():
-        _demand_room(vm, name, image, sizes[name], differs.get(name, sizes[name]))
+        demand_room(vm, name, image, sizes[name], differs.get(name, sizes[name]))
     leaves_ns = newest.found.moment.time_ns - asked.moment.found.moment.time_ns
     return Plan(asked, record, differs, sizes, newest, max(leaves_ns, 0))
 
@@ -132,7 +131,7 @@ def _demand_usable(vm: Vm, image: StoredDisk, state: Path) -> None:
         )
 
 
-def _demand_room(vm: Vm, name: str, image: StoredDisk, wanted: int, differs: int) -> None:
+def demand_room(vm: Vm, name: str, image: StoredDisk, wanted: int, differs: int) -> None:
     """Raises NoSpace, Failed. Writes to what is there already need no room; how much of an image is, its file system says."""
     status = os.stat(image.path)
     if stat.S_ISBLK(status.st_mode):
@@ -148,12 +147,12 @@ def _demand_room(vm: Vm, name: str, image: StoredDisk, wanted: int, differs: int
     free = os.statvfs(image.path)
     room = free.f_bavail * free.f_frsize
     needs = min(differs, max(0, wanted - status.st_blocks * 512)) if image.image_format == "raw" else differs
-    if needs + BLOCK_SIZE > room:
+    if needs > room:
         raise NoSpace(
             f"{image.path} may grow by {size(needs)}, and its file system has {size(room)} free.",
             on=image.path,
-            safe=_NOTHING,
-            do=["Make room there."],
+            safe="No disk was changed.",
+            do=["Make room there, and then the same command again."],
         )
 
 

@@ -35,6 +35,7 @@ from everywhen.services.opening import OpenedMoment, open_again
 from everywhen.services.rollback.configuration import configuration
 from everywhen.services.rollback.image_writer import ImageWriter, QemuTools
 from everywhen.services.rollback.machine import Capture, Machine
+from everywhen.services.rollback.planning import demand_room
 from everywhen.services.rollback.record import Record, Step, remove_record, write_record
 from everywhen.services.rollback.states import Stretches, opened_states, to_write, write
 from everywhen.services.times import rfc3339
@@ -187,6 +188,12 @@ class Rollback:
         if self.record.has(Step.MARKED):
             self._demand_marks()
             return
+        sizes, changed = self._goal().point.disks, self._changed()
+        for (
+            name,
+            disk,
+        ) in self.record.disks.items():  # before, it was asked for what is known of the images, not for what they held
+            demand_room(self.vm, name, disk, sizes[name].tree.size, changed[name])
         for name, disk in self.record.disks.items():
             source = f"{self.vm.name}/{name}@{rfc3339(self.record.goal.time_ns)}"
             begin(disk.path, Mark(source, disk.path, 0, self.record.command), self._place.state)
