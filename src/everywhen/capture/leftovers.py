@@ -79,6 +79,9 @@ def _end(monitor: Monitor, job: Job, *, answered: bool) -> None:
             monitor.execute("yank", {"instances": [{"type": "block-node", "node-name": SINK + job.name.removeprefix(TAP)}]})
     if job.status in READY:
         _let_go(monitor, job.name)
+        # That waits for the tap alone. A write that the disk itself has not done yet is known to the job all the same, and it
+        # must not end before that one is over: a transaction, also an empty one, waits for everything.
+        monitor.execute("transaction", {"actions": []})
         for command in ("block-job-resume", "block-job-cancel"):
             with suppress(CommandFailed):  # it is not paused; or it has ended just now
                 monitor.execute(command, {"device": job.name})

@@ -201,7 +201,7 @@ def all_stand(monitor: Monitor, taps: Iterable[Tap]) -> bool:
 
 
 def forward_to_nothing(monitor: Monitor, tap: str, size: int) -> None:
-    """Have a tap forward to a device that takes every write and holds none: then no write is under way any more.
+    """Have a tap forward to a device that takes every write and holds none: then none is on its way to the sink any more.
 
     Raises MonitorError, CommandFailed.
     """
