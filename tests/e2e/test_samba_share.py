@@ -41,6 +41,8 @@ def mount(program: Program, tmp_path: Path) -> Iterator[Mount]:
         (root / "srv" / "plan.txt").write_text(f"plan {number}")
         (root / "srv" / "a:b").write_text(f"colon {number}")
         (root / "srv" / "dot.").write_text(f"dot {number}")
+        (root / "srv" / 'a?*|<>"\\b').write_text(f"all {number}")
+        (root / "srv" / "nul").write_text(f"device {number}")
         (root / "srv" / "link").symlink_to("/srv/plan.txt")
         (root / "srv" / "private" / "key").write_text(f"key {number}")
         (root / "srv" / f"only {number}").write_text("here")
@@ -113,15 +115,14 @@ def test_moments_are_previous_versions(mount: Mount, port: int) -> None:
     assert listed == tokens[::-1]
     assert "plan 1" in smb(port, r"get srv\plan.txt -")
     for number, token in enumerate(tokens):
-        for path, words in (("plan.txt", "plan"), ("a÷b", "colon"), (r"private\key", "key")):
+        for path, words in (("plan.txt", "plan"), ("a÷b", "colon"), ("a¿¤¦«»¨ÿb", "all"), (r"private\key", "key")):
             read = smb(port, rf'get "{token}\srv\{path}" -')
             assert read.startswith(f"{words} {number}"), (path, read)
         shown = smb(port, rf"ls {token}\srv\*")
         assert ("only 0" in shown, "only 1" in shown) == (number == 0, number == 1)
-    short = next(
-        line.split()[0] for line in smb(port, r"ls srv\*").splitlines() if line.lstrip().startswith("D") and "~" in line
-    )
-    assert smb(port, rf"get srv\{short} -").startswith("dot 1")
+    shorts = [line.split()[0] for line in smb(port, r"ls srv\*").splitlines() if "~" in line]
+    reads = [smb(port, rf"get srv\{short} -") for short in shorts]
+    assert sorted(read[: read.index("1") + 1] for read in reads) == ["device 1", "dot 1"]
     assert smb(port, r"get srv\link -").startswith("plan 1")
     assert "NOT_FOUND" in smb(port, rf"get {tokens[0]}\srv\link -")
     for change in (r"del srv\plan.txt", r"mkdir srv\new", rf"del {tokens[0]}\srv\plan.txt"):
