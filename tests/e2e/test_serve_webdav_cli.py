@@ -128,6 +128,30 @@ def test_clients_that_people_use(made: Path, share: Share, tmp_path: Path) -> No
     assert listed == [(f"serve webdav {share.url}", share.process.pid), ("serve webdav web1", share.process.pid)]
 
 
+@in_soak
+@pytest.mark.skipif(os.geteuid() != 0 or not os.access("/dev/fuse", os.W_OK), reason="root mounts it, with /dev/fuse")
+def test_davfs2(made: Path, share: Share, tmp_path: Path) -> None:
+    """With `buf_size 64`: from Linux 6.16 on it lists nothing of any server without."""
+    tool = shutil.which("mount.davfs", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    if tool is None:
+        pytest.skip("davfs2 is not installed")
+    folder, settings = tmp_path / "mounted", tmp_path / "davfs2.conf"
+    folder.mkdir()
+    settings.write_text("use_locks 0\nask_auth 0\nbuf_size 64\n")
+    subprocess.run([tool, share.url, folder, "-o", f"ro,conf={settings}"], check=True, capture_output=True, timeout=60)
+    try:
+        home = folder / LATEST / "files/home"
+        assert sorted(os.listdir(home)) == ["a%3Ab", "large"]
+        assert (home / "large").read_bytes() == (made / "guest/home/large").read_bytes()
+        assert (home / "a%3Ab/%3Cscript%3E").read_text() == "hostile\n"
+        with pytest.raises(OSError, match="Read-only file system"):
+            (home / "new").touch()
+    finally:
+        subprocess.run(["umount", folder], check=True, capture_output=True, timeout=60)
+        for left in Path("/var/cache/davfs2").glob(f"*+{str(folder)[1:].replace('/', '-')}+root"):
+            shutil.rmtree(left)
+
+
 def test_any_part_of_a_disk_and_pages_for_browsers(made: Path, share: Share) -> None:
     content = (made / "web1.raw").read_bytes()
     raw = f"{LATEST}/disk/vda.raw"
