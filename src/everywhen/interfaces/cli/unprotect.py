@@ -16,6 +16,7 @@ from everywhen.interfaces.cli.shipping import left_in_spool
 from everywhen.interfaces.control_socket import NoAnswer, NobodyThere, ask, forget
 from everywhen.services.failures import Busy, Failed, NotFound
 from everywhen.services.naming import is_name
+from everywhen.services.protect import unfinished_copy
 from everywhen.services.protect.capture_order import ENDS
 from everywhen.services.protect.withdrawal import withdraw
 
@@ -66,6 +67,7 @@ def _clear(context: Context, vm: str, qmp: str | None, libvirt: str | None, doma
     if is_name(vm):
         forget(context.state(vm))
         failed_capture.forget(context.state(vm))
+        unfinished_copy.forget(context.state(vm))
         if left_in_spool(context, vm):
             folder = context.state(vm)
             context.output.warn(

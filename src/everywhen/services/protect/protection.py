@@ -12,6 +12,7 @@ from everywhen.formats.fields import Json
 from everywhen.formats.point import Gap, RecoveryPoint
 from everywhen.services.failures import Busy, Failed, Failure, NotAllowed, NotFound, WrongUsage
 from everywhen.services.naming import is_name
+from everywhen.services.protect import unfinished_copy
 from everywhen.services.protect.absence import Absence, rest
 from everywhen.services.protect.capture_order import (
     ENDS,
@@ -31,7 +32,6 @@ from everywhen.services.protect.choosing import CannotCapture
 from everywhen.services.protect.interval import Interval
 from everywhen.services.protect.lineage import Displaced, stand_aside
 from everywhen.services.protect.recipient import Recipient
-from everywhen.services.protect.unfinished_copy import is_kept
 from everywhen.services.protect.wishes import Wishes
 from everywhen.services.protect.withdrawal import withdraw
 
@@ -150,11 +150,13 @@ def _was_captured(point: RecoveryPoint | None) -> bool:
 def _withdrawn(order: CaptureOrder) -> Json:
     """Take away what a capture that has ended leaves with its VM, and say what became of that."""
     try:
-        return {"taken_off": withdraw(order.hypervisor, order.sink)}
+        taken_off = withdraw(order.hypervisor, order.sink)
     except VmOff:
-        return {"taken_off": 0}
+        taken_off = 0
     except ENDS as error:
         return {"error": f"the VM cannot be reached, and may still have bitmaps of ours ({error})"}
+    unfinished_copy.forget(order.folder)
+    return {"taken_off": taken_off}
 
 
 def _ways(order: CaptureOrder, error: Exception) -> list[str]:
@@ -190,7 +192,7 @@ def _refuse(name: str, order: CaptureOrder, error: Exception) -> NoReturn:
         kind = NotAllowed
     elif isinstance(error, CannotCapture) and error.busy:
         kind = Busy
-    bitmaps = " but bitmaps, by which its copy goes on" if is_kept(order.folder) else ""
+    bitmaps = " but bitmaps, by which its copy goes on" if unfinished_copy.is_kept(order.folder) else ""
     raise kind(
         f"{name} cannot be captured: {error}.",
         on=order.hypervisor.place,

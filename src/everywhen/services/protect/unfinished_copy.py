@@ -111,7 +111,7 @@ class UnfinishedCopies:
 
     def forget(self) -> None:
         """All are complete. Raises OSError."""
-        self._path.unlink(missing_ok=True)
+        forget(self._path.parent)
 
     def _going_on(self, monitor: Monitor, name: str, node: DiskNode) -> DiskCopy | None:
         """The copy of a disk whose bitmap is there; one that is of another size is removed."""
@@ -157,6 +157,11 @@ class Keeping:
         """Do it. Raises StorageError, OSError."""
         self._put(left)
         self._next = self._monotonic() + _APART_S
+
+
+def forget(folder: Path) -> None:
+    """Of the VM of this folder nothing is gone on with: its bitmaps are gone. Raises OSError."""
+    (folder / _NAME).unlink(missing_ok=True)
 
 
 def is_kept(folder: Path) -> bool:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -120,6 +121,7 @@ class Ended:
     told: list[str] = field(default_factory=list)
     hypervisor: None = None
     sink: None = None
+    folder: Path = Path("/nowhere")
     waits: bool = False
 
     def wait(self, _: float) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from everywhen.capture.nodes import DiskNode
-from everywhen.capture.qmp import CommandFailed, Monitor
+from everywhen.capture.qmp import CommandFailed, Monitor, MonitorError
 from everywhen.formats.fields import Json
+from everywhen.services.protect import protection
+from everywhen.services.protect.capture_order import CaptureOrder
 from everywhen.services.protect.unfinished_copy import Keeping, UnfinishedCopies, is_kept, together
 
 KEPT = {"root": "x"}
@@ -132,3 +135,18 @@ def test_what_is_left_of_one_that_ended(tmp_path: Path, qemu: Qemu) -> None:
     copies = begun(tmp_path, qemu, node())
     copies.leave(cast("Monitor", qemu), node())
     assert (qemu.bitmaps, is_kept(tmp_path)) == ({}, False)
+
+
+def test_what_is_unprotected_has_no_copy_to_go_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "copy.json").write_text('{"disks": {}}')
+    order = cast(CaptureOrder, SimpleNamespace(hypervisor=None, sink=None, folder=tmp_path))
+
+    def fails(_place: object, _sink: object) -> int:
+        raise MonitorError("no answer")
+
+    monkeypatch.setattr(protection, "withdraw", fails)
+    assert "error" in protection._withdrawn(order)
+    assert is_kept(tmp_path), "its bitmaps may still be there"
+    monkeypatch.setattr(protection, "withdraw", lambda _place, _sink: 2)
+    assert protection._withdrawn(order) == {"taken_off": 2}
+    assert not is_kept(tmp_path)
