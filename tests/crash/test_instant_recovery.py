@@ -52,22 +52,28 @@ class Disks:
 
 
 @contextmanager
-def serving(
-    program: Program, address: str, names: Iterable[str] = SIZES
-) -> Iterator[tuple[subprocess.Popen[str], dict[str, NbdConnection]]]:
-    place = program.folder / "nbd.sock"
-    command = [*TIED, sys.executable, "-m", "tests.instant_server", address, str(place)]
+def started(program: Program, address: str) -> Iterator[subprocess.Popen[str]]:
+    """The server's process, killed in the end."""
+    command = [*TIED, sys.executable, "-m", "tests.instant_server", address, str(program.folder / "nbd.sock")]
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, cwd=ROOT, env=program.environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     try:
-        assert process.stdout is not None
-        said = process.stdout.readline()
-        assert said == "serves\n", process.communicate()
-        with ExitStack() as stack:
-            yield process, {name: stack.enter_context(NbdConnection(str(place), name, timeout=20)) for name in names}
+        yield process
     finally:
         process.kill()
         process.communicate()
+
+
+@contextmanager
+def serving(
+    program: Program, address: str, names: Iterable[str] = SIZES
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, NbdConnection]]]:
+    place = str(program.folder / "nbd.sock")
+    with started(program, address) as process, ExitStack() as stack:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        assert said == "serves\n", process.communicate()
+        yield process, {name: stack.enter_context(NbdConnection(place, name, timeout=20)) for name in names}
 
 
 def ended(process: subprocess.Popen[str], disks: dict[str, NbdConnection]) -> None:
@@ -163,6 +169,9 @@ def test_killed_at_any_moment(program: Program) -> None:
     reference = Disks({name: (program.folder / f"{name}.raw").read_bytes() for name in SIZES})
     address = "web1@latest"
     for _ in range(25 if SOAK else 3):
+        # Killed before it serves, or just then.
+        with started(program, address) as process, suppress(subprocess.TimeoutExpired):
+            process.wait(reference.chance.uniform(0.3, 1.5))
         with serving(program, address) as (process, disks):
             for name, size in SIZES.items():
                 found = disks[name].answer(disks[name].ask(0, size)).data
@@ -171,7 +180,9 @@ def test_killed_at_any_moment(program: Program) -> None:
         _resent(program, reference, unanswered)
         address = "web1"
     line = program.ok("timeline", "web1")
-    assert ([gap["why"] for gap in line["gaps"]], len(line["every_write"])) == (["it was brought back from a backup"], 1)
+    # Where the very first one was killed just when its first point was there, the next one begins with that moment anew.
+    assert {gap["why"] for gap in line["gaps"]} == {"it was brought back from a backup"}
+    assert len(line["gaps"]) == len(line["every_write"]) <= 2
     assert program.run("verify", "--read-data").code == 0
 
 
