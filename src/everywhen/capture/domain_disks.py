@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from everywhen.capture.answers import Drive
 from everywhen.capture.domain_xml import DomainDisk, DomainXml
-from everywhen.capture.hypervisor import StoredDisk
 from everywhen.capture.nodes import DiskNode, NoDisks, find_disks
 from everywhen.capture.qmp import Monitor
+from everywhen.capture.stored_disk import StoredDisk
 from everywhen.capture.survey import DiskSeen, Survey
 
 

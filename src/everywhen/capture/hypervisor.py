@@ -11,6 +11,7 @@ from everywhen.capture import migration
 from everywhen.capture.nodes import DiskNode, find_disks
 from everywhen.capture.qmp import Monitor, QmpMonitor, VmOff
 from everywhen.capture.socket_access import let_in
+from everywhen.capture.stored_disk import StoredDisk
 from everywhen.capture.survey import Survey, survey
 
 
@@ -19,15 +20,6 @@ class Identity(NamedTuple):
 
     name: str
     uuid: str
-
-
-class StoredDisk(NamedTuple):
-    """A disk's image: a file or block device, and its format (`raw`, `qcow2`, …; '' where nobody says); or why this host
-    cannot read it."""
-
-    path: str
-    image_format: str
-    why_not: str = ""
 
 
 class Hypervisor(Protocol):

@@ -10,12 +10,13 @@ from pathlib import Path
 from everywhen.capture import answers
 from everywhen.capture.domain_disks import find_domain_disks, stored_disks, survey_by_target
 from everywhen.capture.domain_files import definition_files
-from everywhen.capture.hypervisor import Identity, StoredDisk
+from everywhen.capture.hypervisor import Identity
 from everywhen.capture.libvirt_host import LibvirtHost
 from everywhen.capture.libvirt_monitor import LibvirtMonitor
 from everywhen.capture.nodes import DiskNode, device_path
 from everywhen.capture.qmp import CommandFailed, Monitor
 from everywhen.capture.socket_access import ProcessUser, let_in
+from everywhen.capture.stored_disk import StoredDisk
 from everywhen.capture.survey import Survey, survey
 
 

@@ -33,7 +33,7 @@ from everywhen.interfaces.cli.app import (
 from everywhen.interfaces.cli.boot_words import Told
 from everywhen.interfaces.cli.console import Console, guest_console
 from everywhen.interfaces.cli.context import Context
-from everywhen.interfaces.cli.hypervisors import needing_libvirt
+from everywhen.interfaces.cli.libvirt_needed import needing_libvirt
 from everywhen.interfaces.cli.shipping import ship_newest
 from everywhen.interfaces.nbd_exports import MomentExports, forgotten, kept
 from everywhen.interfaces.sockets import unix_socket

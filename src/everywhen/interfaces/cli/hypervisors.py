@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
 from everywhen.capture.hypervisor import Hypervisor, QmpSocket
-from everywhen.services.failures import Failed, WrongUsage
+from everywhen.interfaces.cli.libvirt_needed import needing_libvirt
+from everywhen.services.failures import WrongUsage
 
 Qmp = Annotated[str | None, typer.Option("--qmp", metavar="SOCKET", help="QEMU's monitor, a unix socket.")]
 Libvirt = Annotated[str | None, typer.Option("--libvirt", metavar="URI", help="libvirt of this host, as qemu:///system.")]
@@ -33,17 +32,3 @@ def hypervisor(vm: str, qmp: str | None, uri: str | None, domain: str | None) ->
     with needing_libvirt(vm):
         from everywhen.capture.libvirt_vm import LibvirtVm
     return LibvirtVm(uri or "", domain or vm)
-
-
-@contextmanager
-def needing_libvirt(on: str) -> Iterator[None]:
-    """While what talks to libvirt is imported. Raises Failed."""
-    try:
-        yield
-    except ImportError as error:
-        raise Failed(
-            f"libvirt's Python library cannot be loaded: {error}.",
-            on=on,
-            safe="Nothing was read or changed.",
-            do=["apt install libvirt-dev pkg-config gcc python3-dev, then: pip install 'everywhen[libvirt]'"],
-        ) from error

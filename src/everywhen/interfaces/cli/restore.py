@@ -22,7 +22,7 @@ from everywhen.interfaces.cli.app import (
 )
 from everywhen.interfaces.cli.context import Context
 from everywhen.interfaces.cli.group_restore import Into, restore_group
-from everywhen.interfaces.cli.hypervisors import needing_libvirt
+from everywhen.interfaces.cli.libvirt_needed import needing_libvirt
 from everywhen.interfaces.cli.restored_words import restored_document, tell_restored
 from everywhen.interfaces.cli.shipping import ship_newest
 from everywhen.services.addresses import parse_address

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from everywhen.block.open_image import open_image
-from everywhen.capture.hypervisor import StoredDisk
+from everywhen.capture.stored_disk import StoredDisk
 from everywhen.formats.point import RecoveryPoint
 from everywhen.repository.ledger import Vm
 from everywhen.services.failures import Failed, WrongUsage

@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
-from everywhen.capture.hypervisor import StoredDisk
+from everywhen.capture.stored_disk import StoredDisk
 from everywhen.nbd.connection import NbdConnection, NbdError
 from everywhen.services.failures import Busy, Failed, NoSpace, NotFound
 

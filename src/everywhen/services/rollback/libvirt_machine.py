@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from everywhen.capture.domain_files import DEFINITION
-from everywhen.capture.hypervisor import StoredDisk
 from everywhen.capture.libvirt_vm import LibvirtVm
 from everywhen.capture.qmp import MonitorError, VmUnknown
+from everywhen.capture.stored_disk import StoredDisk
 from everywhen.hypervisor.host import VmHost
 from everywhen.services.failures import Failed, NotFound
 from everywhen.services.returning.definition import Genid, new_generation

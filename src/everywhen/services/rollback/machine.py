@@ -9,7 +9,7 @@ from typing import Protocol
 
 from everywhen.block import qemu_locks
 from everywhen.block.image_errors import ImageInUse
-from everywhen.capture.hypervisor import StoredDisk
+from everywhen.capture.stored_disk import StoredDisk
 from everywhen.formats.ids import PointId
 from everywhen.services.failures import Busy
 

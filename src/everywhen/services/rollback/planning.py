@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from everywhen.block.open_image import open_image
-from everywhen.capture.hypervisor import StoredDisk
+from everywhen.capture.stored_disk import StoredDisk
 from everywhen.repository.branches import next_branch
 from everywhen.repository.epochs import latest_claim
 from everywhen.repository.ledger import Vm

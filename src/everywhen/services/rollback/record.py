@@ -29,7 +29,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from everywhen.block.target_descriptor import OPEN_FLAGS, Descriptor, sync_folder
-from everywhen.capture.hypervisor import StoredDisk
+from everywhen.capture.stored_disk import StoredDisk
 from everywhen.formats.errors import Corrupt, FormatError
 from everywhen.formats.fields import Json, flag, mapping, optional_text, parse_json, text, texts, whole
 from everywhen.formats.ids import PointId, is_point_id

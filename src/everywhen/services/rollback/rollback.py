@@ -19,7 +19,7 @@ from everywhen import __version__
 from everywhen.block.open_image import open_image
 from everywhen.block.patched import PatchedDevice, Patches
 from everywhen.block.target_mark import Mark
-from everywhen.capture.hypervisor import StoredDisk
+from everywhen.capture.stored_disk import StoredDisk
 from everywhen.formats.ids import PointId
 from everywhen.formats.point import Disk, RecoveryPoint, RolledBack, Tree
 from everywhen.repository.branches import rollbacks

@@ -10,8 +10,9 @@ from typing import cast
 
 import pytest
 
-from everywhen.capture.hypervisor import Hypervisor, StoredDisk
+from everywhen.capture.hypervisor import Hypervisor
 from everywhen.capture.qmp import MonitorError
+from everywhen.capture.stored_disk import StoredDisk
 from everywhen.formats.point import RecoveryPoint
 from everywhen.repository.repository import Repository
 from everywhen.services.protect.absence import Absence, images_seen
