@@ -90,8 +90,8 @@ def records(capture: LibvirtCapture, moment: str) -> list[int]:
 @pytest.mark.timeout(600)
 def test_a_guests_files_are_back_and_the_branch_has_the_newer_ones(tmp_path: Path, guest: Guest) -> None:
     with LibvirtCapture(tmp_path, guest) as capture:
-        capture.start("--seal-every", "1h")
         with talked_to(guest) as lines:
+            capture.start("--seal-every", "1h")
             record(lines, 0)
             record(lines, 2)
             capture.program.ok("mark", "web1", "before update")
@@ -101,21 +101,21 @@ def test_a_guests_files_are_back_and_the_branch_has_the_newer_ones(tmp_path: Pat
         generation = guest.domain.xml(running=False).partition("<genid>")[2][:36]
         arguments = ["--libvirt", uri, "--yes-stop", "web1", "--power-off"]
         done = capture.program.ok("rollback", 'web1@"before update"', *arguments)["vms"]["web1"]
-        assert "new VM-Generation-ID" in done["said"]
-        assert guest.domain.xml(running=True).partition("<genid>")[2][:36] != generation
-        assert records(capture, f"web1/vda@{done['point']}") == [0, 2]
-        assert records(capture, "web1~1/vda@latest") == [0, 2, 4, 6]
-        with talked_to(guest) as lines:
+        with talked_to(guest) as lines:  # at once: what it says while nobody listens is lost
+            assert "new VM-Generation-ID" in done["said"]
+            assert guest.domain.xml(running=True).partition("<genid>")[2][:36] != generation
+            assert records(capture, f"web1/vda@{done['point']}") == [0, 2]
+            assert records(capture, "web1~1/vda@latest") == [0, 2, 4, 6]
             capture.follows()
             newest = capture.points()[0]
             stored = sum(disk["bytes_stored"] for disk in newest["disks"].values())
             assert stored < 4 << 20, "what it has written since it was started, not its disks"
             record(lines, 8)
         forward = capture.program.ok("rollback", "web1~1", *arguments)["vms"]["web1"]
-        assert forward["branch"] == "web1~2"
-        assert records(capture, f"web1/vda@{forward['point']}") == [0, 2, 4, 6]
-        assert records(capture, "web1~2/vda@latest") == [0, 2, 8]
         with talked_to(guest) as lines:
+            assert forward["branch"] == "web1~2"
+            assert records(capture, f"web1/vda@{forward['point']}") == [0, 2, 4, 6]
+            assert records(capture, "web1~2/vda@latest") == [0, 2, 8]
             capture.follows()
             record(lines, 10)
         guest.raw.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_GRACEFUL)
