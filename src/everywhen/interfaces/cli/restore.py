@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -37,11 +38,11 @@ from everywhen.services.returning.wishes import As, Wishes
 @app.command("restore", rich_help_panel=GET_BACK)
 def restore_command(
     moment: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="MOMENT|group:NAME", help="VM[/DISK][@WHEN], as web1@latest or web1/vda@-2d; or group:NAME[@WHEN]."
         ),
-    ],
+    ] = None,
     to: Annotated[
         str | None, typer.Option("--to", metavar="PATH", help="File, folder for several disks, or - (standard output).")
     ] = None,
@@ -53,7 +54,7 @@ def restore_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Then read back what was written, and compare it.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="With --in-place or --define: say what would be done. Write nothing.")
+        bool, typer.Option("--dry-run", help="With --in-place, --define or --plan: say what would be done. Write nothing.")
     ] = False,
     define_at: Annotated[
         str | None,
@@ -73,6 +74,10 @@ def restore_command(
     ] = None,
     machine: Annotated[str | None, typer.Option("--machine", metavar="TYPE", help="Machine type; else as it was.")] = None,
     start: Annotated[bool, typer.Option("--start", help="Start it, and wait until its guest is up.")] = False,
+    plan: Annotated[
+        Path | None,
+        typer.Option("--plan", metavar="FILE", help="Several VMs, in their order, from a file (TOML; docs/return.md)."),
+    ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Refuse a moment that is not exactly the one named.")] = False,
     repo: Repo = None,
     passphrase_file: PassphraseFile = None,
@@ -84,6 +89,15 @@ def restore_command(
     """Disks of a moment as image files, onto devices, or over images; or the whole VM on a hypervisor again (--define)."""
     began = time.monotonic()
     context = context_of(locals())
+    if plan is not None:
+        other = (to, image_format, define_at, name, storage, network, machine)
+        if moment is not None or any(other) or in_place or overwrite or start or kind is not As.original:
+            raise WrongUsage("A plan says all of that itself: with --plan go --dry-run, --verify and --exact.", on=str(plan))
+        with needing_libvirt(str(plan)):
+            from everywhen.interfaces.cli.restore_plan import Carried, carry_out
+        return carry_out(context, Carried(plan, exact, verify, dry_run, began))
+    if moment is None:
+        raise WrongUsage("Which VM? everywhen restore VM[@WHEN] …, or --plan FILE: several, in their order.")
     if define_at is not None:
         if to is not None or in_place:
             raise WrongUsage("--define says itself where disks go (--storage): leave --to and --in-place out.")
