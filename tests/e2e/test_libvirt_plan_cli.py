@@ -14,7 +14,7 @@ import pytest
 libvirt = pytest.importorskip("libvirt", reason="libvirt's Python library is not installed")
 
 from tests.libvirtd import Guest, Libvirtd
-from tests.program import Program, same
+from tests.program import Program, await_, ended, same
 
 pytestmark = pytest.mark.xdist_group("libvirt")
 MIB = 1 << 20
@@ -78,6 +78,13 @@ def test_vms_come_back_in_their_order(program: Program, guests: list[Guest], lib
         assert not guests[0].images[0].exists()
         guests[1].images[0].unlink()
 
+        file.write_text(PLAN.format(within="60s", **words))
+        killed = program.start("restore", "--plan", file)
+        await_(killed, lambda: names(libvirtd) == {"dc1": True})
+        killed.kill()
+        ended(killed)
+
+        file.write_text(PLAN.format(within="1s", **words))
         stopped = program.run("restore", "--plan", file, "--json")
         assert stopped.code == 1
         assert "dc1 is not up" in stopped.error["what"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shlex
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from everywhen.capture.qmp import MonitorError
@@ -95,8 +95,7 @@ class _Run:
             return Line(vm, there[0], there[1], None)
         found, opened = self._opened(vm)
         answer = self._work(vm).look(found, opened)
-        # The blocks of its journal are read again when its turn comes: up to 256 MiB for each.
-        return Line(vm, answer.plan.name, str(answer.plan.made.uuid), answer)
+        return Line(vm, answer.plan.name, str(answer.plan.made.uuid), _slim(answer))
 
     def checks(self, lines: list[Line]) -> list[Check]:
         """All, also those of all VMs together."""
@@ -140,7 +139,7 @@ class _Run:
 
         found, opened = self._opened(vm)
         try:
-            line.answer = self._work(vm).define(found, opened, written_down)
+            line.answer = _slim(self._work(vm).define(found, opened, written_down))
         except BaseException:
             record.made.pop(vm.key, None)
             if record.made:
@@ -201,3 +200,9 @@ class _Run:
             return None
         with ledger_of(self.context.state_folder(), self.uri, made[0]) as ledger:
             return (made[0], made[1]) if ledger.read() is None else None
+
+
+def _slim(answer: Answer) -> Answer:
+    """Without what lies over its point: up to 256 MiB for each VM, which are read again when its turn comes."""
+    answer.opened = replace(answer.opened, patches={})
+    return answer
