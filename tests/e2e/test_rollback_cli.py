@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from everywhen.block.target_mark import Mark, leave_mark, mark_path
-from tests.program import Done, Program, await_
+from tests.program import Done, Program, await_, ended
 
 MIB = 1 << 20
 
@@ -164,3 +164,13 @@ def test_where_there_is_no_room_for_what_it_held(vm: Vm, small: Path) -> None:
     thin.write_bytes(bytes(MIB))
     assert vm.program.run("rollback", f"web1@{vm.first}", "--disk", f"vda={thin}").code == 0
     assert thin.read_bytes() == vm.then
+
+
+def test_no_libvirt_is_needed_for_images_that_are_named(vm: Vm, tmp_path: Path) -> None:
+    (tmp_path / "libvirt.py").write_text("raise ImportError('no libvirt here')")
+    vm.program.environment["PYTHONPATH"] = str(tmp_path)
+    done = ended(vm.program.start("rollback", f"web1@{vm.first}", "--disk", f"vda={vm.image}"))
+    assert done.code == 0, done
+    assert vm.image.read_bytes() == vm.then
+    without = ended(vm.program.start("rollback", f"web1@{vm.first}"))
+    assert (without.code, "--disk DISK=IMAGE" in without.err) == (1, True)

@@ -11,11 +11,14 @@ import io
 import os
 import tarfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from everywhen.capture.domain_xml import DomainXml, parse_domain
-from everywhen.capture.libvirt_host import Domain
 from everywhen.capture.qmp import MonitorError
 from everywhen.formats.errors import Corrupt
+
+if TYPE_CHECKING:  # who only knows these names needs no libvirt
+    from everywhen.capture.libvirt_host import Domain
 
 DEFINITION = "domain.xml"
 RUNNING = "domain-running.xml"
