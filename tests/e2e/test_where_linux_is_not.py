@@ -77,6 +77,8 @@ def test_all_but_capture_can_be_loaded() -> None:
         "everywhen.services.instant.",
         "everywhen.interfaces.cli.hypervisors",
         "everywhen.interfaces.cli.define",  # of a VM, and of a group, and their words
+        "everywhen.interfaces.cli.plan_words",
+        "everywhen.interfaces.cli.restore_plan",
         "everywhen.interfaces.cli.rollback",
     )
     needs_it = {
