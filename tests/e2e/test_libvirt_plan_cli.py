@@ -13,11 +13,16 @@ import pytest
 
 libvirt = pytest.importorskip("libvirt", reason="libvirt's Python library is not installed")
 
+from tests.bootable import bootable, needs_bootable
+from tests.guest_agent import needs_agent
 from tests.libvirtd import Guest, Libvirtd
+from tests.long_forms import in_soak
 from tests.program import Program, await_, ended, same
 
 pytestmark = pytest.mark.xdist_group("libvirt")
 MIB = 1 << 20
+CONSOLE = """<serial type='pty'/><console type='pty'/>
+    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"""
 PLAN = """
 [default]
 define = "{uri}"
@@ -108,6 +113,38 @@ def test_vms_come_back_in_their_order(program: Program, guests: list[Guest], lib
         again = program.run("restore", "--plan", file, "--json")
         assert again.code == 1, "it is carried out: this would be another one"
         assert "things stand in the way" in again.error["what"]
+
+
+@in_soak
+@needs_bootable
+@needs_agent
+def test_guests_are_waited_for(libvirtd: Libvirtd, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """By the console, then by the agent: of one that is started, and of one that runs already."""
+    folder = tmp_path_factory.mktemp("disks")
+    disks = [bootable(folder / "login", "login"), bootable(folder / "agent", "wait", agent=True)]
+    program = Program(tmp_path).init()
+    with (
+        Guest(libvirtd, "web1", [(MIB, "raw")], more=CONSOLE) as first,
+        Guest(libvirtd, "web2", [(MIB, "raw")], more=CONSOLE) as second,
+    ):
+        for guest, disk in zip((first, second), disks, strict=True):
+            xml = guest.raw.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+            (tmp_path / f"{guest.name}.xml").write_text(xml.replace("32768</", "262144</"))
+            program.backup(guest.name, f"vda={disk}", "--config", tmp_path / f"{guest.name}.xml")
+            guest.raw.undefine()
+            guest.images[0].unlink()
+        file = tmp_path / "plan.toml"
+        plan = f'[default]\ndefine = "{libvirtd.uri}"\n[[vm]]\nmoment = "web1"\nwait = "console"\n'
+        plan += '[[vm]]\nmoment = "web2"\nwait = "agent"\nwithin = "{}"\n'
+        file.write_text(plan.format("1s"))
+        stopped = program.run("restore", "--plan", file, "--json").error
+        assert stopped["what"].startswith("web2 is not up")
+        assert "web1 (login prompt)" in stopped["safe"]
+        file.write_text(plan.format("2m"))
+        done = program.ok("restore", "--plan", file)
+        assert [vm["there_already"] for vm in done["vms"]] == [True, True]
+        assert done["vms"][0]["seen_by"].startswith("it ran already")
+        assert done["vms"][1]["seen_by"] == "guest agent"
 
 
 def test_a_wrong_plan_is_refused_at_once(tmp_path: Path) -> None:
