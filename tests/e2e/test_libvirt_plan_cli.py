@@ -73,6 +73,7 @@ def test_vms_come_back_in_their_order(program: Program, guests: list[Guest], lib
         for part in ("dc1", "sql1", str(guests[1].images[0]), f"wait for tcp:127.0.0.1:{words['port']}", "not started"):
             assert part in printed.out, printed.out
         assert f"restore --plan {file}" in printed.out
+        assert printed.out.splitlines()[0].endswith(f"({libvirtd.uri}), from {program.repo}")
         assert names(libvirtd) == {}
         assert not any(guest.images[0].exists() for guest in guests)
 

@@ -34,7 +34,7 @@ def tell_plan_file(context: Context, uri: str, command: str, lines: Sequence[Lin
     """All that will be done, in its order, and how it is begun."""
     say, now = context.output.line, context.surroundings().clock()
     count = f"{len(lines)} VM{'s' if len(lines) != 1 else ''}"
-    say(f"Recovery plan: {count} onto {socket.gethostname()} ({uri}), from {context.repository_name}")
+    say(f"Recovery plan: {count} onto {socket.gethostname()} ({uri}), from {context.repository_name()}")
     rows = [row for number, line in enumerate(lines, 1) for row in _rows(context, number, line)]
     context.output.table(
         ["#", "VM", f"AS IT WAS ({zone_label(now, context.zone)})", "BECOMES", "TO WRITE", "THEN"],
@@ -44,7 +44,7 @@ def tell_plan_file(context: Context, uri: str, command: str, lines: Sequence[Lin
     for line in lines:
         for words in _remarks(line):
             say(f"note: {line.name}: {words}")
-    say(f"All together: {size(sum(_bytes(line) for line in lines))} to write. Each is up before the next one is begun.")
+    say(f"All together: {size(sum(_bytes(line) for line in lines))} to write, one VM after the other.")
     say(f"To begin, and to go on where it was stopped: {command}")
 
 

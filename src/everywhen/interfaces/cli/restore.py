@@ -95,7 +95,7 @@ def restore_command(
             raise WrongUsage("A plan says all of that itself: with --plan go --dry-run, --verify and --exact.", on=str(plan))
         with needing_libvirt(str(plan)):
             from everywhen.interfaces.cli.restore_plan import Carried, carry_out
-        return carry_out(context, Carried(plan, exact, verify, dry_run, began))
+        return carry_out(context, Carried(plan, repo, exact, verify, dry_run, began))
     if moment is None:
         raise WrongUsage("Which VM? everywhen restore VM[@WHEN] …, or --plan FILE: several, in their order.")
     if define_at is not None:

@@ -37,9 +37,10 @@ from everywhen.services.returning.wishes import Check, Wishes, demand, failed
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """A plan's file, and what is asked for with it."""
+    """A plan's file, the repository as it was named with it, and what is asked for."""
 
     file: Path
+    repo: str | None
     exact: bool
     verify: bool
     dry_run: bool
@@ -48,7 +49,8 @@ class Carried:
     @property
     def command(self) -> str:
         """The same again."""
-        return f"everywhen restore --plan {shlex.quote(str(self.file))}"
+        repo = f" --repo {shlex.quote(self.repo)}" if self.repo else ""
+        return f"everywhen restore --plan {shlex.quote(str(self.file))}{repo}"
 
 
 def carry_out(context: Context, asked: Carried) -> Exit:
