@@ -168,7 +168,7 @@ def test_a_full_spool_takes_nothing_after_what_it_refused(program: Program) -> N
 def test_killed_at_any_moment(program: Program) -> None:
     reference = Disks({name: (program.folder / f"{name}.raw").read_bytes() for name in SIZES})
     address = "web1@latest"
-    for _ in range(25 if SOAK else 3):
+    for _ in range(25 if SOAK else 2):
         # Killed before it serves, or just then.
         with started(program, address) as process, suppress(subprocess.TimeoutExpired):
             process.wait(reference.chance.uniform(0.3, 1.5))

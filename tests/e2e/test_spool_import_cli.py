@@ -17,6 +17,7 @@ from everywhen.formats.segment import FRAME_SIZE, HEADER_SIZE
 from everywhen.nbd.connection import NbdConnection
 from tests.captures import Capture
 from tests.hypervisor import eventually
+from tests.long_forms import in_soak
 from tests.program import Program
 from tests.storage_daemon import MIB, StorageDaemon
 
@@ -97,6 +98,7 @@ def test_the_last_seconds_come_back_to_the_last_durable_write(elsewhere: Program
     assert elsewhere.run("verify", "--read-data").code == 0
 
 
+@in_soak
 def test_a_vm_that_was_captured_elsewhere_since(elsewhere: Program, dead: DeadHost) -> None:
     """It was brought back without its last seconds, and is protected there: they come in where they belong, before that."""
     with (
