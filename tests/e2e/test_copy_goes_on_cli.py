@@ -104,6 +104,7 @@ def test_an_interrupted_copy_reads_the_rest_and_what_was_changed(program: Progra
     assert hypervisor.write_errors(0) == hypervisor.write_errors(1) == 0
 
 
+@in_soak
 def test_of_a_storage_daemon(program: Program, tmp_path: Path) -> None:
     """Killed in its middle; its clients write on."""
     with (

@@ -340,7 +340,8 @@ def test_a_terminal_that_is_closed_ends_it_in_order_and_a_pipe_that_nobody_reads
     program: Program, hypervisor: Hypervisor
 ) -> None:
     """No tap is to stay in QEMU because a shell was left."""
-    process = program.start("protect", "web1", "--qmp", hypervisor.qmp, "--pace", "0", prefix=("setsid",))
+    as_from_a_shell = ("env", "--default-signal=HUP", "setsid")  # nohup has it ignored, which `protect` keeps to
+    process = program.start("protect", "web1", "--qmp", hypervisor.qmp, "--pace", "0", prefix=as_from_a_shell)
     _RUNNING.append(process)
     eventually(lambda: state(program) == "following", "it follows")
     assert process.stderr is not None

@@ -160,6 +160,7 @@ def test_status_of_a_capture(program: Program, hypervisor: Hypervisor) -> None:
     assert (killed["state"], killed["lag"]["durable_seconds"]) == ("killed", None)
 
 
+@in_soak
 def test_a_capture_that_ended_with_an_error_is_not_one_that_nobody_wants(program: Program, hypervisor: Hypervisor) -> None:
     with captured(program, hypervisor) as capture:
         capture.stop()
