@@ -90,6 +90,17 @@ def test_vms_come_back_in_their_order(program: Program, guests: list[Guest], lib
         killed.kill()
         ended(killed)
 
+        shown = program.run("restore", "--plan", file, "--dry-run")
+        assert "goes on with what was begun" in shown.err
+        guests[0].raw.destroy()
+        xml = guests[0].raw.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+        guests[0].raw.undefine()
+        guests[0].images[0].rename(program.folder / "aside")
+        anew = program.run("restore", "--plan", file, "--dry-run")
+        assert (anew.code, "goes on" in anew.err) == (0, False), "nothing of it is there: it begins anew"
+        (program.folder / "aside").rename(guests[0].images[0])
+        libvirtd.connection.defineXML(xml)
+
         file.write_text(PLAN.format(within="1s", **words))
         stopped = program.run("restore", "--plan", file, "--json")
         assert stopped.code == 1

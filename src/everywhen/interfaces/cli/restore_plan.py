@@ -66,7 +66,7 @@ def carry_out(context: Context, asked: Carried) -> Exit:
         for vm in dict.fromkeys(vm.address.vm for vm in plan.vms):
             ship_newest(context, vm)
         run = _Run(context, repository, read_catalog(repository), host, asked, record, plan.uri)
-        if record.moments:
+        if run.goes_on():
             context.output.note(f"goes on with what was begun, with the moments of then; to begin anew: rm {record.path}")
         lines = [run.looked(vm) for vm in plan.vms]
         tell_plan_file(context, plan.uri, asked.command, lines)
@@ -90,6 +90,15 @@ class _Run:
     asked: Carried
     record: PlanRecord
     uri: str
+
+    def goes_on(self) -> bool:
+        """Whether anything of an earlier run is there; else its moments are forgotten: those of a drill may be months old."""
+        there = {domain.uuid for domain in self.host.domains()}
+        if any(uuid in there or self._is_left(name) for name, uuid in self.record.made.values()):
+            return True
+        self.record.moments.clear()
+        self.record.made.clear()
+        return False
 
     def looked(self, vm: PlannedVm) -> Line:
         """What is to be done for this one; nothing is changed."""
@@ -200,8 +209,12 @@ class _Run:
         made = self.record.made.get(vm.key)
         if made is None or [made] != [[one.name, one.uuid] for one in self.host.domains() if one.uuid == made[1]]:
             return None
-        with ledger_of(self.context.state_folder(), self.uri, made[0]) as ledger:
-            return (made[0], made[1]) if ledger.read() is None else None
+        return None if self._is_left(made[0]) else (made[0], made[1])
+
+    def _is_left(self, name: str) -> bool:
+        """Whether a return of it was killed in its middle."""
+        with ledger_of(self.context.state_folder(), self.uri, name) as ledger:
+            return ledger.read() is not None
 
 
 def _slim(answer: Answer) -> Answer:
