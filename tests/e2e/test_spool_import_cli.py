@@ -114,6 +114,7 @@ def test_a_vm_that_was_captured_elsewhere_since(elsewhere: Program, dead: DeadHo
         assert elsewhere.ok("status", "web1")["vms"][0]["newest"]["point"] == newest, "the newest moment is the new host's"
 
 
+@in_soak
 def test_a_damaged_spool_gives_what_comes_before_the_damage(elsewhere: Program, dead: DeadHost) -> None:
     (file,) = dead.files
     content = bytearray(file.path.read_bytes())
